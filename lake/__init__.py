@@ -1,0 +1,1 @@
+"""Storage, table schemas, idempotent commits, the video catalogue, SQL and maintenance."""

@@ -1,0 +1,229 @@
+"""The `videos` catalogue: list sources page by page, read the headers of what is new, append.
+
+A video is one state of a file: uri and etag. A file that changed is a new video; the row of its old state stays,
+because triples made from it stay true. Only the newest state of a uri can still be read, so only that can be pending:
+the row of the uri with the greatest `added_at`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import av
+import pyarrow.compute as pc
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError
+
+from lake.errors import Refused
+from lake.ids import video_id
+from lake.layouts import FORMATS, SPLITS, hashed_split, place, something_labels
+from lake.probe import Header, ProbeError, Prober, prober
+from lake.s3 import Unavailable
+from lake.storage import Entry, normalise
+from lake.tables import Lake, now, to_table
+
+EXTENSIONS = frozenset(
+    "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts vob webm wmv".split()  # noqa: SIM905 - reads better
+)
+# As everywhere in a lake: a transient error counts as final after three attempts.
+MAX_ATTEMPTS = 3
+_APP_ID = "ingest"
+
+
+@dataclass
+class IngestCounts:
+    """listed = new + known + failed, in videos; `known` includes files that failed before; `skipped` are no videos."""
+
+    listed: int = 0
+    new: int = 0
+    known: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where videos come from and how their paths are read."""
+
+    uri: str
+    layout: str
+    dataset: str | None
+    split: str | None
+    labels: dict[str, str]
+
+
+def ingest(
+    lake: Lake,
+    sources: Sequence[str],
+    *,
+    dataset: str | None = None,
+    layout: str = "auto",
+    split: str | None = None,
+    retry_failed: bool = False,
+    on_progress: Callable[[IngestCounts], None] = lambda counts: None,
+) -> IngestCounts:
+    """Catalogue the videos under the sources that are not yet; the lake is created if need be.
+
+    What cannot be read goes into `failures` with its reason (stage `probe`) and is left alone afterwards, a transient
+    error after three attempts; ``retry_failed`` tries again. A listing that breaks off is a row with stage `list`.
+
+    Args:
+        dataset: data set of all videos; None: by layout, else the first folder of the path.
+        layout: one of ``FORMATS``.
+        split: split of all videos; None: by layout, else by a hash of the uri, so that a file that changes stays.
+
+    Raises:
+        Refused: unknown layout or split, no source, a source that cannot be read or that holds no video.
+        s3.Unavailable: the store does not answer.
+    """
+    if layout not in FORMATS:
+        raise Refused(f"unknown format {layout!r}: use one of {', '.join(FORMATS)}")
+    if split is not None and split not in SPLITS.values():
+        raise Refused(f"unknown split {split!r}: use train, validation or test")
+    if not sources:
+        raise Refused("no source given: name a folder or s3://bucket/folder that holds videos")
+    for uri in sources:
+        lake.storage.check(uri, must_exist=True)
+    lake.create()
+    counts = IngestCounts()
+    with prober(lake.storage) as probing:
+        for uri in map(normalise, sources):
+            labels = something_labels(lake.storage, uri) if layout == "something" else {}
+            _ingest_source(
+                lake, Source(uri, layout, dataset, split, labels), probing, retry_failed, counts, on_progress
+            )
+    return counts
+
+
+def _ingest_source(
+    lake: Lake,
+    source: Source,
+    probing: Prober,
+    retry_failed: bool,
+    counts: IngestCounts,
+    on_progress: Callable[[IngestCounts], None],
+) -> None:
+    listed_before = counts.listed
+    for page in _listed(lake, source):
+        videos = [entry for entry in page if entry.uri.rsplit(".", 1)[-1].lower() in EXTENSIONS]
+        counts.listed += len(videos)
+        counts.skipped += len(page) - len(videos)
+        pending = _unsettled(lake, videos, retry_failed)
+        rows, failures = _probed(source, pending, probing)
+        lake.append("failures", failures)
+        new = _append_videos(lake, rows)
+        counts.new += new
+        counts.failed += len(failures)
+        counts.known += len(videos) - new - len(failures)
+        on_progress(counts)
+    if counts.listed == listed_before:
+        raise Refused(f"no video under {source.uri!r}: looked for {', '.join(sorted(EXTENSIONS))}")
+
+
+def _listed(lake: Lake, source: Source) -> Iterator[list[Entry]]:
+    """The pages of a source; a listing that breaks off leaves a row in `failures` before it raises."""
+    try:
+        yield from lake.storage.pages(source.uri)
+    except (OSError, Refused, Unavailable) as error:
+        reason = ProbeError(type(error).__name__, str(error), isinstance(error, Unavailable))
+        lake.append("failures", [_failure(None, source.uri, "list", reason)])
+        if isinstance(error, OSError):
+            raise Refused(f"cannot list {source.uri!r}: {error}; mend it and run the same again") from error
+        raise
+
+
+def _append_videos(lake: Lake, rows: list[dict[str, Any]]) -> int:
+    """Append what no other ingest has appended meanwhile; return how many rows that were.
+
+    All ingests of a lake carry one application id, so a commit made from an outdated version conflicts.
+    """
+    while rows:
+        table = lake.table("videos")
+        present = _catalogued(lake, table, {row["video_id"]: row["uri"] for row in rows})
+        rows = [row for row in rows if row["video_id"] not in present]
+        if not rows:
+            break
+        turn = (table.transaction_version(_APP_ID) or 0) + 1
+        properties = CommitProperties(app_transactions=[Transaction(_APP_ID, turn)])
+        try:
+            write_deltalake(table, to_table("videos", rows), mode="append", commit_properties=properties)
+            return len(rows)
+        except CommitFailedError:
+            continue
+    return 0
+
+
+def _catalogued(lake: Lake, table: DeltaTable, videos: dict[str, str]) -> set[str]:
+    """Those of the videos (uri by video id) that a version of `videos` holds."""
+    # The uris of a page are neighbours, so this range lets whole files be left unread; the ids decide.
+    in_range = (pc.field("uri") >= min(videos.values())) & (pc.field("uri") <= max(videos.values()))
+    wanted = in_range & pc.field("video_id").isin(list(videos))
+    rows = lake.dataset("videos", table).to_table(columns=["video_id"], filter=wanted)
+    return set(rows["video_id"].to_pylist())
+
+
+def _unsettled(lake: Lake, page: list[Entry], retry_failed: bool) -> dict[str, Entry]:
+    """The entries of a page, by video id, that are not catalogued and have not failed for good."""
+    entries = {video_id(entry.uri, entry.etag): entry for entry in page}
+    named = {key: entry.uri for key, entry in entries.items() if _is_text(entry.uri)}
+    settled = _catalogued(lake, lake.table("videos"), named) if named else set()
+    if not retry_failed:
+        mine = (pc.field("stage") == "probe") & pc.field("video_id").isin(list(entries))
+        attempts: dict[str, int] = {}
+        for row in lake.read("failures", ["video_id", "transient"], mine).to_pylist():
+            attempts[row["video_id"]] = attempts.get(row["video_id"], 0) + (1 if row["transient"] else MAX_ATTEMPTS)
+        settled |= {key for key, count in attempts.items() if count >= MAX_ATTEMPTS}
+    return {key: entry for key, entry in entries.items() if key not in settled}
+
+
+def _probed(
+    source: Source, pending: dict[str, Entry], probing: Prober
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows for `videos` and rows for `failures`."""
+    rows, failures = [], []
+    nameless = ProbeError("ValueError", "the file's name is not UTF-8: rename it", False)
+    nameable = {key: entry for key, entry in pending.items() if _is_text(entry.uri)}
+    for key in pending.keys() - nameable.keys():
+        failures.append(_failure(key, pending[key].uri, "probe", nameless))
+    for key, result in zip(nameable, probing.probe(list(nameable.values())), strict=True):
+        if isinstance(result, ProbeError):
+            failures.append(_failure(key, nameable[key].uri, "probe", result))
+        else:
+            rows.append(_video(source, key, nameable[key], result))
+    return rows, failures
+
+
+def _video(source: Source, key: str, entry: Entry, header: Header) -> dict[str, Any]:
+    relative = entry.uri.removeprefix(source.uri).lstrip("/") or entry.uri.rsplit("/", 1)[-1]
+    found = place(relative, source.uri.rsplit("/", 1)[-1], source.layout, source.labels)
+    split = source.split or found.split or hashed_split(found.group or entry.uri)
+    return {
+        "video_id": key,
+        "uri": entry.uri,
+        "dataset": source.dataset or found.dataset,
+        "split": split,
+        "class_label": found.class_label,
+        "bytes": entry.bytes,
+        "etag": entry.etag,
+        **header._asdict(),
+        "added_at": now(),
+    }
+
+
+def _failure(video: str | None, uri: str, stage: str, error: ProbeError) -> dict[str, Any]:
+    return {
+        "video_id": video,
+        "uri": uri.encode("utf-8", "backslashreplace").decode(),
+        "scope": "video" if video else "listing",
+        "stage": stage,
+        "error_type": error.error_type,
+        "message": error.message,
+        "transient": error.transient,
+        "decoder": f"pyav {av.__version__}",
+        "failed_at": now(),
+    }
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file name is UTF-8; Linux takes any bytes, a table does not."""
+    return name.isprintable() or not any("\ud800" <= letter <= "\udfff" for letter in name)

@@ -1,0 +1,13 @@
+"""Errors that a user can cause and mend."""
+
+
+class Refused(Exception):
+    """The request cannot be served as it stands; the message is one line that names the remedy (exit code 2)."""
+
+
+class Superseded(Exception):
+    """Another committer of the same labeler has taken over; nothing more may be committed by this one."""
+
+
+class SourceChanged(Exception):
+    """A source file changed under its uri while it was read."""

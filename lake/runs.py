@@ -1,0 +1,163 @@
+"""The `runs` table: an append-only log of what every run read, wrote and counted, and whether it is alive."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import cache
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+from lake.errors import Refused
+from lake.tables import Lake, now
+
+HEARTBEAT_S = 10.0
+# Three missed heartbeats: a commit can take seconds while an object store is slow.
+LIVE_FOR = timedelta(seconds=3 * HEARTBEAT_S)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The newest event of a run."""
+
+    run_id: str
+    kind: str
+    status: str
+    labeler_id: str | None
+    policy_id: str | None
+    config: dict[str, Any]
+    counts: dict[str, Any]
+    timings: dict[str, Any]
+    tables_read: dict[str, Any]
+    host: str
+    pid: int
+    started_at: datetime
+    heartbeat_at: datetime
+
+    @property
+    def live(self) -> bool:
+        """Whether the run's process is at work, as far as its last heartbeat and this machine can tell."""
+        if self.status != "running" or now() - self.heartbeat_at > LIVE_FOR:
+            return False
+        return self.host != _host() or Path(f"/proc/{self.pid}").exists()
+
+
+def states(lake: Lake) -> list[RunState]:
+    """The newest state of every run, oldest run first."""
+    columns = [
+        "run_id", "kind", "status", "labeler_id", "policy_id", "config", "counts", "timings", "tables_read",
+        "host", "pid", "started_at", "heartbeat_at", "recorded_at",
+    ]  # fmt: skip
+    newest: dict[str, dict[str, Any]] = {}
+    for row in sorted(lake.read("runs", columns).to_pylist(), key=lambda row: row["recorded_at"]):
+        newest[row["run_id"]] = row
+    for row in newest.values():
+        del row["recorded_at"]
+        for column in ("config", "counts", "timings", "tables_read"):
+            row[column] = json.loads(row[column] or "{}")
+    return sorted((RunState(**row) for row in newest.values()), key=lambda state: state.started_at)
+
+
+def live_runs(lake: Lake, labeler_id: str | None = None) -> list[RunState]:
+    """Runs that are at work now; only those of one labeler if given."""
+    return [state for state in states(lake) if state.live and labeler_id in (None, state.labeler_id)]
+
+
+def refuse_second_run(lake: Lake, labeler_id: str) -> None:
+    """Return when no run of the labeler is alive, waiting for the heartbeat of a killed one to go stale.
+
+    Raises:
+        Refused: a run of the labeler is alive: its heart beat while we watched.
+    """
+    first_seen = {run.run_id: run.heartbeat_at for run in live_runs(lake, labeler_id)}
+    while alive := live_runs(lake, labeler_id):
+        for run in alive:
+            if run.heartbeat_at != first_seen.get(run.run_id):
+                raise Refused(
+                    f"run {run.run_id} of labeler {labeler_id} is at work on {run.host} (pid {run.pid}): "
+                    "wait for it, or end it with --take-over"
+                )
+        time.sleep(1)
+
+
+@dataclass
+class Run:
+    """One run that records its start, its heartbeats and its end. Use as a context manager."""
+
+    lake: Lake
+    run_id: str
+    kind: str
+    config: dict[str, Any]
+    labeler_id: str | None = None
+    policy_id: str | None = None
+    model_hashes: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+    status: str = "running"
+    on_error: Callable[[str], None] = lambda message: None
+
+    def __enter__(self) -> Run:
+        self._started_at = now()
+        self._ended = threading.Event()
+        self._tables_read = self._versions("videos")
+        self._record()
+        self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._heart.start()
+        return self
+
+    def __exit__(self, error_type: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._ended.set()
+        self._heart.join()
+        if self.status == "running":
+            self.status = "finished" if error is None else "failed"
+        self._record(tables_written=self._versions("triples", "rejections", "failures", "progress"))
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_S):
+            try:
+                self._record()
+            except Exception as error:  # an unreachable store must not end a run that can wait for it
+                self.on_error(f"heartbeat failed: {error}")
+
+    def _versions(self, *names: str) -> dict[str, int]:
+        return {name: self.lake.table(name).version() for name in names}
+
+    def _record(self, tables_written: dict[str, int] | None = None) -> None:
+        self.lake.append(
+            "runs",
+            [
+                {
+                    "run_id": self.run_id,
+                    "kind": self.kind,
+                    "status": self.status,
+                    "labeler_id": self.labeler_id,
+                    "policy_id": self.policy_id,
+                    "config": json.dumps(self.config),
+                    "code_version": installed_version("worldlake"),
+                    "model_hashes": json.dumps(self.model_hashes),
+                    "tables_read": json.dumps(self._tables_read),
+                    "tables_written": json.dumps(tables_written) if tables_written else None,
+                    "counts": json.dumps(self.counts),
+                    "timings": json.dumps(self.timings),
+                    "host": _host(),
+                    "pid": os.getpid(),
+                    "started_at": self._started_at,
+                    "heartbeat_at": now(),
+                    "recorded_at": now(),
+                }
+            ],
+        )
+
+
+@cache
+def _host() -> str:
+    """The machine and its boot: a pid means nothing on another host or after a restart."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{socket.gethostname()}/{boot.read_text()[:8] if boot.exists() else 'unknown'}"

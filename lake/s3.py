@@ -1,0 +1,305 @@
+"""Access to S3 as the standard AWS environment describes it: clients, errors in one line, ranged and resumed reads."""
+
+import io
+import os
+import random
+import time
+from collections.abc import Callable
+from contextlib import closing
+from functools import lru_cache
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+import boto3
+import pyarrow.fs as pafs
+from botocore.client import Config
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError, NoCredentialsError
+from botocore.exceptions import ConnectionError as NoAnswer
+from urllib3.exceptions import HTTPError
+
+from lake.errors import Refused, SourceChanged
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+T = TypeVar("T")
+
+# A restart of a store takes a minute at most; whoever is away for longer is given up, and the run goes on another day.
+PATIENCE_S = 120.0
+CONNECT_TIMEOUT_S = 10
+READ_TIMEOUT_S = 60
+COPY_BYTES = 1 << 20
+# boto3's own retries draw on a quota that the threads of a client share, so the long waits are ours: see `patiently`.
+STEADY = Config(
+    retries={"total_max_attempts": 3, "mode": "standard"},
+    connect_timeout=CONNECT_TIMEOUT_S,
+    read_timeout=READ_TIMEOUT_S,
+    max_pool_connections=32,
+)
+# Two attempts: whoever starts a command wants to know at once.
+QUICK = Config(retries={"total_max_attempts": 2, "mode": "standard"}, connect_timeout=5, read_timeout=15)
+
+_BAD_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
+_CHANGED = {"PreconditionFailed", "412", "NoSuchKey", "404"}
+
+
+class Unavailable(Exception):
+    """The store does not answer; the same request may succeed later (exit code 1)."""
+
+
+class Settings(NamedTuple):
+    """What can be said about S3 beyond the AWS environment; see ``StorageConfig``."""
+
+    endpoint_url: str | None
+    region: str | None
+    profile: str | None
+    path_style: bool | None
+
+
+class Access(NamedTuple):
+    """What boto3 found: credentials of this moment, region, endpoint (None for AWS itself), addressing."""
+
+    key: str
+    secret: str
+    token: str | None
+    region: str
+    endpoint: str | None
+    path_style: bool
+
+
+def access(settings: Settings) -> Access:
+    """Resolve credentials, region and endpoint; ``Refused`` without credentials or with an unknown profile."""
+    environment = _aws_environment()
+    session = _session(settings, environment)
+    try:
+        found = session.get_credentials()
+        credentials = found.get_frozen_credentials() if found else None
+    except BotoCoreError as error:
+        raise Refused(f"{_one_line(str(error))}: check AWS_PROFILE and the role it assumes") from error
+    if credentials is None or not credentials.access_key or not credentials.secret_key:
+        raise _no_credentials()
+    endpoint = _endpoint(settings, environment)
+    return Access(
+        credentials.access_key,
+        credentials.secret_key,
+        credentials.token,
+        session.region_name or "us-east-1",
+        endpoint,
+        bool(endpoint) if settings.path_style is None else settings.path_style,
+    )
+
+
+def client(settings: Settings) -> "S3Client":
+    """Return a boto3 client; shared by the threads of a process."""
+    access(settings)
+    return _steady_client(settings, _aws_environment())
+
+
+def quick_client(settings: Settings) -> "S3Client":
+    """Return a boto3 client that gives up within seconds."""
+    session = _session(settings, _aws_environment())
+    made = _build(settings, session, QUICK, settings.path_style)
+    if settings.path_style is None and _custom_endpoint(made):
+        return _build(settings, session, QUICK, path_style=True)
+    return made
+
+
+@lru_cache(maxsize=8)
+def arrow_filesystem(found: Access) -> pafs.FileSystem:
+    """Return the pyarrow file system of this access; it waits out short outages too."""
+    scheme, host = found.endpoint.split("://", 1) if found.endpoint else ("https", None)
+    return pafs.S3FileSystem(
+        access_key=found.key,
+        secret_key=found.secret,
+        session_token=found.token,
+        region=found.region,
+        scheme=scheme,
+        endpoint_override=host,
+        force_virtual_addressing=not found.path_style,
+        connect_timeout=CONNECT_TIMEOUT_S,
+        request_timeout=READ_TIMEOUT_S,
+        # 25 ms doubled eleven times is PATIENCE_S less one doubling; the "standard" strategy has a quota like boto3's.
+        retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=12),
+    )
+
+
+def delta_options(found: Access, bucket: str) -> dict[str, str]:
+    """Return deltalake's ``storage_options`` for a bucket."""
+    options = {
+        "aws_access_key_id": found.key,
+        "aws_secret_access_key": found.secret,
+        "aws_region": found.region,
+        "aws_virtual_hosted_style_request": str(not found.path_style).lower(),
+        "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
+        "timeout": f"{READ_TIMEOUT_S}s",
+        # The time decides: with its jitter the default of ten retries is over within seconds.
+        "max_retries": "1000",
+        "retry_timeout": f"{PATIENCE_S:.0f}s",
+        "backoff_config.init_backoff": "200ms",
+        "backoff_config.max_backoff": "5s",
+        "backoff_config.base": "3",
+    }
+    if found.token:
+        options["aws_session_token"] = found.token
+    if found.endpoint:
+        scheme, host = found.endpoint.split("://", 1)
+        # object_store wants the bucket in the endpoint's host when it is not in the path.
+        options["aws_endpoint_url"] = found.endpoint if found.path_style else f"{scheme}://{bucket}.{host}"
+        options["aws_allow_http"] = str(scheme == "http").lower()
+    return options
+
+
+def explain(error: Exception, uri: str, endpoint: str | None) -> Refused | Unavailable:
+    """Turn an error of boto3 into one line with the remedy."""
+    where = endpoint or "AWS"
+    if isinstance(error, NoCredentialsError):
+        return _no_credentials()
+    if not isinstance(error, ClientError):
+        return Unavailable(f"{where} does not answer ({type(error).__name__}): check AWS_ENDPOINT_URL and the network")
+    code = error.response["Error"]["Code"]
+    status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
+    if code == "NoSuchBucket":
+        return Refused(f"the bucket of {uri!r} does not exist at {where}: create it or correct the uri")
+    if code in _BAD_CREDENTIALS:
+        names = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN or AWS_PROFILE"
+        return Refused(f"{where} rejects the credentials ({code}): check {names}")
+    if status == 403:
+        needed = "s3:ListBucket and s3:GetObject, and for a lake s3:PutObject and s3:DeleteObject"
+        return Refused(f"access to {uri!r} is denied ({code}): these credentials need {needed}")
+    if status >= 500 or status == 429:
+        return Unavailable(f"{where} answers {status} {code}: try again later")
+    return Refused(f"{where} refuses {uri!r}: {code}, {_one_line(error.response['Error'].get('Message', ''))}")
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same read may succeed later: the store or the network failed, not the object."""
+    if isinstance(error, ClientError):
+        status = int(error.response["ResponseMetadata"].get("HTTPStatusCode", 0))
+        return status >= 500 or status == 429
+    return isinstance(
+        error,
+        NoAnswer | HTTPClientError | IncompleteReadError | HTTPError | Unavailable | ConnectionError | TimeoutError,
+    )
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Return what the call returns, repeating it while the store is away, for at most ``PATIENCE_S`` seconds."""
+    give_up_at = time.monotonic() + PATIENCE_S
+    wait_s = 0.2
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            if not is_transient(error) or time.monotonic() > give_up_at:
+                raise
+        # Jitter, lest all workers of a run knock at once.
+        time.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311
+        wait_s = min(2 * wait_s, 5.0)
+
+
+def download(s3: "S3Client", bucket: str, key: str, etag: str, out: IO[bytes]) -> None:
+    """Append what ``out`` does not hold yet of an object; ``SourceChanged`` when it has another etag or is gone."""
+    try:
+        with closing(_get(s3, bucket, key, etag, f"bytes={out.tell()}-")) as body:
+            for chunk in body.iter_chunks(COPY_BYTES):
+                out.write(chunk)
+    except ClientError as error:
+        # Nothing lies at or after this offset: the object is empty, or all of it is here.
+        if error.response["Error"]["Code"] not in ("InvalidRange", "416"):
+            raise
+
+
+class RangedObject(io.RawIOBase):
+    """An S3 object as a raw file; every read is one ranged request for the same etag."""
+
+    def __init__(self, s3: "S3Client", bucket: str, key: str, etag: str, size: int) -> None:
+        self._s3, self._bucket, self._key, self._etag, self._size = s3, bucket, key, etag, size
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move without a request."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer from here; ``SourceChanged`` when the object has another etag or is gone."""
+        end = min(self._position + len(buffer), self._size)
+        if end <= self._position:
+            return 0
+        byte_range = f"bytes={self._position}-{end - 1}"
+        data = patiently(lambda: _get(self._s3, self._bucket, self._key, self._etag, byte_range).read())
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def _get(s3: "S3Client", bucket: str, key: str, etag: str, byte_range: str) -> Any:
+    try:
+        return s3.get_object(Bucket=bucket, Key=key, IfMatch=f'"{etag}"', Range=byte_range)["Body"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] in _CHANGED:
+            raise SourceChanged(f"'s3://{bucket}/{key}' is no longer the object with etag {etag}") from error
+        raise
+
+
+def _aws_environment() -> tuple[tuple[str, str], ...]:
+    """The part of the environment that the caches depend on."""
+    return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+
+
+@lru_cache(maxsize=8)
+def _session(settings: Settings, environment: tuple[tuple[str, str], ...]) -> boto3.Session:
+    # AWS_REGION is what every other SDK reads; boto3 reads only AWS_DEFAULT_REGION.
+    region = settings.region or dict(environment).get("AWS_REGION") or None
+    try:
+        return boto3.Session(profile_name=settings.profile, region_name=region)
+    except BotoCoreError as error:
+        raise Refused(f"{_one_line(str(error))}: check AWS_PROFILE and ~/.aws/config") from error
+
+
+@lru_cache(maxsize=8)
+def _steady_client(settings: Settings, environment: tuple[tuple[str, str], ...]) -> "S3Client":
+    path_style = True if settings.path_style is None and _endpoint(settings, environment) else settings.path_style
+    return _build(settings, _session(settings, environment), STEADY, path_style)
+
+
+@lru_cache(maxsize=8)
+def _endpoint(settings: Settings, environment: tuple[tuple[str, str], ...]) -> str | None:
+    return _custom_endpoint(_build(settings, _session(settings, environment), QUICK, path_style=None))
+
+
+def _build(settings: Settings, session: boto3.Session, behaviour: Config, path_style: bool | None) -> "S3Client":
+    style = Config() if path_style is None else Config(s3={"addressing_style": "path" if path_style else "virtual"})
+    try:
+        return session.client(
+            "s3",
+            endpoint_url=settings.endpoint_url,
+            region_name=session.region_name or "us-east-1",
+            config=behaviour.merge(style),
+        )
+    except (BotoCoreError, ValueError) as error:
+        raise Refused(f"{_one_line(str(error))}: check AWS_ENDPOINT_URL (like http://host:port)") from error
+
+
+def _custom_endpoint(s3: "S3Client") -> str | None:
+    """The endpoint that boto3 settled on from option, environment and profile; None when that is AWS itself."""
+    url = s3.meta.endpoint_url
+    host = urlsplit(url).hostname or ""
+    return None if host.endswith((".amazonaws.com", ".amazonaws.com.cn")) else url.rstrip("/")
+
+
+def _no_credentials() -> Refused:
+    return Refused("no AWS credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).rstrip(".")

@@ -1,0 +1,177 @@
+"""SQL over a lake in an embedded DuckDB: read only, and only the columns and files that a query needs.
+
+DuckDB scans the tables as Arrow datasets at pinned versions, so a query sees one state of each table, filters and
+projections reach the Parquet files, and nothing but those tables can be read. Images come back as bytes when a query
+names them: see ``write_result`` for how they are shown.
+"""
+
+import base64
+import csv
+import datetime as dt
+import decimal
+import io
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import duckdb
+import pyarrow as pa
+
+from lake import runs
+from lake.errors import Refused
+from lake.tables import Lake
+
+# A table is opened after those that are written before it: a video that `progress` calls finished has its rows in
+# `triples` and `rejections`, and a triple has its video.
+_OPENING_ORDER = ("runs", "reviews", "progress", "failures", "rejections", "triples", "videos")
+_BATCH_ROWS = 1000
+FORMATS = ("table", "csv", "json", "arrow")
+# More rows do not help a reader; the other formats give all.
+_TABLE_ROWS = 100
+_CELL_WIDTH = 60
+
+
+@contextmanager
+def query(lake: Lake, sql: str) -> Iterator[pa.RecordBatchReader]:
+    """Run one SELECT and yield its result, which streams.
+
+    There is a view for every table, ``current`` (triples of the labeler that finished last; empty before one has) and
+    ``triples_<first 8 digits>`` for every labeler.
+
+    Raises:
+        Refused: wrong SQL, or anything but one SELECT, DESCRIBE, SHOW or EXPLAIN; also while the result is read.
+    """
+    connection, names = _connect(lake)
+    try:
+        with connection, _explained(names):
+            _refuse_other_statements(sql)
+            yield connection.sql(sql).to_arrow_reader(_BATCH_ROWS)
+    finally:
+        connection.close()
+
+
+def write_result(result: pa.RecordBatchReader, output: str, out: IO[bytes]) -> None:
+    """Write a result as ``table``, ``csv``, ``json`` (one array of objects) or ``arrow`` (an IPC stream).
+
+    Bytes are base64 in CSV and JSON; the table, which shows the first 100 rows, says what they are: ``<jpeg 12 kB>``.
+    """
+    if output == "arrow":
+        with pa.ipc.new_stream(out, result.schema) as stream:
+            for batch in result:
+                stream.write_batch(batch)
+        return
+    text = io.TextIOWrapper(out, "utf-8", newline="", write_through=True)
+    try:
+        {"table": _write_table, "csv": _write_csv, "json": _write_json}[output](result, text)
+        text.flush()
+    finally:
+        text.detach()
+
+
+def _connect(lake: Lake) -> tuple[duckdb.DuckDBPyConnection, list[str]]:
+    tables = {name: lake.dataset(name) for name in _OPENING_ORDER}
+    states = runs.states(lake)
+    connection = duckdb.connect(config={"enable_external_access": "false", "python_enable_replacements": "false"})
+    for name, dataset in tables.items():
+        connection.register(name, dataset)
+    labelers = sorted({state.labeler_id for state in states if state.labeler_id})
+    ended = [state for state in states if state.labeler_id and state.status == "finished"]
+    finished = [state.labeler_id for state in sorted(ended, key=lambda state: state.heartbeat_at)]
+    views = {"current": finished[-1] if finished else "", **{_view_name(one, labelers): one for one in labelers}}
+    for name, labeler in views.items():
+        # A view takes no parameters; labeler ids are hexadecimal digits.
+        connection.execute(f"CREATE VIEW {name} AS SELECT * FROM triples WHERE labeler_id = '{labeler}'")
+    connection.execute("SET TimeZone = 'UTC'; SET lock_configuration = true")
+    return connection, [*tables, *views]
+
+
+def _view_name(labeler: str, labelers: list[str]) -> str:
+    unique = sum(other.startswith(labeler[:8]) for other in labelers) == 1
+    return f"triples_{labeler[:8] if unique else labeler}"
+
+
+@contextmanager
+def _explained(names: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except duckdb.Error as error:
+        reason = " ".join(str(error).split("\n\nLINE")[0].split())
+        raise Refused(f"{reason}; there are {', '.join(names)}") from error
+
+
+def _refuse_other_statements(sql: str) -> None:
+    statements = duckdb.extract_statements(sql)
+    allowed = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
+    if len(statements) != 1 or statements[0].type not in allowed:
+        raise Refused("a lake is queried with exactly one SELECT (or DESCRIBE, SHOW, EXPLAIN); it is read only")
+
+
+def _rows(result: pa.RecordBatchReader) -> Iterator[list[Any]]:
+    for batch in result:
+        # Column by column, because two columns may have the same name.
+        yield from map(list, zip(*(column.to_pylist() for column in batch.columns), strict=True))
+
+
+def _write_csv(result: pa.RecordBatchReader, out: IO[str]) -> None:
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(result.schema.names)
+    for row in _rows(result):
+        values = [_plain(value) for value in row]
+        writer.writerow([json.dumps(value) if isinstance(value, list | dict) else value for value in values])
+
+
+def _write_json(result: pa.RecordBatchReader, out: IO[str]) -> None:
+    between = "[\n"
+    for row in _rows(result):
+        named = dict(zip(result.schema.names, map(_plain, row), strict=True))
+        out.write(between + json.dumps(named, ensure_ascii=False, allow_nan=False))
+        between = ",\n"
+    out.write("[]\n" if between == "[\n" else "\n]\n")
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON has."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dt.datetime | dt.date | dt.time):
+        return value.isoformat()
+    if isinstance(value, decimal.Decimal):
+        return float(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def _write_table(result: pa.RecordBatchReader, out: IO[str]) -> None:
+    rows: list[list[str]] = []
+    source = _rows(result)
+    for row in source:
+        rows.append([_cell(value) for value in row])
+        if len(rows) == _TABLE_ROWS:
+            break
+    names = result.schema.names
+    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+    for line in [names, ["-" * width for width in widths], *rows]:
+        out.write("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n")
+    if next(source, None) is not None:
+        out.write(f"... the first {_TABLE_ROWS} rows; --format csv, json or arrow gives all\n")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        kind = "jpeg" if value.startswith(b"\xff\xd8\xff") else "png" if value.startswith(b"\x89PNG") else "bytes"
+        return f"<{kind} {max(1, round(len(value) / 1000))} kB>"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 10_000 else f"{value:.0f}"
+    if isinstance(value, dt.datetime):
+        return value.isoformat(" ", "seconds")
+    text = "".join(letter if letter.isprintable() else " " for letter in str(value))
+    return text if len(text) <= _CELL_WIDTH else text[: _CELL_WIDTH - 1] + "…"

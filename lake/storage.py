@@ -1,0 +1,253 @@
+"""One storage configuration for boto3, pyarrow and deltalake: local folders and S3.
+
+A uri is an absolute local path or ``s3://bucket/key``, in both cases raw: never percent-encoded, so that names with
+spaces, ``#``, ``?`` or newlines are themselves. Credentials, region and endpoint are found by boto3 in the standard AWS
+environment and profile, and what boto3 found is handed to the other two: they cannot disagree.
+"""
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import pyarrow.fs as pafs
+from botocore.exceptions import BotoCoreError, ClientError
+from pydantic import BaseModel, ConfigDict
+
+from lake import s3
+from lake.errors import Refused, SourceChanged
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+LIST_PAGE = 1000
+_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
+
+
+class Entry(NamedTuple):
+    """An object of a listing: its uri, size in bytes and etag (``size-mtime_ns`` for a local file)."""
+
+    uri: str
+    bytes: int
+    etag: str
+
+
+def normalise(uri: str) -> str:
+    """Return the uri in the one spelling that the tables hold; ``Refused`` for a scheme that is not served."""
+    scheme = _SCHEME.match(uri)
+    if is_s3(uri):
+        bucket, key = split_s3(uri)
+        if not bucket:
+            raise Refused(f"{uri!r} names no bucket: write s3://bucket/folder")
+        return f"s3://{bucket}/{key}".rstrip("/")
+    if scheme and scheme[1].lower() == "file":
+        return os.path.abspath(unquote(urlsplit(uri).path))
+    if scheme:
+        raise Refused(
+            f"{uri!r}: {scheme[1]}:// is not served; use a local folder or s3://bucket/folder "
+            "(an S3-compatible store is reached with AWS_ENDPOINT_URL)"
+        )
+    if not uri:
+        raise Refused("an empty uri: give a local folder or s3://bucket/folder")
+    return os.path.abspath(Path(uri).expanduser())
+
+
+def is_s3(uri: str) -> bool:
+    """Whether the uri names an object or a prefix in S3."""
+    return uri.startswith("s3://")
+
+
+def split_s3(uri: str) -> tuple[str, str]:
+    """Return (bucket, key) of an ``s3://`` uri."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append path parts to a uri."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def local_etag(path: str | Path) -> str:
+    """Return the etag of a local file, ``size-mtime_ns``."""
+    stat = Path(path).stat()
+    return f"{stat.st_size}-{stat.st_mtime_ns}"
+
+
+class StorageConfig(BaseModel):
+    """Where S3 is and how it is addressed, over the standard AWS environment; picklable, without secrets."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    #: None: path style for a custom endpoint, virtual-hosted style for AWS.
+    path_style: bool | None = None
+
+    def _settings(self) -> s3.Settings:
+        return s3.Settings(self.endpoint_url, self.region, self.profile, self.path_style)
+
+    def s3_client(self) -> "S3Client":
+        """Return a boto3 client; shared by the threads of a process.
+
+        Raises ``Refused`` when the profile is unknown or no credentials are found.
+        """
+        return s3.client(self._settings())
+
+    def filesystem(self, uri: str) -> tuple[pafs.FileSystem, str]:
+        """Return the pyarrow file system of a uri and the path in it.
+
+        The credentials are those of this moment: ask again for every file rather than keeping it for hours.
+        """
+        if not is_s3(uri):
+            return pafs.LocalFileSystem(), uri
+        return s3.arrow_filesystem(s3.access(self._settings())), uri.removeprefix("s3://")
+
+    def subtree(self, uri: str) -> pafs.FileSystem:
+        """Return a pyarrow file system whose root is the uri."""
+        filesystem, path = self.filesystem(uri)
+        return pafs.SubTreeFileSystem(path, filesystem)
+
+    def delta_options(self, uri: str) -> dict[str, str]:
+        """Return deltalake's ``storage_options`` of a uri (empty for a local one); also of this moment."""
+        return s3.delta_options(s3.access(self._settings()), split_s3(uri)[0]) if is_s3(uri) else {}
+
+    def check(self, uri: str, *, must_exist: bool = False) -> None:
+        """Ask the store once whether the uri can be used, so that a command can say no before it starts.
+
+        Raises ``Refused`` (no such bucket or folder, access denied, wrong credentials or region) or ``s3.Unavailable``
+        (nobody answers), each with one line that names the remedy. ``must_exist``: also refuse an empty prefix.
+        """
+        uri = normalise(uri)
+        if not is_s3(uri):
+            _check_local(Path(uri), must_exist)
+            return
+        bucket, prefix = split_s3(uri)
+        access = s3.access(self._settings())
+        try:
+            answer = s3.quick_client(self._settings()).list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+        except (ClientError, BotoCoreError) as error:
+            raise s3.explain(error, uri, access.endpoint) from error
+        home = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", access.region)
+        if not access.endpoint and home != access.region:
+            raise Refused(f"bucket {bucket!r} is in {home}, not in {access.region}: set AWS_REGION={home}")
+        if must_exist and not answer.get("KeyCount"):
+            raise Refused(f"nothing is stored under {uri!r}: check the bucket and the prefix")
+
+    def pages(self, uri: str) -> Iterator[list[Entry]]:
+        """Yield the objects at or under a uri, sorted, in pages of at most 1,000; never the whole listing at once.
+
+        Sorted by key in S3, folder by folder on disk. A uri that names one object yields that object.
+        Raises ``Refused`` for a local path that does not exist, ``Refused`` or ``s3.Unavailable`` as ``check`` does.
+        """
+        uri = normalise(uri)
+        if not is_s3(uri):
+            _check_local(Path(uri), must_exist=True)
+            yield from _pages(_walk(Path(uri), ()))
+            return
+        try:
+            yield from self._s3_pages(*split_s3(uri))
+        except (ClientError, BotoCoreError) as error:
+            raise s3.explain(error, uri, s3.access(self._settings()).endpoint) from error
+
+    def _s3_pages(self, bucket: str, key: str) -> Iterator[list[Entry]]:
+        def listed(**request: Any) -> Any:
+            return s3.patiently(lambda: self.s3_client().list_objects_v2(Bucket=bucket, **request))
+
+        if key:
+            # The object itself sorts first among the keys that begin with its name.
+            first = listed(Prefix=key, MaxKeys=1).get("Contents", [])
+            if first and first[0]["Key"] == key:
+                yield [_entry(bucket, first[0])]
+        more: dict[str, str] = {}
+        while True:
+            page = listed(Prefix=key and f"{key}/", MaxKeys=LIST_PAGE, **more)
+            # A key that ends in a slash is the folder marker some tools write.
+            entries = [_entry(bucket, item) for item in page.get("Contents", []) if not item["Key"].endswith("/")]
+            if entries:
+                yield entries
+            if not page["IsTruncated"]:
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def fetch(self, uri: str, etag: str, dest: str | Path) -> Path:
+        """Return a local path that holds the object as it was listed.
+
+        A local file is returned as it is, not copied: call ``verify`` when it has been read. An S3 object is written to
+        ``dest``; a broken download goes on where it stopped, always for the same etag.
+
+        Raises ``SourceChanged`` when the object is gone or has another etag, and boto3's error when the store stays
+        away (``s3.is_transient`` tells).
+        """
+        if not is_s3(uri):
+            self.verify(uri, etag)
+            return Path(uri)
+        with Path(dest).open("wb") as out:
+            s3.patiently(lambda: s3.download(self.s3_client(), *split_s3(uri), etag, out))
+        return Path(dest)
+
+    def verify(self, uri: str, etag: str) -> None:
+        """Raise ``SourceChanged`` when a local file is no longer the one of this etag; an S3 copy cannot change."""
+        if is_s3(uri):
+            return
+        try:
+            now = local_etag(uri)
+        except FileNotFoundError as error:
+            raise SourceChanged(f"{uri!r} is gone") from error
+        if now != etag:
+            raise SourceChanged(f"{uri!r} changed: its etag is {now} and was {etag}")
+
+    def open_ranged(self, entry: Entry, block_bytes: int = 1 << 18) -> IO[bytes]:
+        """Open an object for seeking reads that fetch only what is read, in blocks; ``SourceChanged`` as ``fetch``."""
+        if not is_s3(entry.uri):
+            self.verify(entry.uri, entry.etag)
+            return Path(entry.uri).open("rb")
+        raw = s3.RangedObject(self.s3_client(), *split_s3(entry.uri), entry.etag, entry.bytes)
+        return io.BufferedReader(raw, block_bytes)
+
+
+def _check_local(path: Path, must_exist: bool) -> None:
+    if not path.exists():
+        if must_exist:
+            raise Refused(f"{str(path)!r} does not exist: check the path")
+        path = next(parent for parent in path.parents if parent.exists())
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise Refused(f"nothing can be created in {str(path)!r}: check its permissions")
+    if not os.access(path, os.R_OK):
+        raise Refused(f"{str(path)!r} cannot be read: check its permissions")
+
+
+def _walk(path: Path, parents: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
+    """Files at or under a path; links are followed, but never into a folder that they are inside of."""
+    try:
+        stat = path.stat()
+    except OSError:
+        if path.is_symlink():  # One that leads nowhere is listed: it must not disappear, opening it says what is wrong.
+            yield Entry(str(path), 0, "0-0")
+        elif path.exists():
+            raise
+        return
+    if path.is_file():
+        yield Entry(str(path), stat.st_size, f"{stat.st_size}-{stat.st_mtime_ns}")
+    elif path.is_dir() and (here := (stat.st_dev, stat.st_ino)) not in parents:
+        for child in sorted(path.iterdir()):
+            yield from _walk(child, (*parents, here))
+
+
+def _pages(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
+    page: list[Entry] = []
+    for entry in entries:
+        page.append(entry)
+        if len(page) == LIST_PAGE:
+            yield page
+            page = []
+    if page:
+        yield page
+
+
+def _entry(bucket: str, item: Any) -> Entry:
+    return Entry(f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"].strip('"'))

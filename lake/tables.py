@@ -1,0 +1,185 @@
+"""A lake: a folder or an S3 prefix that holds the Delta tables of `lake.schemas`."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import TableNotFoundError
+
+from lake.errors import Refused
+from lake.schemas import DECISIONS, SCHEMA_VERSION, TABLES, stats_columns
+from lake.storage import StorageConfig, join, normalise
+
+_VERSION_KEY = "worldlake.schema_version"
+
+# Readers replay the log from the last checkpoint; a streaming run commits every few seconds.
+_CONFIGURATION = {
+    "delta.checkpointInterval": "50",
+    # A version that a training pinned must stay readable for as long as anybody asks where a model came from.
+    "delta.enableExpiredLogCleanup": "false",
+    "delta.deletedFileRetentionDuration": "interval 1 days",
+}
+
+
+def now() -> datetime:
+    """The current time as the tables store it."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A Parquet file that a worker wrote and that no commit names yet. `path` is relative to its table."""
+
+    table: str
+    path: str
+    bytes: int
+    rows: int
+    written_at: datetime
+    stats: str
+    triple_ids: tuple[str, ...]
+    """The pairs that the file decides; empty for tables that decide none."""
+
+
+class Lake:
+    """The tables under one uri. Cheap to make, picklable, and holds no open handle."""
+
+    def __init__(self, uri: str, storage: StorageConfig | None = None) -> None:
+        self.uri = normalise(uri)
+        self.storage = storage or StorageConfig()
+
+    def create(self) -> None:
+        """Create whatever table is missing. Any number of processes may do so at once."""
+        self.storage.check(self.uri)
+        for name, schema in TABLES.items():
+            if self._is_table(name):
+                continue
+            DeltaTable.create(
+                self.table_uri(name),
+                schema,
+                mode="ignore",
+                configuration={
+                    **_CONFIGURATION,
+                    "delta.dataSkippingStatsColumns": ",".join(stats_columns(name)),
+                    _VERSION_KEY: str(SCHEMA_VERSION),
+                },
+                storage_options=self.storage.delta_options(self.uri),
+                raise_if_key_not_exists=False,
+            )
+
+    def table_uri(self, name: str) -> str:
+        """Where a table lies."""
+        return join(self.uri, name)
+
+    def table(self, name: str) -> DeltaTable:
+        """A fresh handle on a table's newest version.
+
+        Raises:
+            Refused: there is no lake at the uri, or a newer worldlake wrote it.
+        """
+        try:
+            table = DeltaTable(self.table_uri(name), storage_options=self.storage.delta_options(self.uri))
+        except TableNotFoundError:
+            self.storage.check(self.uri)
+            raise Refused(
+                f"no lake at {self.uri} (no table {name}): create it with `worldlake ingest SRC --lake {self.uri}`"
+            ) from None
+        version = int(table.metadata().configuration.get(_VERSION_KEY, "0"))
+        if version > SCHEMA_VERSION:
+            raise Refused(
+                f"the lake at {self.uri} has schema version {version}, newer than {SCHEMA_VERSION}: upgrade worldlake"
+            )
+        return table
+
+    def read(self, name: str, columns: Sequence[str], where: pc.Expression | None = None) -> pa.Table:
+        """Chosen columns of the rows that satisfy `where`, from the newest version of a table."""
+        return self.dataset(name).to_table(columns=list(columns), filter=where)
+
+    def dataset(self, name: str, table: DeltaTable | None = None) -> pads.Dataset:
+        """A table (its newest version, or the one of a handle) as a pyarrow dataset: projection and filter pushdown."""
+        # With deltalake's own file system, which is written in Python, reads ahead that a LIMIT leaves behind deadlock
+        # when the interpreter ends.
+        return (table or self.table(name)).to_pyarrow_dataset(filesystem=self.storage.subtree(self.table_uri(name)))
+
+    def append(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Append rows to a table that needs no committer: `videos`, `runs`, `reviews`, and `failures` of an ingest."""
+        if rows:
+            write_deltalake(
+                self.table_uri(name),
+                to_table(name, rows),
+                mode="append",
+                storage_options=self.storage.delta_options(self.uri),
+            )
+
+    def write_file(self, table: pa.Table, name: str, run_id: str) -> DataFile:
+        """Write rows as one Parquet file under a table, for a committer to name in a commit.
+
+        Raises:
+            ValueError: the rows are not of the table's schema (a commit would not notice).
+        """
+        if table.schema.names != TABLES[name].names:
+            raise ValueError(f"{name}: columns {table.schema.names} are not {TABLES[name].names}")
+        table = table.cast(TABLES[name])
+        path = f"{run_id}/{uuid.uuid4().hex}.parquet"
+        filesystem, root = self.storage.filesystem(self.table_uri(name))
+        if filesystem.type_name == "local":
+            filesystem.create_dir(f"{root}/{run_id}", recursive=True)
+        sink = pa.BufferOutputStream()
+        # Image bytes are compressed already, so a dictionary only costs; zstd pays for the text columns.
+        pq.write_table(
+            table, sink, compression="zstd", use_dictionary=_repeated(name), write_statistics=stats_columns(name)
+        )
+        data = sink.getvalue()
+        with filesystem.open_output_stream(f"{root}/{path}") as out:
+            out.write(data)
+        ids = tuple(table["triple_id"].to_pylist()) if name in DECISIONS else ()
+        return DataFile(name, path, data.size, table.num_rows, now(), _stats(table, name), ids)
+
+    def _is_table(self, name: str) -> bool:
+        return DeltaTable.is_deltatable(self.table_uri(name), self.storage.delta_options(self.uri))
+
+
+def _repeated(name: str) -> list[str]:
+    columns = ("video_id", "uri", "run_id", "labeler_id", "policy_id", "dataset", "split", "time_base", "action")
+    return [column for column in columns if column in TABLES[name].names]
+
+
+def to_table(name: str, rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows as an Arrow table of the schema of `name`; columns that a row leaves out are null.
+
+    Raises:
+        ValueError: a row has a column that the table lacks.
+    """
+    for row in rows:
+        if unknown := set(row) - set(TABLES[name].names):
+            raise ValueError(f"{name} has no column {sorted(unknown)}")
+    return pa.Table.from_pylist(rows, schema=TABLES[name])
+
+
+def _stats(table: pa.Table, name: str) -> str:
+    """File statistics as the Delta protocol writes them ("Per-file Statistics"): JSON of min, max and null counts."""
+    minimum: dict[str, Any] = {}
+    maximum: dict[str, Any] = {}
+    nulls: dict[str, int] = {}
+    for column in stats_columns(name):
+        values = table[column]
+        nulls[column] = values.null_count
+        if values.null_count < len(values):
+            bounds = pc.min_max(values).as_py()
+            minimum[column], maximum[column] = _stat(bounds["min"]), _stat(bounds["max"])
+    return json.dumps({"numRecords": table.num_rows, "minValues": minimum, "maxValues": maximum, "nullCount": nulls})
+
+
+def _stat(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return value

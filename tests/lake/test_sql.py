@@ -1,0 +1,161 @@
+"""SQL over a filled lake: what can be asked, what is read, and what is refused."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lake import sql
+from lake.errors import Refused
+from lake.runs import Run
+from lake.tables import Lake
+from tests.lake.filled import LABELERS, Filled, fill
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Filled:
+    return fill(Lake(str(tmp_path_factory.mktemp("lake"))))
+
+
+def ask(lake: Lake, text: str) -> list[dict[str, Any]]:
+    with sql.query(lake, text) as result:
+        rows: list[dict[str, Any]] = result.read_all().to_pylist()
+    return rows
+
+
+def printed(lake: Lake, text: str, output: str) -> bytes:
+    out = io.BytesIO()
+    with sql.query(lake, text) as result:
+        sql.write_result(result, output, out)
+    return out.getvalue()
+
+
+def test_every_table_and_every_labeler_has_a_view(filled: Filled) -> None:
+    counts = {name: ask(filled.lake, f"SELECT count(*) AS n FROM {name}")[0]["n"] for name in sql._OPENING_ORDER}
+    assert counts == {
+        "videos": 4, "triples": 40, "rejections": 40, "progress": 8, "failures": 0, "reviews": 0, "runs": 4,
+    }  # fmt: skip
+    for labeler in LABELERS:
+        [row] = ask(filled.lake, f"SELECT count(*) AS n, min(labeler_id) AS id FROM triples_{labeler[:8]}")
+        assert row == {"n": 20, "id": labeler}
+    assert ask(filled.lake, "SELECT DISTINCT labeler_id FROM current") == [{"labeler_id": LABELERS[1]}]
+    joined = "SELECT dataset, count(*) AS n FROM videos JOIN current USING (video_id, dataset) GROUP BY ALL ORDER BY 1"
+    assert ask(filled.lake, joined) == [{"dataset": "one", "n": 10}, {"dataset": "two", "n": 10}]
+
+
+def test_current_is_empty_before_a_labeler_finishes(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    lake.create()
+    assert ask(lake, "FROM current") == []
+    with Run(lake, "run", "label", {}, labeler_id=LABELERS[0]):
+        assert ask(lake, "FROM current") == []
+        assert ask(lake, f"FROM triples_{LABELERS[0][:8]}") == []
+
+
+@pytest.fixture
+def blotted(tmp_path: Path) -> Filled:
+    """A lake whose image columns are overwritten on disk, and one whole file of `triples` of the first video."""
+    filled = fill(Lake(str(tmp_path)))
+    for path in (tmp_path / "triples").rglob("*.parquet"):
+        metadata = pq.ParquetFile(path).metadata
+        content = bytearray(path.read_bytes())
+        spans = []
+        for column in range(metadata.num_columns):
+            chunk = metadata.row_group(0).column(column)
+            if chunk.path_in_schema in ("obs", "next_obs"):
+                spans.append((chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size))
+        for start, end in spans:
+            content[start:end] = bytes(end - start)
+        if filled.videos[0] in pq.read_table(path, columns=["video_id"])["video_id"].to_pylist():
+            content[:] = bytes(len(content))
+        path.write_bytes(content)
+    return filled
+
+
+def test_only_the_columns_and_files_that_a_query_needs_are_read(blotted: Filled) -> None:
+    there = f"video_id = '{blotted.videos[1]}'"
+    assert ask(blotted.lake, f"SELECT count(*) AS n, avg(confidence) AS c FROM triples WHERE {there}")[0]["n"] == 10
+    assert len(ask(blotted.lake, f"SELECT * EXCLUDE (obs, next_obs) FROM triples WHERE {there}")) == 10
+    for unread in (f"SELECT obs FROM triples WHERE {there}", "SELECT action FROM triples"):
+        with pytest.raises(Exception, match=r"."):
+            ask(blotted.lake, unread)
+
+
+def test_a_query_sees_one_version(filled: Filled) -> None:
+    with sql.query(filled.lake, "SELECT count(*) AS n FROM videos") as result:
+        filled.lake.append("videos", [{"video_id": "late"}])
+        assert result.read_all().to_pylist() == [{"n": 4}]
+    table = filled.lake.table("videos")
+    table.delete("video_id = 'late'")
+
+
+def test_outputs(filled: Filled) -> None:
+    first = "SELECT action, confidence, obs, labeled_at FROM current ORDER BY obs_pts, video_id LIMIT 2"
+    key = ask(filled.lake, "SELECT triple_id FROM current ORDER BY obs_pts, video_id LIMIT 1")[0]["triple_id"]
+    obs = filled.images[key][0]
+    table = printed(filled.lake, first, "table").decode().splitlines()
+    assert table[0].split() == ["action", "confidence", "obs", "labeled_at"]
+    assert "action 0 of Zoë" in table[2]
+    assert f"<jpeg {round(len(obs) / 1000)} kB>" in table[2]
+    document = json.loads(printed(filled.lake, first, "json"))
+    assert [row["action"] for row in document] == ["action 0 of Zoë"] * 2
+    lines = printed(filled.lake, first, "csv").decode().splitlines()
+    assert lines[1].split(",")[2] == document[0]["obs"]
+    with pa.ipc.open_stream(printed(filled.lake, first, "arrow")) as stream:
+        assert stream.read_all()["obs"][0].as_py() == obs
+    nothing = "SELECT obs, 'NaN'::DOUBLE AS x FROM current WHERE false"
+    assert json.loads(printed(filled.lake, nothing, "json")) == []
+    assert json.loads(printed(filled.lake, "SELECT 'NaN'::DOUBLE AS x, [1.5] AS y, {'a': 1} AS z", "json")) == [
+        {"x": None, "y": [1.5], "z": {"a": 1}}
+    ]
+    many = printed(filled.lake, "SELECT * FROM range(1000)", "table").decode().splitlines()
+    assert len(many) == 103
+    assert "--format" in many[-1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELEC 1",
+        "SELECT nothing FROM triples",
+        "SELECT * FROM nowhere",
+        "SELECT 1; SELECT 2",
+        "",
+        "DROP VIEW current",
+        "CREATE TABLE x AS SELECT 1",
+        "INSERT INTO videos VALUES (1)",
+        "COPY (SELECT 1) TO '/tmp/x.csv'",
+        "ATTACH '/tmp/x.db'",
+        "INSTALL httpfs",
+        "SET enable_external_access = true",
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "SELECT * FROM read_text('/etc/passwd')",
+        "SELECT * FROM '/etc/passwd'",
+        "SELECT * FROM glob('/*')",
+        "SELECT 'x'::INTEGER",
+        "SELECT error(action) FROM triples",
+        "EXPLAIN ANALYZE COPY (SELECT 1) TO '/tmp/x.csv'",
+    ],
+)
+def test_anything_else_is_refused_in_one_line(filled: Filled, text: str) -> None:
+    with pytest.raises(Refused) as caught:
+        ask(filled.lake, text)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_sql_names_the_tables(filled: Filled) -> None:
+    with pytest.raises(Refused, match=r"nowhere.*triples.*current.*triples_aaaaaaaa"):
+        ask(filled.lake, "SELECT * FROM nowhere")
+
+
+def test_variables_of_the_program_are_no_tables(filled: Filled) -> None:
+    secret = pa.table({"a": [1]})
+    assert duckdb.sql("SELECT * FROM secret").fetchall() == [(1,)]
+    with pytest.raises(Refused, match="secret"):
+        ask(filled.lake, "SELECT * FROM secret")
+    assert secret.num_rows == 1
