@@ -1,0 +1,111 @@
+"""Model folders: finding one by name, checking that it is safe to load, hashing it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from models.errors import ModelRefused
+
+BUILTIN = Path(__file__).parent / "builtin" / "weights"
+
+_WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+"""Weights, configurations, chat templates and tokenizers: what is loaded, and so what is hashed."""
+
+
+def find_folder(name: str, revision: str | None) -> tuple[Path, str | None]:
+    """The folder of `builtin`, `hf:<folder>` or `hf:<owner>/<repository>`, and the commit where it is a repository.
+
+    A repository is downloaded at `revision` (None: its main branch) where this machine does not have it.
+    Raises ModelRefused where there is none.
+    """
+    if name == "builtin":
+        return BUILTIN, None
+    if not name.startswith("hf:") or name == "hf:":
+        raise ModelRefused(f"unknown model {name!r}; use builtin, hf:<folder> or hf:<owner>/<repository>")
+    target = name.removeprefix("hf:")
+    folder = Path(target).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ModelRefused(f"{folder} is a local folder and has no revision {revision!r}; leave the revision out")
+        return folder.resolve(), None
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", target):
+        raise ModelRefused(f"no folder {target!r}; name an existing folder or a repository as hf:<owner>/<repository>")
+    snapshot = _download(target, revision)
+    # The hub's cache names a snapshot's folder by its commit.
+    return snapshot, snapshot.name
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        # Subfolders hold other formats of the same weights.
+        snapshot = snapshot_download(
+            repository, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=["*/*"]
+        )
+    except GatedRepoError as error:
+        message = f"{repository} is gated; accept its terms on huggingface.co, then run: hf auth login"
+        raise ModelRefused(message) from error
+    except RevisionNotFoundError as error:
+        raise ModelRefused(f"{repository} has no revision {revision!r}; name one of its commits") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        message = f"no repository {repository} on Hugging Face; check the name, or run: hf auth login"
+        raise ModelRefused(message) from error
+    except Exception as error:
+        # Offline mode, name resolution, proxies, time-outs, a full disk: each has a class of its own.
+        raise ModelRefused(
+            f"{repository} is not on this machine and cannot be downloaded ({type(error).__name__}); run `hf download "
+            f"{repository}` where there is a network and name the folder as hf:<folder>"
+        ) from error
+    return Path(snapshot)
+
+
+def check_weights(folder: Path, pattern: str = "*.safetensors") -> None:
+    """Raise ModelRefused unless the folder has its weights, all of them, as safetensors."""
+    present = {path.name for path in folder.glob(pattern)}
+    if not present:
+        pickled = sorted(path.name for path in folder.glob("*") if path.suffix in {".bin", ".pt", ".pth"})
+        found = f"only {pickled[0]}, which can run code when it is read" if pickled else "no weights"
+        raise ModelRefused(f"{folder} has {found}; save the model with save_pretrained (safetensors)")
+    for index in folder.glob("*.safetensors.index.json"):
+        missing = set(read_json(index).get("weight_map", {}).values()) - present
+        if missing:
+            raise ModelRefused(f"{folder} lacks {sorted(missing)[0]}, which its index names; download it again")
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """sha256 in hex, by file name, of everything in the folder that decides what the model says."""
+    names = sorted({path.name for pattern in _WANTED for path in folder.glob(pattern)})
+    hashes = {}
+    for name in names:
+        with (folder / name).open("rb") as file:
+            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty where there is no such file. Raises ModelRefused where it is not JSON."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelRefused(f"{path} is not valid JSON; download the model again") from error
+    return content if isinstance(content, dict) else {}
+
+
+def image_processor_config(folder: Path) -> dict[str, Any]:
+    """The settings of the model's image processor, from whichever file this model's version of transformers wrote."""
+    config = read_json(folder / "preprocessor_config.json")
+    nested = read_json(folder / "processor_config.json").get("image_processor")
+    return config or (nested if isinstance(nested, dict) else {})

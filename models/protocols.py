@@ -1,0 +1,38 @@
+"""What the rest of the project asks of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Images = npt.NDArray[np.uint8]
+"""A batch of RGB images, uint8, shape (batch, height, width, 3), height = width = the model's `image_size`."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The action that a dynamics model names for a frame pair.
+
+    `mean_logprob` is the mean natural-log probability of the generated tokens, the end token included.
+    """
+
+    action: str
+    mean_logprob: float
+
+
+class DynamicsModel(Protocol):
+    """`p(action | obs, next_obs)`."""
+
+    image_size: int
+
+    def annotate(self, obs: Images, next_obs: Images) -> list[Annotation]:
+        """Name the action between each `obs[i]` and `next_obs[i]`, greedily. One annotation per pair, in order."""
+        ...
+
+    def score(self, obs: Images, next_obs: Images, actions: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Mean token log-probability, shape (batch,), of each given action text and its end token."""
+        ...

@@ -1,0 +1,298 @@
+"""Names, refusals and identities of models, on saved folders and on a hub that stands behind the HTTP client."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
+
+from models.errors import ModelRefused
+from models.inputs import QwenInputs
+from models.loading import ModelSettings, load_dynamics, resolve
+from models.protocols import Images
+from tests.models.tiny import save_tiny
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny("qwen2_vl", tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture
+def folder(qwen: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(qwen, tmp_path / "copy"))
+
+
+def settings(folder: Path, **changes: object) -> ModelSettings:
+    return ModelSettings.model_validate({"name": f"hf:{folder}", "max_new_tokens": 8, "batch_size": 4} | changes)
+
+
+def save_adapter(base: Path, folder: Path, **config: Any) -> Path:
+    model = AutoModelForImageTextToText.from_pretrained(base)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj"], r=2, **config))
+    torch.manual_seed(1)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+def test_the_identity_is_of_all_that_decides_the_answer_and_of_nothing_else(folder: Path, qwen: Path) -> None:
+    identity = resolve(settings(folder)).identity
+    assert resolve(settings(qwen, batch_size=1)).identity == identity
+    weights = (folder / "model.safetensors").read_bytes()
+    assert identity["file:model.safetensors"] == hashlib.sha256(weights).hexdigest()
+    assert {"file:config.json", "file:tokenizer.json", "file:chat_template.jinja"} < identity.keys()
+    changes = [{"prompt": "What happened?"}, {"max_new_tokens": 9}, {"dtype": "bfloat16"}]
+    changes += [{"image_size": 64}, {"pair_layout": "images"}, {"adapter": str(save_adapter(qwen, folder / "lora"))}]
+    changed = [resolve(settings(folder, **change)).identity for change in changes]
+    (folder / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    changed.append(resolve(settings(folder)).identity)
+    assert len({json.dumps(i, sort_keys=True) for i in [identity, *changed]}) == 1 + len(changed)
+
+
+def test_resolving_reads_no_weights_and_leaves_nothing_open(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"no weights at all")
+    resolved = resolve(settings(folder), "cuda")
+    assert resolved.folder == folder
+    assert resolved.image_size == resolved.settings.image_size == 32
+    assert (resolved.settings.dtype, resolved.settings.pair_layout) == ("bfloat16", "video")
+    assert resolve(settings(folder), "cpu").identity["dtype"] == "float32"
+    with pytest.raises(ModelRefused, match="does not load"):
+        load_dynamics(settings(folder), "cpu")
+
+
+def no_folder(folder: Path) -> dict[str, object]:
+    shutil.rmtree(folder)
+    return {}
+
+
+def only_pickles(folder: Path) -> dict[str, object]:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    return {}
+
+
+def no_weights(folder: Path) -> dict[str, object]:
+    (folder / "model.safetensors").unlink()
+    return {}
+
+
+def shard_missing(folder: Path) -> dict[str, object]:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return {}
+
+
+def weight_missing(folder: Path) -> dict[str, object]:
+    weights = load_file(folder / "model.safetensors")
+    del weights[max(name for name in weights if name.endswith("up_proj.weight"))]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return {}
+
+
+def text_only(folder: Path) -> dict[str, object]:
+    shutil.rmtree(folder)
+    config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return {}
+
+
+def own_code(folder: Path) -> dict[str, object]:
+    config = {"model_type": "my_vlm", "auto_map": {"AutoConfig": "code.MyConfig"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text("raise SystemExit('ran')")
+    return {}
+
+
+def no_tokenizer(folder: Path) -> dict[str, object]:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    return {}
+
+
+def no_place_for_a_video(folder: Path) -> dict[str, object]:
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content[-1].text }}")
+    return {}
+
+
+def not_json(folder: Path) -> dict[str, object]:
+    (folder / "config.json").write_text("{")
+    return {}
+
+
+def adapter_of_another_model(folder: Path) -> dict[str, object]:
+    return {"adapter": str(save_adapter(save_tiny("idefics3", folder / "other"), folder / "lora"))}
+
+
+def adapter_of_another_size(folder: Path) -> dict[str, object]:
+    other = save_tiny("qwen2_vl", folder / "other", hidden_size=64)
+    return {"adapter": str(save_adapter(other, folder / "lora"))}
+
+
+def adapter_for_other_layers(folder: Path) -> dict[str, object]:
+    other = save_tiny("qwen2_vl", folder / "other", num_hidden_layers=3)
+    return {"adapter": str(save_adapter(other, folder / "lora"))}
+
+
+def adapter_pickled(folder: Path) -> dict[str, object]:
+    adapter = save_adapter(folder, folder / "lora")
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    return {"adapter": str(adapter)}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda _: {"name": "gpt5"}, "unknown model 'gpt5'; use builtin, hf:"),
+        (lambda _: {"name": "hf:"}, "unknown model 'hf:'; use"),
+        (lambda _: {"name": "hf:no such folder"}, "no folder 'no such folder'; name an existing"),
+        (no_folder, "no folder '.*copy'; name an existing folder"),
+        (lambda _: {"revision": "main"}, "local folder .*leave the revision out"),
+        (only_pickles, "only pytorch_model.bin, which can run code.*save_pretrained"),
+        (no_weights, "no weights; save the model"),
+        (shard_missing, "lacks model-00002-of-00002.safetensors.*download it again"),
+        (weight_missing, "lacks 1 weights .*download it again"),
+        (text_only, "llama is no image-text-to-text model.*use one that takes two images"),
+        (own_code, "my_vlm is no image.*never run; use one"),
+        (no_tokenizer, "tokenizer .* has no video token .*download it again"),
+        (no_place_for_a_video, "leaves 0 places for 1 video.*try pair_layout images"),
+        (not_json, "config.json is not valid JSON"),
+        (lambda _: {"image_size": 40}, "image_size 40 is no multiple of the model's 16 pixels; use 32"),
+        (lambda _: {"adapter": "/no/such/adapter"}, "no folder '/no/such/adapter'"),
+        (lambda folder: {"adapter": str(folder)}, "no adapter_config.json"),
+        (adapter_of_another_model, "trained on Idefics3ForConditionalGeneration, not on Qwen2VL"),
+        (adapter_of_another_size, "does not fit this model .*use it with the model"),
+        (adapter_for_other_layers, "disagree on .* weights .*use it with the model"),
+        (adapter_pickled, "only adapter_model.bin"),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_refused_in_one_line(
+    folder: Path, spoil: Callable[[Path], dict[str, object]], message: str
+) -> None:
+    changes = spoil(folder)
+    with pytest.raises(ModelRefused, match=message) as refusal:
+        load_dynamics(settings(folder, **changes), "cpu")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_layout_that_the_family_does_not_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused, match="video is for Qwen-VL models, not idefics3; use images or auto"):
+        resolve(settings(save_tiny("idefics3", tmp_path), pair_layout="video"))
+
+
+@pytest.mark.parametrize("lost", ["obs", "next_obs"])
+def test_a_model_that_never_gets_one_of_the_images_is_refused(
+    qwen: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    whole = QwenInputs.__call__
+
+    def losing(self: QwenInputs, obs: Images, next_obs: Images, device: torch.device) -> dict[str, torch.Tensor]:
+        images = {"obs": obs, "next_obs": next_obs}
+        return whole(self, **images | {lost: np.zeros_like(obs)}, device=device)
+
+    monkeypatch.setattr(QwenInputs, "__call__", losing)
+    with pytest.raises(ModelRefused, match="does not see both images"):
+        load_dynamics(settings(qwen), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("dtype", "int8"), ("batch_size", 0), ("prompt", ""), ("pair_layout", "x"), ("nmae", "builtin")],
+)
+def test_impossible_settings_are_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(ModelRefused, match=f"model setting {field}: .*given: {value!r}") as refusal:
+        ModelSettings.model_validate({field: value})
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_an_adapter_answers_as_its_merged_model_does(folder: Path, tmp_path: Path, use_dora: bool) -> None:
+    adapter = save_adapter(folder, tmp_path / "lora", use_dora=use_dora)
+    obs, next_obs = np.random.default_rng(0).integers(0, 256, (2, 4, 32, 32, 3), dtype=np.uint8)
+    actions = ["the hand moves left"] * 4
+    base = load_dynamics(settings(folder), "cpu").score(obs, next_obs, actions)
+    adapted = load_dynamics(settings(folder, adapter=str(adapter)), "cpu").score(obs, next_obs, actions)
+    kept = load_dynamics(settings(folder, adapter=str(adapter), dtype="bfloat16"), "cpu").score(obs, next_obs, actions)
+    assert np.abs(adapted - base).max() > 0.1
+    np.testing.assert_allclose(kept, adapted, atol=0.1)
+
+
+@pytest.fixture
+def hub(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
+    """Hugging Face, as far as its client sees it, with the repository org/tiny; the statuses it is told to answer."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    files = {path.name: path.read_bytes() for path in qwen.iterdir()} | {"README.md": b"", "pytorch_model.bin": b""}
+    told: dict[str, int] = {}
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        path = request.url.path
+        if "down" in told:
+            raise httpx2.ConnectError("no route to host")
+        if "gated" in told:
+            return httpx2.Response(403, headers={"X-Error-Code": "GatedRepo"})
+        if not path.startswith(("/api/models/org/tiny", "/org/tiny")):
+            return httpx2.Response(404, headers={"X-Error-Code": "RepoNotFound"})
+        if "/revision/" in path and not path.endswith(("/main", COMMIT)):
+            return httpx2.Response(404, headers={"X-Error-Code": "RevisionNotFound"})
+        if "/tree/" in path:
+            entries = [
+                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for name, data in files.items()
+            ]
+            return httpx2.Response(200, json=entries)
+        if path.startswith("/api/"):
+            return httpx2.Response(200, json={"id": "org/tiny", "sha": COMMIT, "siblings": []})
+        told[path.rsplit("/", 1)[1]] = 200
+        data = files[path.rsplit("/", 1)[1]]
+        headers = {"ETag": hashlib.sha1(data).hexdigest(), "X-Repo-Commit": COMMIT, "Content-Length": str(len(data))}
+        return httpx2.Response(200, headers=headers, content=b"" if request.method == "HEAD" else data)
+
+    huggingface_hub.set_client_factory(lambda: httpx2.Client(transport=httpx2.MockTransport(answer)))
+    yield told
+    huggingface_hub.set_client_factory(httpx2.Client)
+
+
+def test_a_repository_is_pinned_to_its_commit(hub: dict[str, int], qwen: Path) -> None:
+    branch = ModelSettings(name="hf:org/tiny", max_new_tokens=8)
+    resolved = resolve(branch)
+    assert resolved.settings.revision == COMMIT
+    assert resolved.identity == resolve(settings(qwen)).identity
+    assert "model.safetensors" in hub
+    assert not {"README.md", "pytorch_model.bin"} & hub.keys()
+    hub["down"] = 1
+    assert resolve(branch) == resolve(resolved.settings) == resolved
+
+
+@pytest.mark.parametrize(
+    ("told", "name", "revision", "message"),
+    [
+        ("down", "org/tiny", None, "not on this machine and cannot be downloaded .*`hf download org/tiny`"),
+        ("gated", "org/tiny", None, "org/tiny is gated; accept its terms .*hf auth login"),
+        ("", "org/none", None, "no repository org/none on Hugging Face; check the name"),
+        ("", "org/tiny", "v9", "org/tiny has no revision 'v9'; name one of its commits"),
+    ],
+)
+def test_a_repository_that_cannot_be_had_is_refused(
+    hub: dict[str, int], told: str, name: str, revision: str | None, message: str
+) -> None:
+    hub[told] = 1
+    with pytest.raises(ModelRefused, match=message) as refusal:
+        resolve(ModelSettings(name=f"hf:{name}", revision=revision))
+    assert "\n" not in str(refusal.value)
