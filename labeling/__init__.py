@@ -1,0 +1,1 @@
+"""Frame-pair sampling, the labelling stage, verifiers, and the Ray Data pipeline that chains them."""

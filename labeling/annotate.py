@@ -1,0 +1,104 @@
+"""The labelling stage: a dynamics model names the action of every frame pair and scores its own answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from labeling.stream import LABELLED, block
+from labeling.text import text_score
+from models.loading import ModelSettings, load_dynamics
+from models.protocols import DynamicsModel, Images
+
+
+class Annotate:
+    """A Ray actor that holds a model. Frame pairs in, the same rows with action and scores out.
+
+    `direction` = log p(a | o, o') − log p(a | o', o) and `copy` = log p(a | o, o') − log p(a | o, o), as mean
+    log-probabilities per token (an action that the reversed pair, or no change at all,
+    explains as well is not one that happened here).
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        self._model: DynamicsModel = load_dynamics(settings)
+
+    def __call__(self, samples: pa.Table) -> pa.Table:
+        """Label the rows of a block (`SAMPLES`) that hold a pair; every row comes back (`LABELLED`), in order."""
+        pairs = samples.filter(pc.is_valid(samples["obs"])).select(["triple_id", "obs", "next_obs"]).to_pylist()
+        labels = self._label(pairs)
+        rows = samples.to_pylist()
+        for row in rows:
+            if row["obs"] is not None:
+                row.update(labels[row["triple_id"]])
+        return block(rows, LABELLED)
+
+    def _label(self, pairs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Columns to set, by the id of the pair. A pair that fails takes no neighbour with it.
+
+        Raises whatever the model raises when no pair of several goes through alone: then the model is at fault.
+        """
+        if not pairs:
+            return {}
+        try:
+            return self._label_batch(pairs)
+        except Exception as error:
+            if len(pairs) == 1:
+                return {pairs[0]["triple_id"]: _failed(error)}
+            labels: dict[str, dict[str, Any]] = {}
+            for pair in pairs:
+                labels |= self._label([pair])
+            if all("error_type" in label for label in labels.values()):
+                raise
+            return labels
+
+    def _label_batch(self, pairs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        obs = decode_images([pair["obs"] for pair in pairs])
+        next_obs = decode_images([pair["next_obs"] for pair in pairs])
+        annotations = self._model.annotate(obs, next_obs)
+        actions = [annotation.action for annotation in annotations]
+        confidence = np.array([annotation.mean_logprob for annotation in annotations], np.float32)
+        reversed_ = self._model.score(next_obs, obs, actions)
+        unchanged = self._model.score(obs, obs, actions)
+        return {
+            pair["triple_id"]: {
+                "action": action,
+                "confidence": _finite(own),
+                "direction": _finite(own - backward),
+                "copy": _finite(own - still),
+                "text": text_score(action),
+            }
+            for pair, action, own, backward, still in zip(pairs, actions, confidence, reversed_, unchanged, strict=True)
+        }
+
+
+def decode_images(encoded: list[bytes]) -> Images:
+    """Encoded images of one size as a batch. ValueError for bytes that are no image, or where sizes differ."""
+    return np.stack([_image(data) for data in encoded])
+
+
+def _image(data: bytes) -> npt.NDArray[np.uint8]:
+    image: npt.NDArray[np.uint8] | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise ValueError("an encoded frame is not an image")
+    return image
+
+
+def _finite(value: float) -> float | None:
+    """A score as the tables keep it: null where the model gave none."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _failed(error: Exception) -> dict[str, Any]:
+    message = " ".join(str(error).split())[:500]
+    return {
+        "scope": "pair",
+        "stage": "annotate",
+        "error_type": type(error).__name__,
+        "message": message,
+        "transient": False,
+    }

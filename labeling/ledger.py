@@ -1,0 +1,137 @@
+"""The driver's books: what was decided about every pair of every video, and which videos are thereby finished."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from lake.tables import DataFile
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one write of a worker tells the driver. A few hundred bytes a pair, no pixels."""
+
+    files: list[DataFile] = field(default_factory=list)
+    accepted: list[tuple[str, str]] = field(default_factory=list)
+    """(video_id, triple_id) of the pairs in `files` that were accepted."""
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of the `failures` table."""
+    ends: list[tuple[str, int]] = field(default_factory=list)
+    """(video_id, pairs sampled) of the videos that were read to their end."""
+
+
+@dataclass
+class _Video:
+    decided_before: int
+    accepted: set[str] = field(default_factory=set)
+    rejected: set[str] = field(default_factory=set)
+    failed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    spans: dict[tuple[Any, ...], dict[str, Any]] = field(default_factory=dict)
+    sampled: int | None = None
+    lost: bool = False
+    """Failed as a whole; kept, because reports of pairs that were under way still come in."""
+
+    def counts(self) -> dict[str, int]:
+        return {
+            "sampled": self.sampled or 0,
+            "accepted": len(self.accepted),
+            "rejected": len(self.rejected),
+            "failed": len(self.failed),
+            "decided_before": self.decided_before,
+        }
+
+    def balances(self) -> bool:
+        counts = self.counts()
+        return not self.lost and self.sampled is not None and counts.pop("sampled") == sum(counts.values())
+
+
+class Ledger:
+    """Open videos, and what is ready to be committed. Repeated reports of the same pair change nothing."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, _Video] = {}
+        self._files: dict[str, list[DataFile]] = defaultdict(list)
+        self._failures: list[dict[str, Any]] = []
+        self._finished: list[dict[str, Any]] = []
+        self.counts: dict[str, int] = dict.fromkeys(
+            ("videos_finished", "videos_failed", "accepted", "rejected", "failed"), 0
+        )
+
+    def open(self, video_id: str, decided_before: int) -> None:
+        """Start the account of a video."""
+        self._open[video_id] = _Video(decided_before)
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Videos that neither finished nor failed as a whole."""
+        return [video_id for video_id, video in self._open.items() if not video.lost]
+
+    def decided(self, video_id: str) -> list[str]:
+        """Pairs of an unfinished video that were decided in this run."""
+        video = self._open[video_id]
+        return [*video.accepted, *video.rejected]
+
+    @property
+    def uncommitted(self) -> int:
+        """Files and rows that wait for a commit."""
+        return sum(map(len, self._files.values())) + len(self._failures) + len(self._finished)
+
+    def add(self, report: Report) -> None:
+        """Enter a worker's report; a video whose sum balances with it becomes finished."""
+        for file in report.files:
+            self._files[file.table].append(file)
+        touched: dict[str, None] = {}
+        for verdict, pairs in (("accepted", report.accepted), ("rejected", report.rejected)):
+            for video_id, triple_id in pairs:
+                self._decide(video_id, triple_id, verdict)
+                touched[video_id] = None
+        for video_id, sampled in report.ends:
+            if video := self._open.get(video_id):
+                video.sampled = sampled
+                touched[video_id] = None
+        for failure in report.failures:
+            self._fail(failure)
+            touched[failure["video_id"]] = None
+        self._close(touched)
+
+    def take(self) -> tuple[dict[str, list[DataFile]], list[dict[str, Any]], list[dict[str, Any]]]:
+        """What is to be committed now, then forgotten: files, `failures` rows, `progress` rows."""
+        taken = (dict(self._files), self._failures, self._finished)
+        self._files, self._failures, self._finished = defaultdict(list), [], []
+        return taken
+
+    def _decide(self, video_id: str, triple_id: str, verdict: str) -> None:
+        video = self._open.get(video_id)
+        if video and triple_id not in video.accepted | video.rejected:
+            getattr(video, verdict).add(triple_id)
+            video.failed.pop(triple_id, None)
+            self.counts[verdict] += 1
+
+    def _fail(self, failure: dict[str, Any]) -> None:
+        video = self._open.get(failure["video_id"])
+        if not video or video.lost:
+            return
+        if failure["scope"] == "video":
+            video.lost = True
+            self._failures.append(failure)
+            self.counts["videos_failed"] += 1
+        elif failure["scope"] == "pair":
+            if failure["triple_id"] not in video.accepted | video.rejected:
+                video.failed[failure["triple_id"]] = failure
+        else:
+            video.spans[failure["stage"], failure["start_pts"], failure["end_pts"]] = failure
+
+    def _close(self, video_ids: Iterable[str]) -> None:
+        for video_id in video_ids:
+            video = self._open.get(video_id)
+            if video and video.balances():
+                del self._open[video_id]
+                # Failures of a part are told with the end of the whole: alone they would look like a failed video.
+                self._failures += [*video.failed.values(), *video.spans.values()]
+                self._finished.append({"video_id": video_id, **video.counts()})
+                self.counts["videos_finished"] += 1
+                self.counts["failed"] += len(video.failed)

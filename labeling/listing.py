@@ -1,0 +1,62 @@
+"""Which videos are finished, failed or pending under a labeler: an anti-join in the lake, never a marker file."""
+
+from __future__ import annotations
+
+import duckdb
+import pyarrow as pa
+
+from labeling.stream import WORK
+from lake.errors import Refused
+from lake.tables import Lake
+
+MAX_ATTEMPTS = 3
+"""Runs in which a transient failure is tried before it counts as failed."""
+
+_STATES = """
+CREATE TEMP TABLE states AS
+WITH current_videos AS (  -- a uri whose bytes changed is its newest video; what was made of the older one stays valid
+    SELECT * FROM videos QUALIFY row_number() OVER (PARTITION BY uri ORDER BY added_at DESC, video_id) = 1
+), finished AS (  -- the newest row counts: --retry-failed finishes a video again
+    SELECT * FROM progress WHERE labeler_id = $labeler
+    QUALIFY row_number() OVER (PARTITION BY video_id ORDER BY finished_at DESC) = 1
+), lost AS (
+    SELECT video_id, max(attempt) AS attempts, bool_or(NOT transient) OR max(attempt) >= $max_attempts AS final
+    FROM failures WHERE labeler_id = $labeler AND scope = 'video' GROUP BY video_id
+)
+SELECT v.*, CASE WHEN f.video_id IS NOT NULL THEN 'finished' WHEN l.final THEN 'failed' ELSE 'pending' END AS state,
+       coalesce(l.attempts, 0) AS attempts, f.sampled, f.failed
+FROM current_videos v LEFT JOIN finished f USING (video_id) LEFT JOIN lost l USING (video_id)
+"""
+
+
+def video_states(lake: Lake, labeler_id: str) -> duckdb.DuckDBPyConnection:
+    """A connection with the lake's tables and a table `states`: every current video with its `state` under a labeler
+    (finished, failed or pending), the `attempts` that failed, and, when finished, its pairs `sampled` and `failed`."""
+    connection = duckdb.connect()
+    for name in ("videos", "progress", "failures", "triples", "rejections"):
+        connection.register(name, lake.dataset(name))
+    connection.execute(_STATES, {"labeler": labeler_id, "max_attempts": MAX_ATTEMPTS})
+    return connection
+
+
+def list_work(lake: Lake, labeler_id: str, *, where: str | None, limit: int | None, retry_failed: bool) -> pa.Table:
+    """Videos to label now (`stream.WORK` without decided pairs), oldest first.
+
+    `where` is a SQL condition on the columns of `videos`. With `retry_failed` also videos that failed, and finished
+    videos of which a pair failed.
+
+    Raises:
+        Refused: `where` is not a condition on `videos`.
+    """
+    wanted = "state = 'pending'" + (" OR state = 'failed' OR failed > 0" if retry_failed else "")
+    states = video_states(lake, labeler_id).table("states").filter(wanted)
+    try:
+        chosen = states.filter(where) if where else states
+        rows = chosen.order("added_at, uri").limit(limit if limit is not None else 2**62)
+        table = rows.project(
+            "video_id, uri, etag, dataset, split, (attempts + 1)::INTEGER AS attempt, []::VARCHAR[] AS decided"
+        ).to_arrow_table()
+    except duckdb.Error as error:
+        reason = " ".join(str(error).split("LINE")[0].split())
+        raise Refused(f"--where {where!r}: {reason}; it is a SQL condition on the columns of `videos`") from None
+    return table.cast(WORK)

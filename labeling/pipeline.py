@@ -1,0 +1,93 @@
+"""The labelling pipeline: read `decisions` from top to bottom, it is the plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, Dataset
+
+from labeling.annotate import Annotate
+from labeling.labeler import Labeler
+from labeling.policy import Policy
+from labeling.sample import SampleVideos
+from labeling.stop import Stop
+from labeling.verify import Verify
+from labeling.write import Write
+from lake.tables import Lake
+
+# Rows that go to the model stage at once. The model cuts them into its own static batches (16 by default), so several
+# of them keep it busy while the next block is on its way, and a file of a few megabytes comes out.
+ROWS_PER_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Actors of the two heavy stages, and what each asks of the cluster."""
+
+    decode: int
+    label: int
+    decode_cpus: float
+    label_cpus: float
+    label_gpus: float
+
+
+def workers(decode: int | None, label: int | None) -> Workers:
+    """Fill the cluster that Ray is connected to; numbers given by the user win."""
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if gpus:
+        return Workers(decode or cpus, label or gpus, decode_cpus=0.9, label_cpus=0, label_gpus=1)
+    # Without GPUs both stages live on the same cores. As many processes of each as there are cores, and the kernel
+    # gives each core to whichever stage has work: no split to tune, no core idle because its stage waits.
+    decode, label = decode or cpus, label or cpus
+    share = 0.8 * cpus / (decode + label)
+    return Workers(decode, label, decode_cpus=share, label_cpus=share, label_gpus=0)
+
+
+def decisions(
+    work: pa.Table,
+    labeler: Labeler,
+    policy: Policy,
+    lake: Lake,
+    run_id: str,
+    stop: Stop,
+    pool: Workers,
+    timeout_s: float,
+) -> Dataset:
+    """Videos in (`stream.WORK`), one `Report` a block of written rows out; nothing is committed yet."""
+    return (
+        ray.data.from_arrow(_tasks(work, pool.decode))
+        .map_batches(
+            SampleVideos,
+            fn_constructor_args=(labeler, lake.storage, stop, timeout_s),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=pool.decode),
+            num_cpus=pool.decode_cpus,
+        )
+        .map_batches(
+            Annotate,
+            fn_constructor_args=(labeler.settings.model,),
+            batch_size=ROWS_PER_BLOCK,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=pool.label),
+            num_cpus=pool.label_cpus,
+            num_gpus=pool.label_gpus,
+        )
+        # Light work: a tenth of a core each lets it run beside the actors that own the cores.
+        .map_batches(Verify(policy), batch_size=None, batch_format="pyarrow", num_cpus=0.1)
+        .map_batches(
+            Write(lake, run_id, labeler.id, policy.id, labeler.decoder),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=0.1,
+        )
+    )
+
+
+def _tasks(work: pa.Table, decoders: int) -> list[pa.Table]:
+    """Cut the list of videos into tasks: few enough for the scheduler, many enough that the last ones end together."""
+    size = max(1, min(16, len(work) // (decoders * 8)))
+    return [work.slice(start, size) for start in range(0, len(work), size)]

@@ -1,0 +1,95 @@
+"""A policy: the thresholds that turn scores into a verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from lake.errors import Refused
+from lake.ids import content_id
+from lake.schemas import SCORES
+
+COMPUTED = ("motion", "camera_motion", "confidence", "direction", "copy", "text")
+"""The scores that labelling computes; a policy can bound no other."""
+
+_FOLDER = Path(__file__).parent / "policies"
+
+
+class Bounds(BaseModel):
+    """The closed range of a score that is accepted; an open side is unbounded."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min: float = -math.inf
+    max: float = math.inf
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Bounds:
+        if not self.min <= self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+
+class Policy(BaseModel):
+    """Bounds per score, for all datasets and, where a dataset needs others, for it alone (score by score)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    default: dict[str, Bounds]
+    datasets: dict[str, dict[str, Bounds]] = {}
+
+    @model_validator(mode="after")
+    def _known_scores(self) -> Policy:
+        for bounds in (self.default, *self.datasets.values()):
+            for score in bounds:
+                if score not in COMPUTED:
+                    why = "is not computed by labelling" if score in SCORES else "is no score"
+                    raise ValueError(f"{score!r} {why}: use {', '.join(COMPUTED)}")
+        return self
+
+    @cached_property
+    def id(self) -> str:
+        """Sixteen hex digits that identify the thresholds."""
+        return content_id(self.model_dump(mode="json"))
+
+    def reasons(self, scores: Mapping[str, float | None], dataset: str | None) -> list[str]:
+        """Names of the verifiers that reject a pair with these scores, in a fixed order; none means accepted.
+
+        A bounded score that is null or NaN rejects: a label is only accepted on evidence.
+        """
+        bounds = {**self.default, **self.datasets.get(dataset or "", {})}
+        rejecting = []
+        for name in COMPUTED:
+            if name in bounds:
+                score = scores.get(name)
+                if score is None or not bounds[name].min <= score <= bounds[name].max:
+                    rejecting.append(name)
+        return rejecting
+
+
+def load_policy(name: str) -> Policy:
+    """A policy from a YAML file, or one that ships, by its name (`builtin`, `default`).
+
+    Raises:
+        Refused: there is no such file, or it is not a policy.
+    """
+    shipped = _FOLDER / f"{name}.yaml"
+    path = shipped if shipped.exists() else Path(name)
+    try:
+        return Policy.model_validate(yaml.safe_load(path.read_text()))
+    except (OSError, UnicodeDecodeError) as error:
+        ships = ", ".join(sorted(file.stem for file in _FOLDER.glob("*.yaml")))
+        raise Refused(
+            f"policy {name}: {getattr(error, 'strerror', None) or error}; give a YAML file or one of {ships}"
+        ) from None
+    except yaml.YAMLError as error:
+        raise Refused(f"policy {name} is not YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise Refused(f"policy {name}: {where}: {first['msg']}") from None

@@ -1,0 +1,262 @@
+"""A labelling run: the driver that feeds the pipeline, commits what comes out while it goes on, and keeps the books."""
+
+from __future__ import annotations
+
+import pickle
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from pydantic import BaseModel, ConfigDict
+
+from labeling.labeler import Labeler
+from labeling.ledger import Ledger, Report
+from labeling.listing import list_work
+from labeling.pipeline import Workers, decisions, workers
+from labeling.policy import Policy
+from labeling.stop import Stop
+from labeling.stream import WORK
+from lake.commits import Committer
+from lake.errors import Refused
+from lake.runs import Run, refuse_second_run
+from lake.tables import DataFile, Lake, now, to_table
+
+# Ray replaces what a dead worker had in hand; what is missing all the same is queued again this often in a run.
+_ROUNDS = 3
+
+
+class RunSettings(BaseModel):
+    """How a run uses the cluster; nothing here changes what is labelled or how."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    decode_workers: int | None = None
+    """Processes that decode and sample; one a core when not given."""
+    label_workers: int | None = None
+    """Processes that hold the model; one a GPU (without any, one a core) when not given."""
+    segment_timeout_s: float = 300
+    """Seconds that a minute of video may take to decode before its process is killed."""
+    commit_every_s: float = 10
+    """Seconds between commits, each of which makes the rows before it visible."""
+
+
+@dataclass
+class Summary:
+    """What a run did. `status` is `finished`, `drained` (asked to stop) or `nothing to do`."""
+
+    run_id: str
+    labeler_id: str
+    policy_id: str
+    status: str
+    counts: dict[str, int]
+    seconds: float
+
+    def text(self) -> str:
+        """The summary as a user reads it."""
+        if self.status == "nothing to do":
+            return f"nothing to do: no video that was asked for is pending under labeler {self.labeler_id}"
+        counts = self.counts
+        pairs = counts["accepted"] + counts["rejected"]
+        return (
+            f"run {self.run_id} {self.status} in {self.seconds:.1f} s ({pairs / self.seconds:.1f} pairs/s), labeler "
+            f"{self.labeler_id}: {counts['videos_finished']:,} videos finished, {counts['videos_failed']:,} failed; "
+            f"{counts['accepted']:,} pairs accepted, {counts['rejected']:,} rejected, {counts['failed']:,} failed"
+        )
+
+
+Progress = Callable[[dict[str, int]], None]
+
+
+def label(
+    lake: Lake,
+    labeler: Labeler,
+    policy: Policy,
+    settings: RunSettings,
+    *,
+    where: str | None = None,
+    limit: int | None = None,
+    retry_failed: bool = False,
+    take_over: bool = False,
+    stop: threading.Event,
+    start_cluster: Callable[[], None] = lambda: None,
+    progress: Progress = lambda counts: None,
+    warn: Callable[[str], None] = lambda message: None,
+) -> Summary:
+    """Label every pending video of a lake under a labeler, and commit the outcome as it comes.
+
+    Set `stop` to drain: what was begun is finished and committed, the rest stays pending. `start_cluster` connects to
+    Ray; it is called only when there is work.
+
+    Raises:
+        Refused: another run of the labeler is alive, another policy is active, or `where` is wrong.
+        Superseded: another run took over.
+    """
+    started = time.monotonic()
+    _refuse_other_policy(lake, labeler.id, policy.id)
+    work = list_work(lake, labeler.id, where=where, limit=limit, retry_failed=retry_failed)
+    run_id = f"{now():%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+    summary = Summary(run_id, labeler.id, policy.id, "nothing to do", Ledger().counts, 0.0)
+    if not len(work):
+        return summary
+    if not take_over:
+        refuse_second_run(lake, labeler.id)
+    start_cluster()
+    config = {"labeler": labeler.identity, "policy": policy.model_dump(mode="json"), "run": settings.model_dump()}
+    with Run(
+        lake, run_id, "label", config, labeler.id, policy.id, model_hashes=labeler.identity["model"], on_error=warn
+    ) as run:
+        driver = _Driver(lake, labeler, policy, settings, run, stop, progress, warn)
+        driver.label(work)
+        run.status = summary.status = "drained" if stop.is_set() else "finished"
+    summary.counts, summary.seconds = driver.ledger.counts, time.monotonic() - started
+    return summary
+
+
+class _Driver:
+    """The moving parts of one run."""
+
+    def __init__(
+        self,
+        lake: Lake,
+        labeler: Labeler,
+        policy: Policy,
+        settings: RunSettings,
+        run: Run,
+        stop: threading.Event,
+        progress: Progress,
+        warn: Callable[[str], None],
+    ) -> None:
+        self.ledger = Ledger()
+        self._lake, self._labeler, self._policy, self._settings = lake, labeler, policy, settings
+        self._run, self._stop, self._progress = run, stop, progress
+        self._committer = Committer(lake, labeler.id, run.run_id, on_retry=warn)
+        run.counts = self.ledger.counts
+
+    def label(self, work: pa.Table) -> None:
+        self._committer.fence()
+        # Again, now that nobody else can decide anything: a run that was taken over may have fixed a policy meanwhile.
+        _refuse_other_policy(self._lake, self._labeler.id, self._policy.id)
+        before = self._committer.decided(work["video_id"].to_pylist())
+        for video_id in work["video_id"].to_pylist():
+            self.ledger.open(video_id, decided_before=len(before.get(video_id, ())))
+        pool = workers(self._settings.decode_workers, self._settings.label_workers)
+        stop = Stop(self._run.run_id)
+        self._flag = stop.create()
+        for _ in range(_ROUNDS):
+            todo = self._unfinished(work, before)
+            if not len(todo) or self._stop.is_set():
+                return
+            self._round(todo, stop, pool)
+        if not self._stop.is_set():
+            self._give_up(self._unfinished(work, before))
+
+    def _round(self, todo: pa.Table, stop: Stop, pool: Workers) -> None:
+        dataset = decisions(
+            todo,
+            self._labeler,
+            self._policy,
+            self._lake,
+            self._run.run_id,
+            stop,
+            pool,
+            self._settings.segment_timeout_s,
+        )
+        committed = time.monotonic()
+        for report in _stream(dataset):
+            if report:
+                self.ledger.add(report)
+                self._progress(self.ledger.counts)
+            if self._stop.is_set():
+                stop.request()
+            if time.monotonic() - committed >= self._settings.commit_every_s:
+                self._commit()
+                committed = time.monotonic()
+        self._commit()
+
+    def _unfinished(self, work: pa.Table, before: dict[str, list[str]]) -> pa.Table:
+        open_ = set(self.ledger.unfinished)
+        rows = [
+            {**row, "decided": [*before.get(row["video_id"], ()), *self.ledger.decided(row["video_id"])]}
+            for row in work.to_pylist()
+            if row["video_id"] in open_
+        ]
+        return pa.Table.from_pylist(rows, schema=WORK)
+
+    def _give_up(self, todo: pa.Table) -> None:
+        """Videos whose sum still does not balance are failures, not silence."""
+        failures = [
+            {
+                "video_id": row["video_id"],
+                "uri": row["uri"],
+                "scope": "video",
+                "stage": "account",
+                "error_type": "SumDoesNotBalance",
+                "message": f"after {_ROUNDS} rounds pairs sampled and pairs decided differ: workers died, or decoding "
+                "is not deterministic here",
+                "transient": True,
+                "attempt": row["attempt"],
+                "labeler_id": self._labeler.id,
+                "run_id": self._run.run_id,
+                "decoder": self._labeler.decoder,
+                "failed_at": now(),
+            }
+            for row in todo.to_pylist()
+        ]
+        self.ledger.add(Report(failures=failures))
+        self._commit()
+
+    def _commit(self) -> None:
+        if not self.ledger.uncommitted:
+            return
+        files, failures, finished = self.ledger.take()
+        stamp: dict[str, Any] = {"labeler_id": self._labeler.id, "run_id": self._run.run_id, "finished_at": now()}
+        files["failures"] = self._driver_file("failures", failures)
+        files["progress"] = self._driver_file("progress", [{**row, **stamp} for row in finished])
+        self._committer.commit(files)
+
+    def _driver_file(self, name: str, rows: list[dict[str, Any]]) -> list[DataFile]:
+        return [self._lake.write_file(to_table(name, rows), name, self._run.run_id)] if rows else []
+
+
+def _refuse_other_policy(lake: Lake, labeler_id: str, policy_id: str) -> None:
+    """One policy is active per (lake, labeler), fixed by the first row it decided."""
+    for name in ("triples", "rejections"):
+        first = lake.dataset(name).head(1, columns=["policy_id"], filter=pc.field("labeler_id") == labeler_id)
+        if len(first) and (active := first["policy_id"][0].as_py()) != policy_id:
+            raise Refused(
+                f"labeler {labeler_id} decided under policy {active} in this lake, not {policy_id}: a labeler keeps "
+                "its policy; to see other thresholds, filter the score columns in SQL, or use another lake"
+            )
+
+
+def _stream(dataset: ray.data.Dataset) -> Iterator[Report | None]:
+    """Reports as they come; None about every second without any, so that the driver can commit and look around."""
+    arrived: queue.Queue[Report | BaseException | None] = queue.Queue()
+
+    def consume() -> None:
+        try:
+            for row in dataset.iter_rows():
+                arrived.put(pickle.loads(row["report"]))  # noqa: S301 - our own workers wrote it
+            arrived.put(None)
+        except BaseException as error:
+            arrived.put(error)
+
+    threading.Thread(target=consume, name="reports", daemon=True).start()
+    while True:
+        try:
+            item = arrived.get(timeout=1)
+        except queue.Empty:
+            yield None
+            continue
+        if item is None:
+            return
+        if isinstance(item, BaseException):
+            raise item
+        yield item

@@ -1,0 +1,119 @@
+"""The sampling stage: a video in, its frame pairs out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+
+from labeling.decoding import DecodeError
+from labeling.isolation import ChildLost, Isolated
+from labeling.labeler import Labeler
+from labeling.segments import Segment, sample_segment
+from labeling.stop import Stop
+from labeling.stream import SAMPLES, VIDEO, block
+from lake.errors import SourceChanged
+from lake.ids import triple_id
+from lake.s3 import is_transient
+from lake.storage import StorageConfig
+
+_VIDEO_COLUMNS = [name for name, _ in VIDEO]
+
+
+class SampleVideos:
+    """A Ray actor with a decode process of its own, which may hang or crash without taking other videos along.
+
+    The blocks of a video depend on its bytes and the labeler only, so a call that Ray repeats yields the same ones;
+    where it does not (a process killed by a timeout), the driver sees that sums differ and queues the video again.
+    """
+
+    def __init__(self, labeler: Labeler, storage: StorageConfig, stop: Stop, timeout_s: float) -> None:
+        self._labeler = labeler
+        self._storage = storage
+        self._stop = stop
+        self._decoder = Isolated(timeout_s)
+
+    def __call__(self, work: pa.Table) -> Iterator[pa.Table]:
+        """Sample videos (`WORK`) into blocks of `SAMPLES`, one a segment. A video that fails is a row that says why."""
+        for video in work.to_pylist():
+            if self._stop.requested():
+                return
+            try:
+                yield from self._sample(video)
+            except Exception as error:
+                yield block([{**_columns(video), "scope": "video", **_describe(error)}], SAMPLES)
+
+    def _sample(self, video: dict[str, Any]) -> Iterator[pa.Table]:
+        sampled, start = 0, None
+        with tempfile.TemporaryDirectory(prefix="worldlake-") as folder:
+            dest = Path(folder, f"video{PurePosixPath(video['uri']).suffix}")
+            path = self._storage.fetch(video["uri"], video["etag"], dest)
+            while True:
+                segment = self._decoder.call(
+                    sample_segment, str(path), start, self._labeler.settings.sampling, self._labeler.image_size
+                )
+                # Before its pairs leave: what was decoded must be of the bytes that were listed.
+                self._storage.verify(video["uri"], video["etag"])
+                rows = [*self._pairs(video, segment), *_span_failures(video, segment)]
+                sampled, start = sampled + len(segment.pairs), segment.next_start_pts
+                if start is None:
+                    break
+                yield block(rows, SAMPLES)
+                if self._stop.requested():
+                    return
+        if not rows:
+            rows = [_columns(video)]
+        rows[-1]["sampled"] = sampled
+        yield block(rows, SAMPLES)
+
+    def _pairs(self, video: dict[str, Any], segment: Segment) -> Iterator[dict[str, Any]]:
+        numerator, denominator = segment.time_base
+        decided = set(video["decided"])
+        for pair in segment.pairs:
+            id_ = triple_id(video["video_id"], pair.obs_pts, pair.next_pts, self._labeler.id)
+            if id_ not in decided:
+                yield {
+                    **_columns(video),
+                    "triple_id": id_,
+                    "obs_pts": pair.obs_pts,
+                    "next_pts": pair.next_pts,
+                    "time_base": f"{numerator}/{denominator}",
+                    "obs_time_s": pair.obs_pts * numerator / denominator,
+                    "next_time_s": pair.next_pts * numerator / denominator,
+                    "obs": pair.obs,
+                    "next_obs": pair.next_obs,
+                    "motion": pair.motion,
+                    "camera_motion": pair.camera_motion,
+                }
+
+
+def _span_failures(video: dict[str, Any], segment: Segment) -> Iterator[dict[str, Any]]:
+    for failure in segment.failures:
+        yield {
+            **_columns(video),
+            "scope": "span",
+            "start_pts": failure.start_pts,
+            "end_pts": failure.end_pts,
+            "stage": failure.stage,
+            "error_type": failure.error_type,
+            "message": failure.message,
+            "transient": False,
+        }
+
+
+def _columns(video: dict[str, Any]) -> dict[str, Any]:
+    return {name: video[name] for name in _VIDEO_COLUMNS}
+
+
+def _describe(error: Exception) -> dict[str, Any]:
+    is_decoding = isinstance(error, DecodeError | ChildLost)
+    is_reading = isinstance(error, SourceChanged | OSError) or is_transient(error)
+    return {
+        "stage": "decode" if is_decoding else "read" if is_reading else "sample",
+        "error_type": type(error).__name__,
+        "message": " ".join(str(error).split())[:500],
+        "transient": is_transient(error),
+    }

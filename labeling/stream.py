@@ -1,0 +1,64 @@
+"""What flows between the stages: one Arrow schema for frame pairs and for what went wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+VIDEO: list[tuple[str, pa.DataType]] = [
+    ("video_id", pa.string()),
+    ("uri", pa.string()),
+    ("etag", pa.string()),
+    ("dataset", pa.string()),
+    ("split", pa.string()),
+    ("attempt", pa.int32()),
+]
+
+WORK = pa.schema([*VIDEO, ("decided", pa.list_(pa.string()))])
+"""A video to label; `decided` are the ids of its pairs that are in the tables already."""
+
+SAMPLES = pa.schema(
+    [
+        *VIDEO,
+        # A frame pair, when `triple_id` is not null.
+        ("triple_id", pa.string()),
+        ("obs_pts", pa.int64()),
+        ("next_pts", pa.int64()),
+        ("time_base", pa.string()),
+        ("obs_time_s", pa.float64()),
+        ("next_time_s", pa.float64()),
+        ("obs", pa.binary()),
+        ("next_obs", pa.binary()),
+        ("motion", pa.float64()),
+        ("camera_motion", pa.float64()),
+        # A failure of this pair, of a span of the video or of all of it, when `error_type` is not null.
+        ("scope", pa.string()),
+        ("start_pts", pa.int64()),
+        ("end_pts", pa.int64()),
+        ("stage", pa.string()),
+        ("error_type", pa.string()),
+        ("message", pa.string()),
+        ("transient", pa.bool_()),
+        # The end of the video, when `sampled` is not null: the number of its pairs, in this run and before.
+        ("sampled", pa.int64()),
+    ]
+)
+
+LABELLED = pa.schema(
+    [
+        *SAMPLES,
+        ("action", pa.string()),
+        ("confidence", pa.float64()),
+        ("direction", pa.float64()),
+        ("copy", pa.float64()),
+        ("text", pa.float64()),
+    ]
+)
+
+VERIFIED = pa.schema([*LABELLED, ("reasons", pa.list_(pa.string()))])
+
+
+def block(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows as a block of the stream; columns that a row leaves out are null."""
+    return pa.Table.from_pylist(rows, schema=schema)

@@ -1,0 +1,23 @@
+"""The verifying stage: scores and a policy become a verdict, before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from labeling.policy import COMPUTED, Policy
+from labeling.stream import VERIFIED
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Adds `reasons`: the verifiers that reject the pair; an empty list means accepted."""
+
+    policy: Policy
+
+    def __call__(self, labelled: pa.Table) -> pa.Table:
+        """`LABELLED` rows in, `VERIFIED` rows out, in order."""
+        scores = labelled.select(["dataset", *COMPUTED]).to_pylist()
+        reasons = [self.policy.reasons(row, row.pop("dataset")) for row in scores]
+        return labelled.append_column("reasons", pa.array(reasons, VERIFIED.field("reasons").type))

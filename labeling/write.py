@@ -1,0 +1,85 @@
+"""The last stage on the workers: verified pairs become Parquet files, and a report goes to the driver."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from labeling.ledger import Report
+from lake.schemas import TABLES
+from lake.tables import DataFile, Lake, now
+
+FAILURE_COLUMNS = (
+    *("video_id", "uri", "scope", "triple_id", "start_pts", "end_pts"),
+    *("stage", "error_type", "message", "transient", "attempt"),
+)
+
+
+@dataclass(frozen=True)
+class Write:
+    """Accepted pairs into `triples`, the rest into `rejections`; nothing is visible until the driver commits it."""
+
+    lake: Lake
+    run_id: str
+    labeler_id: str
+    policy_id: str
+    decoder: str
+
+    def __call__(self, verified: pa.Table) -> pa.Table:
+        """Write the rows of a block (`VERIFIED`); returns one row that holds the pickled `Report`."""
+        failed = pc.is_valid(verified["error_type"])
+        decided = verified.filter(pc.and_not(pc.is_valid(verified["triple_id"]), failed))
+        is_accepted = pc.equal(pc.list_value_length(decided["reasons"]), 0)
+        accepted, rejected = decided.filter(is_accepted), decided.filter(pc.invert(is_accepted))
+        report = Report(
+            files=[
+                self._write(rows, name) for name, rows in (("triples", accepted), ("rejections", rejected)) if len(rows)
+            ],
+            accepted=_pairs(accepted),
+            rejected=_pairs(rejected),
+            failures=self._failures(verified.filter(failed)),
+            ends=_ends(verified),
+        )
+        return pa.table({"report": [pickle.dumps(report)]})
+
+    def _write(self, rows: pa.Table, name: str) -> DataFile:
+        same = {
+            "run_id": self.run_id,
+            "labeler_id": self.labeler_id,
+            "policy_id": self.policy_id,
+            "labeled_at": now(),
+        }
+        columns = []
+        for field in TABLES[name]:
+            if field.name in same:
+                columns.append(pa.repeat(pa.scalar(same[field.name], field.type), len(rows)))
+            elif field.name in rows.schema.names:
+                columns.append(rows[field.name].cast(field.type))
+            else:
+                columns.append(pa.nulls(len(rows), field.type))
+        return self.lake.write_file(pa.Table.from_arrays(columns, schema=TABLES[name]), name, self.run_id)
+
+    def _failures(self, rows: pa.Table) -> list[dict[str, Any]]:
+        return [
+            {
+                **row,
+                "labeler_id": self.labeler_id,
+                "run_id": self.run_id,
+                "decoder": self.decoder,
+                "failed_at": now(),
+            }
+            for row in rows.select(FAILURE_COLUMNS).to_pylist()
+        ]
+
+
+def _pairs(rows: pa.Table) -> list[tuple[str, str]]:
+    return list(zip(rows["video_id"].to_pylist(), rows["triple_id"].to_pylist(), strict=True))
+
+
+def _ends(rows: pa.Table) -> list[tuple[str, int]]:
+    ends = rows.filter(pc.is_valid(rows["sampled"])).select(["video_id", "sampled"])
+    return list(zip(ends["video_id"].to_pylist(), ends["sampled"].to_pylist(), strict=True))

@@ -1,0 +1,82 @@
+"""The labelling stage: every pair gets its own label, and a bad one takes no neighbour with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from labeling.annotate import Annotate
+from labeling.stream import SAMPLES, block
+from models.loading import ModelSettings
+from tests.models.tiny import save_tiny
+
+SIZE = 64
+LABELS = ("action", "confidence", "direction", "copy", "text")
+
+
+@pytest.fixture(scope="module")
+def annotate(tmp_path_factory: pytest.TempPathFactory) -> Annotate:
+    folder = save_tiny("qwen2_vl", tmp_path_factory.mktemp("model"))
+    return Annotate(ModelSettings(name=f"hf:{folder}", image_size=SIZE, batch_size=4))
+
+
+def jpeg(rng: np.random.Generator) -> bytes:
+    image = cv2.resize(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), (SIZE, SIZE))
+    return cv2.imencode(".jpg", image)[1].tobytes()
+
+
+def pair(number: int) -> dict[str, Any]:
+    rng = np.random.default_rng(number)
+    return {"video_id": "v", "triple_id": f"pair-{number}", "obs": jpeg(rng), "next_obs": jpeg(rng)}
+
+
+def labels(rows: list[dict[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    return {row["triple_id"]: tuple(row[name] for name in LABELS) for row in rows}
+
+
+def test_a_label_belongs_to_its_own_pair_whatever_the_batch(annotate: Annotate) -> None:
+    pairs = [pair(number) for number in range(10)]
+    together = labels(annotate(block(pairs, SAMPLES)).to_pylist())
+    assert len({label[0] for label in together.values()}) > 1
+    for rows in (pairs[::-1], pairs[3:5], [{"video_id": "end", "sampled": 3}, *pairs[5:]]):
+        for id_, label in labels(annotate(block(rows, SAMPLES)).to_pylist()).items():
+            if id_ is not None:
+                assert label[0] == together[id_][0]
+                assert label[1:] == pytest.approx(together[id_][1:], abs=1e-4)
+
+
+def test_scores_compare_the_pair_with_its_reverse_and_with_no_change(annotate: Annotate) -> None:
+    given = pair(1)
+    (row,) = annotate(block([given], SAMPLES)).to_pylist()
+    (still,) = annotate(block([{**given, "next_obs": given["obs"]}], SAMPLES)).to_pylist()
+    assert still["direction"] == pytest.approx(0, abs=1e-5)
+    assert still["copy"] == pytest.approx(0, abs=1e-5)
+    assert abs(row["direction"]) > 1e-4
+    assert abs(row["copy"]) > 1e-4
+
+
+def test_a_bad_pair_takes_no_neighbour_with_it(annotate: Annotate) -> None:
+    pairs = [pair(number) for number in range(5)]
+    alone = labels(annotate(block(pairs, SAMPLES)).to_pylist())
+    pairs[2]["next_obs"] = b"no image"
+    rows = annotate(block(pairs, SAMPLES)).to_pylist()
+    assert [row["error_type"] for row in rows] == [None, None, "ValueError", None, None]
+    assert (rows[2]["scope"], rows[2]["stage"], rows[2]["action"]) == ("pair", "annotate", None)
+    for row in (*rows[:2], *rows[3:]):
+        assert row["action"] == alone[row["triple_id"]][0]
+
+
+def test_a_model_at_fault_is_not_a_thousand_bad_pairs(annotate: Annotate) -> None:
+    pairs = [{**pair(number), "obs": b"no image"} for number in range(3)]
+    with pytest.raises(ValueError, match="not an image"):
+        annotate(block(pairs, SAMPLES))
+
+
+def test_rows_without_a_pair_pass_through(annotate: Annotate) -> None:
+    given = [{"video_id": "v", "scope": "span", "error_type": "E"}, {"video_id": "w", "sampled": 0}]
+    rows = annotate(block(given, SAMPLES)).to_pylist()
+    assert [row["video_id"] for row in rows] == ["v", "w"]
+    assert all(row["action"] is None for row in rows)

@@ -1,0 +1,99 @@
+"""A frame shows what its PTS says, whatever the file; what cannot be decoded is a gap or one clear error."""
+
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from labeling.decoding import DecodeError, Frame, Gap, open_video
+from tests.media import MISSING, NAMES, Medium, encode, ffmpeg, picture, read_counter, real_clips
+
+pytestmark = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason=MISSING)
+
+
+def read(
+    path: Path, start_pts: int | None = None, decoder: str = "pyav"
+) -> tuple[Fraction, list[tuple[int, int] | Gap]]:
+    """The time base, and (PTS, number shown) of every frame, with the gaps between them."""
+    video = open_video(str(path), decoder)  # type: ignore[arg-type]
+    items = [
+        item if isinstance(item, Gap) else (item.pts, read_counter(item.square(224))) for item in video.read(start_pts)
+    ]
+    video.close()
+    return Fraction(*video.time_base), items
+
+
+def test_every_frame_of_every_file_shows_what_its_pts_says(corpus: dict[str, Medium]) -> None:
+    for name, medium in corpus.items():
+        if medium.outcome == "refused":
+            with pytest.raises(DecodeError, match=r"cannot be opened|no video stream"):
+                read(medium.path)
+            continue
+        time_base, items = read(medium.path)
+        frames = [item for item in items if not isinstance(item, Gap)]
+        assert [shown for _, shown in frames] == [medium.shown_at(pts * time_base) for pts, _ in frames], name
+        assert (len(frames) == medium.frames) is (medium.outcome == "whole"), name
+        assert any(isinstance(item, Gap) for item in items) is (medium.outcome == "damaged"), name
+
+
+def test_frames_after_damage_are_found_and_the_gap_lies_between_its_neighbours(corpus: dict[str, Medium]) -> None:
+    for name in (name for name in corpus if name.startswith("zeroed")):
+        _, items = read(corpus[name].path)
+        (place,) = [index for index, item in enumerate(items) if isinstance(item, Gap)]
+        gap, before, after = items[place], items[place - 1], items[place + 1]
+        assert isinstance(gap, Gap)
+        assert not isinstance(before, Gap)
+        assert not isinstance(after, Gap)
+        assert (gap.start_pts, gap.end_pts) == (before[0], after[0]), name
+        # The tenth that was zeroed, and no more than the groups of 25 (AV1: 32) frames that it touches.
+        assert len(items) > 60, name
+
+
+def test_a_seek_gives_the_rest_of_the_same_stream(corpus: dict[str, Medium]) -> None:
+    for name, medium in corpus.items():
+        if medium.outcome != "refused" and name not in NAMES:
+            _, items = read(medium.path)
+            for place in range(40, len(items), 45):
+                item = items[place]
+                if not isinstance(item, Gap):
+                    assert read(medium.path, item[0])[1] == items[place:], (name, item)
+
+
+def test_a_pts_that_is_not_there_is_an_error(corpus: dict[str, Medium]) -> None:
+    with pytest.raises(DecodeError, match="no frame with PTS 7 "):
+        read(corpus["h264.mp4"].path, 7)
+
+
+def test_deep_colour_and_anamorphic_pixels(corpus: dict[str, Medium], tmp_path: Path) -> None:
+    def first(path: Path) -> Frame:
+        frame = next(iter(open_video(str(path), "pyav").read(None)))
+        assert not isinstance(frame, Gap)
+        return frame
+
+    plain, deep = first(corpus["h264.mp4"].path), first(corpus["hevc-10bit.mkv"].path)
+    assert abs(plain.luma(2).astype(int) - deep.luma(2)).mean() < 4
+    # Stored at half its width, to be shown at its full one.
+    wide = encode(tmp_path / "wide.mp4", [picture(6)], "-vf", "scale=96:144,setsar=2")
+    assert read_counter(first(wide).square(224)) == 6
+
+
+def test_scrambled_times_are_gaps_and_order_is_kept(corpus: dict[str, Medium], tmp_path: Path) -> None:
+    # AVI has decoding times only; taken for presentation times, they put B-frames out of order.
+    scrambled = tmp_path / "scrambled.mp4"
+    ffmpeg("-i", str(corpus["mpeg4-bframes.avi"].path), "-c", "copy", str(scrambled))
+    _, items = read(scrambled)
+    frames = [item[0] for item in items if not isinstance(item, Gap)]
+    assert frames == sorted(set(frames))
+    assert {item.error_type for item in items if isinstance(item, Gap)} == {"TimestampOrder"}
+
+
+def test_real_footage_decodes_whole() -> None:
+    assert [len(read(path)[1]) for path in real_clips()] == [132, 120, 250]
+
+
+def test_decord_agrees_on_healthy_indexed_files(corpus: dict[str, Medium]) -> None:
+    for name in ("h264.mp4", "hevc.mp4", "vp9.webm", "av1.mkv", "mpeg4.avi", "rotated.mov", "vfr.mp4"):
+        assert read(corpus[name].path, decoder="decord") == read(corpus[name].path), name
+    with pytest.raises(DecodeError, match="decord counts 150 frames, the container shows 140"):
+        read(corpus["edit-list.mp4"].path, decoder="decord")

@@ -1,0 +1,81 @@
+"""The decode process may hang, crash or starve; the caller only ever sees a result or one clear error."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from labeling.isolation import ChildLost, Isolated
+
+
+@pytest.fixture(scope="module")
+def isolated() -> Iterator[Isolated]:
+    with Isolated(timeout_s=2) as child:
+        yield child
+
+
+def test_result_and_state_of_one_child(isolated: Isolated) -> None:
+    assert isolated.call(os.getpid) == isolated.call(os.getpid) != os.getpid()
+
+
+def test_an_exception_of_the_function_is_raised_once_as_it_is(isolated: Isolated) -> None:
+    with pytest.raises(ZeroDivisionError):
+        isolated.call(divmod, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "said"),
+    [
+        (time.sleep, (3600,), "killed after hanging for 2 s, then killed after hanging for 2 s"),
+        (ctypes.string_at, (0,), "SIGSEGV"),
+        (bytearray, (1 << 40,), "out of memory"),
+        (os._exit, (7,), "code 7"),
+    ],
+    ids=["hang", "segfault", "memory", "exit"],
+)
+def test_a_lost_child_is_named_and_replaced(isolated: Isolated, function, args, said) -> None:
+    with pytest.raises(ChildLost, match=said):
+        isolated.call(function, *args)
+    assert isolated.call(abs, -3) == 3
+
+
+def _die_once(marker: str) -> str:
+    if not Path(marker).exists():
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"
+
+
+def test_a_child_killed_once_is_retried(isolated: Isolated, tmp_path: Path) -> None:
+    assert isolated.call(_die_once, str(tmp_path / "died")) == "done"
+
+
+def test_a_child_killed_between_two_calls_is_replaced(isolated: Isolated) -> None:
+    for _ in range(3):
+        child = isolated.call(os.getpid)
+        os.kill(child, signal.SIGKILL)
+        assert isolated.call(abs, -3) == 3
+
+
+def test_the_child_dies_with_its_parent() -> None:
+    program = (
+        "import os, time\n"
+        "from labeling.isolation import Isolated\n"
+        "child = Isolated(timeout_s=600)\n"
+        "print(child.call(os.getpid), flush=True)\n"
+        "child.call(time.sleep, 600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    child.wait(timeout=60)

@@ -1,0 +1,108 @@
+"""Laws of verdicts: monotone in the bounds, strict about missing evidence, datasets override score by score."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labeling.policy import COMPUTED, Bounds, Policy, load_policy
+from labeling.stream import LABELLED, block
+from labeling.text import text_score
+from labeling.verify import Verify
+from lake.errors import Refused
+
+numbers = st.floats(-5, 5)
+scores = st.fixed_dictionaries({name: st.none() | numbers for name in COMPUTED})
+bounds = st.tuples(numbers, numbers).map(lambda pair: Bounds(min=min(pair), max=max(pair)))
+rules = st.dictionaries(st.sampled_from(COMPUTED), bounds)
+
+
+@given(rules, scores)
+def test_rejected_by_exactly_the_scores_out_of_bounds(default: dict[str, Bounds], row: dict[str, float | None]) -> None:
+    reasons = Policy(default=default).reasons(row, "any")
+    for name in COMPUTED:
+        score = row[name]
+        inside = score is not None and name in default and default[name].min <= score <= default[name].max
+        assert (name in reasons) == (name in default and not inside)
+
+
+@given(rules, rules, scores)
+def test_a_data_set_overrides_score_by_score(
+    default: dict[str, Bounds], own: dict[str, Bounds], row: dict[str, float | None]
+) -> None:
+    policy = Policy(default=default, datasets={"own": own})
+    assert policy.reasons(row, "own") == Policy(default={**default, **own}).reasons(row, None)
+    assert policy.reasons(row, "other") == Policy(default=default).reasons(row, None)
+
+
+def test_nan_is_no_evidence() -> None:
+    assert Policy(default={"copy": Bounds()}).reasons({"copy": math.nan}, None) == ["copy"]
+
+
+def test_the_id_is_of_the_thresholds() -> None:
+    one = Policy(default={"copy": Bounds(min=0), "motion": Bounds(max=1)})
+    assert one.id == Policy(default={"motion": Bounds(max=1), "copy": Bounds(min=0.0)}).id
+    assert one.id != Policy(default={"copy": Bounds(min=0.1), "motion": Bounds(max=1)}).id
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("default: {copy: {min: 2, max: 1}}", "above"),
+        ("default: {copy: {least: 2}}", "least"),
+        ("default: {cycle: {min: 0}}", "not computed"),
+        ("default: {beauty: {min: 0}}", "no score"),
+        ("- 1", "policy"),
+        ("default: [", "YAML"),
+    ],
+)
+def test_a_wrong_policy_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(text)
+    with pytest.raises(Refused, match=says):
+        load_policy(str(path))
+
+
+def test_every_shipped_policy_loads() -> None:
+    assert load_policy("builtin").default.keys() >= {"confidence", "direction", "copy", "text"}
+    assert load_policy("default").default.keys() >= {"confidence", "direction", "copy", "text"}
+
+
+def test_rows_that_are_no_pairs_pass_through_the_stage() -> None:
+    rows = [{"video_id": "v", "sampled": 0}, {"video_id": "v", "triple_id": "t", "copy": 1.0, "text": 1.0}]
+    found = Verify(Policy(default={"copy": Bounds(min=0)}))(block(rows, LABELLED))
+    assert found["video_id"].to_pylist() == ["v", "v"]
+    assert found["reasons"].to_pylist() == [["copy"], []]
+    assert found.schema.field("reasons").type == pa.list_(pa.string())
+
+
+@pytest.mark.parametrize(
+    ("action", "usable"),
+    [
+        ("the red circle moves left", 1),
+        ("Pick up the cup.", 1),
+        ("", 0),
+        ("   ", 0),
+        ("...", 0),
+        ("I'm sorry, I can't help with that", 0),
+        ("It is not possible to see a change", 0),
+        ("I cannot determine the action", 0),
+        ("cannot tell what happens", 0),
+        ("the the the the", 0),
+        ("open the door open the door open the door", 0),
+        ("word " * 20 + "and more " * 20, 0),
+        ("打开门", 1),
+    ],
+)
+def test_text(action: str, usable: float) -> None:
+    assert text_score(action) == usable
+
+
+@given(st.text(max_size=200))
+def test_any_text_gets_a_score(action: str) -> None:
+    assert text_score(action) in (0.0, 1.0)
