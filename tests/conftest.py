@@ -1,0 +1,65 @@
+"""Fixtures that several packages share."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.media import MISSING, Medium, make_corpus
+from tests.seaweed import Seaweed
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Medium]:
+    """A video of every kind that has to be survived, by name."""
+    if shutil.which("ffmpeg") is None:
+        pytest.skip(MISSING)
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """A real S3 server, started when the first test wants it; a test that stops it starts it again."""
+    server = Seaweed(tmp_path_factory.mktemp("seaweed"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A fresh bucket on a server that the AWS environment points to."""
+
+    server: Seaweed
+    name: str
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self.name}"
+
+    def put(self, key: str, content: bytes | Path) -> None:
+        body = content.read_bytes() if isinstance(content, Path) else content
+        self.server.client().put_object(Bucket=self.name, Key=key, Body=body)
+
+
+@pytest.fixture
+def bucket(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in seaweed.environment.items():
+        monkeypatch.setenv(name, value)
+    made = Bucket(seaweed, f"lake-{uuid4().hex[:12]}")
+    seaweed.client().create_bucket(Bucket=made.name)
+    return made
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A uri to put a lake at: once in a folder, once in S3."""
+    if request.param == "folder":
+        return str(tmp_path / "lake")
+    bucket: Bucket = request.getfixturevalue("bucket")
+    return f"{bucket.uri}/some/lake"

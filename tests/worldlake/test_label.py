@@ -1,0 +1,209 @@
+"""The main job, as its user runs it: files of every kind in, rows that balance out, in a folder and on S3."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from labeling.sampling import SamplingSettings
+from labeling.segments import sample_segment
+from lake.catalog import EXTENSIONS
+from lake.tables import Lake
+from models.sample_world import write_folder
+from tests.conftest import Bucket
+from tests.media import Medium, read_counter, real_clips
+from tests.models.tiny import save_tiny
+from tests.runs import Labelling, assert_same_decisions, decisions, rows, wait_until
+from tests.worldlake.command import worldlake
+from worldlake.status import lake_status
+
+VIDEOS = 500
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny("qwen2_vl", tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def videos(corpus: dict[str, Medium]) -> Path:
+    """The folder of the corpus, with real footage among it."""
+    folder = next(iter(corpus.values())).path.parent
+    for clip in real_clips():
+        shutil.copy(clip, folder / f"real-{clip.name}")
+    return folder
+
+
+def only_labeler(lake: Lake) -> dict[str, Any]:
+    (labeler,) = lake_status(lake)["labelers"]
+    assert isinstance(labeler, dict)
+    return labeler
+
+
+def pairs_of(path: Path) -> set[tuple[int, int]]:
+    """What sampling finds in a file when nothing else is around."""
+    found, start = set(), None
+    while True:
+        segment = sample_segment(str(path), start, SamplingSettings(), 64)
+        found |= {(pair.obs_pts, pair.next_pts) for pair in segment.pairs}
+        if (start := segment.next_start_pts) is None:
+            return found
+
+
+@pytest.mark.timeout(600)
+def test_files_of_every_kind(
+    place: str, corpus: dict[str, Medium], videos: Path, model: Path, request: pytest.FixtureRequest
+) -> None:
+    source = str(videos)
+    if place.startswith("s3://"):
+        bucket: Bucket = request.getfixturevalue("bucket")
+        source = f"{bucket.uri}/videos"
+        for path in videos.iterdir():
+            bucket.put(f"videos/{path.name}", path)
+    code, output = Labelling(place, model, source).wait()
+    assert code == 0, output
+    lake = Lake(place)
+    labeler = only_labeler(lake)
+    assert labeler["balances"]
+    assert labeler["videos"]["pending"] == 0
+    decided = [
+        row for name in ("triples", "rejections") for row in lake.read(name, ["uri", "obs_pts", "next_pts"]).to_pylist()
+    ]
+    failed = {
+        row["uri"].rsplit("/", 1)[-1] for row in lake.read("failures", ["uri", "message"]).to_pylist() if row["message"]
+    }
+    for name, medium in corpus.items():
+        if medium.path.suffix[1:] not in EXTENSIONS:
+            continue
+        uri = f"{source}/{name}"
+        found = {(row["obs_pts"], row["next_pts"]) for row in decided if row["uri"] == uri}
+        assert (name in failed) == (medium.outcome != "whole"), name
+        if medium.outcome == "refused":
+            assert not found, name
+        else:
+            assert found == pairs_of(medium.path), name
+    assert {row["uri"] for row in decided} >= {f"{source}/real-{clip.name}" for clip in real_clips()}
+    images_show_their_frames(lake, corpus)
+
+
+def images_show_their_frames(lake: Lake, corpus: dict[str, Medium]) -> None:
+    """The number burned into obs and next_obs is that of the frame with their PTS: no label is of another pair."""
+    checked = 0
+    for row in lake.dataset("triples").to_table().to_pylist():
+        medium = corpus.get(row["uri"].rsplit("/", 1)[-1])
+        if medium is None or medium.outcome != "whole":
+            continue
+        for image, pts in (("obs", "obs_pts"), ("next_obs", "next_pts")):
+            square = cv2.imdecode(np.frombuffer(row[image], np.uint8), cv2.IMREAD_COLOR_RGB)
+            shown = read_counter(square.astype(np.uint8))
+            assert shown == medium.shown_at(row[pts] * Fraction(row["time_base"])), (row["uri"], pts)
+            checked += 1
+    assert checked > 20
+
+
+@pytest.mark.timeout(600)
+def test_a_lake_grows_changes_and_recovers(tmp_path: Path, model: Path) -> None:
+    videos, lake = tmp_path / "videos", Lake(str(tmp_path / "lake"))
+    first, second, third = write_folder(videos, range(50_000, 50_003), frames=120)
+    away = tmp_path / "away.mp4"
+    third.rename(away)
+    code, output = Labelling(lake.uri, model, str(videos), "--strict").wait()
+    assert code == 0, output
+    undisturbed = decisions(lake)
+
+    code, output = worldlake("label", "--lake", lake.uri, *model_options(model))
+    assert (code, "nothing to do" in output) == (0, True), output
+
+    # A video that vanished after it was listed fails; the new one costs only itself.
+    away.rename(third)
+    fourth = write_folder(tmp_path / "more", [50_003], frames=120)[0]
+    assert worldlake("ingest", str(videos), str(tmp_path / "more"), "--lake", lake.uri)[0] == 0
+    fourth.rename(away)
+    code, output = Labelling(lake.uri, model, "--strict").wait()
+    assert code == 3, output
+    (failure,) = lake.read("failures", ["uri", "stage", "error_type", "transient"]).to_pylist()
+    assert failure == {"uri": str(fourth), "stage": "read", "error_type": "SourceChanged", "transient": False}
+    assert only_labeler(lake)["videos"] == {"listed": 4, "finished": 3, "failed": 1, "pending": 0}
+    run = only_labeler(lake)["runs"][-1]
+    assert run["counts"]["videos_finished"] == 1
+
+    # It is left alone until it is asked for again.
+    assert "nothing to do" in worldlake("label", "--lake", lake.uri, *model_options(model))[1]
+    away.rename(fourth)
+    code, output = Labelling(lake.uri, model, "--retry-failed").wait()
+    assert code == 0, output
+    assert only_labeler(lake)["videos"] == {"listed": 4, "finished": 4, "failed": 0, "pending": 0}
+
+    # A file that changed under its uri is another video; what was made of the old one stays.
+    os.utime(first, ns=(1, 1))
+    code, output = Labelling(lake.uri, model, str(videos)).wait()
+    assert code == 0, output
+    assert only_labeler(lake)["balances"]
+    kept = {row["triple_id"] for name in ("triples", "rejections") for row in decisions(lake)[name]}
+    assert kept > {row["triple_id"] for name in ("triples", "rejections") for row in undisturbed[name]}
+
+    # A labeler keeps its policy.
+    code, output = worldlake("label", "--lake", lake.uri, *model_options(model)[:-1], "default")
+    assert code == 2
+    assert "keeps its policy" in output
+    assert second.exists()
+
+
+def model_options(model: Path) -> list[str]:
+    return ["--model", f"hf:{model}", "--image-size", "64", "--policy", str(model / "policy.yaml")]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "--max-hours"])
+def test_a_drained_run_commits_what_it_began_and_goes_on_later(tmp_path: Path, model: Path, how: str) -> None:
+    videos = tmp_path / "videos"
+    # Many names of one file: sampling must not be through with all of them before the first rows are there.
+    (clip,) = write_folder(videos, [51_000], frames=120)
+    for number in range(VIDEOS - 1):
+        os.link(clip, videos / f"{number}.mp4")
+    lake = Lake(str(tmp_path / "lake"))
+    assert worldlake("ingest", str(videos), "--lake", lake.uri)[0] == 0
+    one_each = ("--decode-workers", "1", "--label-workers", "1")
+    options = ("--max-hours", "0.0001") if how == "--max-hours" else ()
+    run = Labelling(lake.uri, model, *one_each, *options)
+    if not options:
+        wait_until(lambda: run.process.poll() is not None or rows(lake, "rejections"))
+        run.process.send_signal(getattr(signal, how))
+    code, output = run.wait()
+    assert code == 0, output
+    assert "drained" in output
+    drained = only_labeler(lake)
+    assert drained["balances"]
+    assert drained["videos"]["pending"] > 0
+    code, output = Labelling(lake.uri, model).wait()
+    assert code == 0, output
+    assert only_labeler(lake)["videos"]["finished"] == VIDEOS
+    assert only_labeler(lake)["balances"]
+
+
+@pytest.mark.timeout(600)
+def test_a_store_that_is_away_for_a_while_is_waited_for(bucket: Bucket, tmp_path: Path, model: Path) -> None:
+    for path in write_folder(tmp_path, range(52_000, 52_016), frames=120):
+        bucket.put(f"videos/{path.name}", path)
+    calm, disturbed = Lake(f"{bucket.uri}/calm"), Lake(f"{bucket.uri}/disturbed")
+    code, output = Labelling(calm.uri, model, f"{bucket.uri}/videos").wait()
+    assert code == 0, output
+    assert worldlake("ingest", f"{bucket.uri}/videos", "--lake", disturbed.uri)[0] == 0
+    run = Labelling(disturbed.uri, model, "--decode-workers", "1")
+    wait_until(lambda: run.process.poll() is not None or run.find("decode"))
+    bucket.server.stop()
+    time.sleep(20)
+    bucket.server.start()
+    code, output = run.wait(400)
+    assert code == 0, output
+    assert_same_decisions(disturbed, decisions(calm))
+    assert only_labeler(disturbed)["balances"]

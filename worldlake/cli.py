@@ -1,0 +1,380 @@
+"""The command line: `worldlake COMMAND`.
+
+Exit codes: 0 done, 1 crashed and worth retrying, 2 refused, 3 failures recorded and `--strict` given.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lake.errors import Refused, Superseded
+from lake.s3 import Unavailable
+from lake.tables import Lake
+from models.errors import ModelRefused
+from worldlake import console
+from worldlake.options import Config, Endpoint, Json, LakeUri, Profile, Region, open_lake, storage
+
+if TYPE_CHECKING:
+    from lake.catalog import IngestCounts
+
+# typer carries its own copy of click and exports only this branch of it.
+UsageError: Any = typer.BadParameter.__base__
+
+# What a command needs is imported when it runs: torch and Ray take seconds, and `worldlake sql` needs neither.
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Label video lakes: unlabelled video in, verified (obs, action, next_obs) triples in Delta tables out.",
+    epilog="Exit codes: 0 done (failures are reported, not fatal), 1 crashed and worth retrying, 2 refused (one line "
+    "says why and what to do), 3 failures recorded and --strict given.",
+)
+
+
+def main() -> None:
+    """Run the command; every expected error is one line on standard error."""
+    console.setup()
+    try:
+        code = app(standalone_mode=False)
+    except UsageError as error:
+        command = error.ctx.command_path if error.ctx else "worldlake"
+        code = _say(f"{error.format_message()} (see `{command} --help`)", 2)
+    except (Refused, ModelRefused, Superseded) as error:
+        code = _say(str(error), 2)
+    except Unavailable as error:
+        code = _say(str(error), 1)
+    except (typer.Abort, KeyboardInterrupt):
+        code = _say("interrupted; what was committed stays, the same command goes on from there", 1)
+    except Exception as error:
+        console.log.exception("crashed")
+        code = _say(f"crashed ({type(error).__name__}); the same command goes on where this one stopped", 1)
+    sys.exit(code or 0)
+
+
+def _say(message: str, code: int) -> int:
+    console.err.print(f"worldlake: {' '.join(message.split())}", markup=False)
+    return code
+
+
+@app.command()
+def ingest(
+    sources: Annotated[list[str], typer.Argument(help="Folders, files or s3://bucket/prefix with videos.")],
+    lake: LakeUri,
+    dataset: Annotated[str | None, typer.Option(help="Data set name; default: taken from the path.")] = None,
+    format: Annotated[
+        str, typer.Option(help="Layout of the paths: auto, folder, kinetics, ucf101, moments, something.")
+    ] = "auto",
+    split: Annotated[
+        str | None, typer.Option(help="train, validation or test for all; default: path, else 90/5/5 by hash.")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Probe files again that failed before.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 when a file failed.")] = False,
+    endpoint_url: Endpoint = None,
+    region: Region = None,
+    profile: Profile = None,
+    json: Json = False,
+    config: Config = None,
+) -> int:
+    """Catalogue videos: list them, read their headers (not the files), add what is new to the table `videos`.
+
+    Running it again adds only what is new or changed. What cannot be read is in the table `failures` with its reason.
+    """
+    counts = _catalogue(
+        Lake(lake, storage(endpoint_url, region, profile)), sources, dataset, format, split, retry_failed
+    )
+    if json:
+        console.print_json(vars(counts))
+    else:
+        console.out.print(_in_words(counts))
+    return 3 if strict and counts.failed else 0
+
+
+def _catalogue(
+    lake: Lake, sources: list[str], dataset: str | None, layout: str, split: str | None, retry_failed: bool
+) -> IngestCounts:
+    from lake.catalog import ingest as ingest_
+
+    with console.counter("ingest") as counter:
+        return ingest_(
+            lake,
+            sources,
+            dataset=dataset,
+            layout=layout,
+            split=split,
+            retry_failed=retry_failed,
+            on_progress=lambda counts: counter(counts.listed, vars(counts)),
+        )
+
+
+def _in_words(counts: IngestCounts) -> str:
+    return (
+        f"{counts.listed:,} videos listed = {counts.new:,} new + {counts.known:,} known + {counts.failed:,} failed"
+        f" ({counts.skipped:,} other files skipped)"
+    )
+
+
+@app.command()
+def label(
+    lake: LakeUri,
+    sources: Annotated[
+        list[str] | None, typer.Argument(help="Videos to ingest first; default: what the lake has.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="builtin, hf:<folder> or hf:<owner>/<repository>.")] = "builtin",
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a repository.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="PEFT adapter: a folder or <owner>/<repository>.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="What the model is asked; default: a sentence that suits most.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest action, in tokens.")] = 32,
+    dtype: Annotated[str, typer.Option(help="auto (bfloat16 on GPU, float32 on CPU), float32 or bfloat16.")] = "auto",
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of obs and next_obs in pixels; default: the model's.")
+    ] = None,
+    pair_layout: Annotated[
+        str, typer.Option(help="auto, images (two images) or video (a video of two frames).")
+    ] = "auto",
+    batch_size: Annotated[int, typer.Option(help="Pairs that the model sees at once.")] = 16,
+    method: Annotated[
+        str, typer.Option(help="motion (frames with the most motion) or uniform (every N-th).")
+    ] = "motion",
+    frames_per_clip: Annotated[int, typer.Option(help="motion: frames kept of a clip (the paper's K).")] = 6,
+    min_interval: Annotated[int, typer.Option(help="motion: frames between kept frames (the paper's I).")] = 20,
+    uniform_stride: Annotated[int, typer.Option(help="uniform: frames from one to the next.")] = 30,
+    decoder: Annotated[str, typer.Option(help="pyav or decord.")] = "pyav",
+    policy: Annotated[
+        str | None, typer.Option(help="YAML file of thresholds, or builtin or default; default: by model.")
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option(help="SQL condition on the table videos, e.g. \"dataset = 'ucf101'\".")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Label at most so many videos.")] = None,
+    max_hours: Annotated[float | None, typer.Option(min=0, help="Stop in good order after so many hours.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also try again what failed.")] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="End a live run of the same labeler and go on.")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 when a pair or a video failed.")] = False,
+    decode_workers: Annotated[int | None, typer.Option(min=1, help="Decode processes; default: one a core.")] = None,
+    label_workers: Annotated[
+        int | None, typer.Option(min=1, help="Model processes; default: one a GPU, else a core.")
+    ] = None,
+    segment_timeout: Annotated[float, typer.Option(min=1, help="Seconds a minute of video may take to decode.")] = 300,
+    commit_every: Annotated[float, typer.Option(min=1, help="Seconds between commits.")] = 10,
+    endpoint_url: Endpoint = None,
+    region: Region = None,
+    profile: Profile = None,
+    json: Json = False,
+    config: Config = None,
+) -> int:
+    """Label every video that is pending: sample frame pairs, name the action, verify, write, commit while it goes on.
+
+    Stop it as you like: Ctrl-C or SIGTERM drains (what was begun is finished and committed), a second one ends at once.
+    The same command goes on where the last one stopped. Ray runs on this machine, or on the cluster of RAY_ADDRESS.
+    """
+    from worldlake.label import label_command, labeler_settings
+
+    target = Lake(lake, storage(endpoint_url, region, profile))
+    unread = 0
+    if sources:
+        counts = _catalogue(target, sources, None, "auto", None, retry_failed)
+        unread = counts.failed
+        console.log.info("%s", _in_words(counts))
+    settings = labeler_settings(
+        model={
+            "name": model,
+            "revision": revision,
+            "adapter": adapter,
+            "max_new_tokens": max_new_tokens,
+            "dtype": dtype,
+            "image_size": image_size,
+            "pair_layout": pair_layout,
+            "batch_size": batch_size,
+            **({"prompt": prompt} if prompt is not None else {}),
+        },
+        sampling={
+            "method": method,
+            "frames_per_clip": frames_per_clip,
+            "min_interval": min_interval,
+            "uniform_stride": uniform_stride,
+            "decoder": decoder,
+        },
+    )
+    summary = label_command(
+        target,
+        settings,
+        policy or ("builtin" if model == "builtin" else "default"),
+        {
+            "decode_workers": decode_workers,
+            "label_workers": label_workers,
+            "segment_timeout_s": segment_timeout,
+            "commit_every_s": commit_every,
+        },
+        where=where,
+        limit=limit,
+        max_hours=max_hours,
+        retry_failed=retry_failed,
+        take_over=take_over,
+    )
+    if json:
+        console.print_json(vars(summary))
+    else:
+        console.out.print(summary.text(), markup=False)
+    return 3 if strict and (unread or summary.counts["failed"] or summary.counts["videos_failed"]) else 0
+
+
+@app.command()
+def status(
+    lake: LakeUri,
+    endpoint_url: Endpoint = None,
+    region: Region = None,
+    profile: Profile = None,
+    json: Json = False,
+    config: Config = None,
+) -> int:
+    """Say what the lake holds, what is pending under each labeler, and whether the sums balance."""
+    from worldlake.status import lake_status, print_status
+
+    found = lake_status(open_lake(lake, storage(endpoint_url, region, profile)))
+    if json:
+        console.print_json(found)
+    else:
+        print_status(found)
+    return 0
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="One SELECT; SHOW TABLES lists the tables and views.")],
+    lake: LakeUri,
+    format: Annotated[str, typer.Option(help="table, csv, json or arrow (an IPC stream).")] = "table",
+    endpoint_url: Endpoint = None,
+    region: Region = None,
+    profile: Profile = None,
+    config: Config = None,
+) -> int:
+    """Query the lake: one read-only SELECT over its tables, streamed.
+
+    There is a view triples_<first 8 digits> for every labeler, and `current` is the labeler that finished last. Images
+    are read only when a query names obs or next_obs; CSV and JSON show them as base64.
+    """
+    from lake.sql import FORMATS, write_result
+    from lake.sql import query as query_
+
+    if format not in FORMATS:
+        raise Refused(f"--format {format}: use {', '.join(FORMATS)}")
+    with query_(open_lake(lake, storage(endpoint_url, region, profile)), query) as result:
+        write_result(result, format, sys.stdout.buffer)
+    return 0
+
+
+@app.command()
+def maintain(
+    lake: LakeUri,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Also sort pairs by data set and video: a rewrite.")
+    ] = False,
+    keep_hours: Annotated[int, typer.Option(help="Keep files that were needed in the last hours, at least 24.")] = 24,
+    endpoint_url: Endpoint = None,
+    region: Region = None,
+    profile: Profile = None,
+    json: Json = False,
+    config: Config = None,
+) -> int:
+    """Compact the tables and delete the files that nothing needs any more. Refused while a run is at work."""
+    from lake.maintenance import maintain as maintain_
+
+    done = maintain_(open_lake(lake, storage(endpoint_url, region, profile)), cluster=cluster, keep_hours=keep_hours)
+    if json:
+        console.print_json({name: vars(table) for name, table in done.items()})
+    else:
+        rows = [(name, table.files_before, table.files_after, table.deleted) for name, table in done.items()]
+        console.print_table("maintained", ("table", "files before", "files after", "deleted"), rows)
+    return 0
+
+
+@app.command()
+def forget(
+    what: Annotated[
+        str, typer.Argument(metavar="VIDEO|DATASET", help="A video_id, the uri of a video, or a data set.")
+    ],
+    lake: LakeUri,
+    endpoint_url: Endpoint = None,
+    region: Region = None,
+    profile: Profile = None,
+    json: Json = False,
+    config: Config = None,
+) -> int:
+    """Delete a video or a data set from every table and its bytes from the store; list the models trained on it.
+
+    The source files are not touched. Refused while a run is at work.
+    """
+    from lake.maintenance import forget as forget_
+
+    gone = forget_(open_lake(lake, storage(endpoint_url, region, profile)), what)
+    trained = [run.run_id for run in gone.trained]
+    if json:
+        console.print_json(
+            {"videos": gone.videos, "rows": gone.rows, "files_deleted": gone.deleted, "trained": trained}
+        )
+        return 0
+    rows = ", ".join(f"{count:,} {name}" for name, count in gone.rows.items() if count)
+    console.out.print(
+        f"forgot {gone.videos:,} videos: {rows or 'no rows'}; {gone.deleted:,} files deleted", markup=False
+    )
+    console.out.print(f"models trained on them: {', '.join(trained) or 'none'}", markup=False)
+    return 0
+
+
+@app.command()
+def doctor(
+    lake: Annotated[
+        str | None, typer.Option("--lake", help="Also check that this lake can be read and written.")
+    ] = None,
+    endpoint_url: Endpoint = None,
+    region: Region = None,
+    profile: Profile = None,
+    json: Json = False,
+    config: Config = None,
+) -> int:
+    """Say what of this machine would stop a run, and how to mend it. Exit code 2 when something would."""
+    from worldlake.doctor import examine
+
+    findings = examine(lake, storage(endpoint_url, region, profile))
+    if json:
+        console.print_json([vars(finding) for finding in findings])
+    else:
+        for finding in findings:
+            console.out.print(f"{finding.level:7} {finding.what}: {finding.found}", markup=False)
+            if finding.remedy:
+                console.out.print(f"        {finding.remedy}", markup=False)
+    return 2 if any(finding.level == "stops" for finding in findings) else 0
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the sample videos, the lake and the report go.")] = Path("demo"),
+    videos: Annotated[list[Path] | None, typer.Option(help="Your own video files or folders; may be repeated.")] = None,
+    clips: Annotated[int, typer.Option(min=1, help="Clips of the sample world to write.")] = 24,
+    seed: Annotated[int, typer.Option(help="Which clips: another seed, other clips.")] = 0,
+    json: Json = False,
+    config: Config = None,
+) -> int:
+    """Run the whole loop here: write sample videos, label them, query the tables, write a report to look at.
+
+    Needs no cluster, no network and no GPU. Running it again goes on where it stopped.
+    """
+    from worldlake.demo import run_demo
+
+    result = run_demo(folder, videos or [], clips, seed)
+    if json:
+        console.print_json(result)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""What the command says: results on standard output, progress and log lines on standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+log = logging.getLogger("worldlake")
+
+# Between log lines where there is no terminal: a day of labelling is 2,880 lines.
+_LOG_EVERY_S = 30.0
+
+
+def setup() -> None:
+    """Log lines with a time on standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    out.print(json.dumps(value, indent=2, default=str, ensure_ascii=False), markup=False)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on standard output."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    Console(highlight=False, width=None if out.is_terminal else 140).print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bytes):
+        return f"<{len(value) / 1000:.1f} kB>"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value).replace("[", r"\[")
+
+
+class Counter:
+    """Shows counts while a command works: a live line on a terminal, a log line now and then elsewhere."""
+
+    def __init__(self, what: str, total: int | None, bar: Progress | None) -> None:
+        self._what, self._total, self._bar = what, total, bar
+        self._task = bar.add_task(what, total=total, detail="") if bar else None
+        self._logged = time.monotonic()
+
+    def __call__(self, done: int, counts: dict[str, int]) -> None:
+        """Show that `done` of the total are through."""
+        detail = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items() if count)
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=done, detail=detail)
+        elif time.monotonic() - self._logged >= _LOG_EVERY_S:
+            self._logged = time.monotonic()
+            log.info("%s: %s%s; %s", self._what, done, f" of {self._total}" if self._total else "", detail)
+
+
+@contextmanager
+def counter(what: str, total: int | None = None) -> Iterator[Counter]:
+    """Progress of one piece of work."""
+    if not err.is_terminal:
+        yield Counter(what, total, None)
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.detail}"))
+    with Progress(*columns, TimeElapsedColumn(), console=err, transient=True) as bar:
+        yield Counter(what, total, bar)

@@ -1,0 +1,144 @@
+"""What of this machine would stop a run, and how to mend it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from lake.errors import Refused
+from lake.s3 import Unavailable
+from lake.storage import StorageConfig
+from lake.tables import Lake
+
+# A worker process with torch, a decode process and its share of the object store.
+_MEMORY_PER_CORE = 2 << 30
+_MIN_DISK = 10 << 30
+_MIN_FILES = 4096
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One look at the machine. `level` is fine, note (slower or less) or stops (a run would fail)."""
+
+    level: str
+    what: str
+    found: str
+    remedy: str = ""
+
+
+def examine(lake: str | None, storage: StorageConfig) -> list[Finding]:
+    """Look at everything; a check never raises."""
+    checks: list[Callable[[], Iterator[Finding]]] = [_python, _packages, _memory, _disk, _files, _gpu, _ray]
+    if lake is not None:
+        checks.append(lambda: _lake(lake, storage))
+    return [finding for check in checks for finding in check()]
+
+
+def _python() -> Iterator[Finding]:
+    yield Finding("fine", "python", sys.version.split()[0])
+
+
+def _packages() -> Iterator[Finding]:
+    import av
+    import torch
+
+    found = ", ".join(f"{name} {version(name)}" for name in ("ray", "deltalake", "transformers", "torch", "av"))
+    yield Finding("fine", "packages", found)
+    codecs = {name for name in ("h264", "hevc", "vp9", "av1", "mpeg4") if name not in av.codecs_available}
+    if codecs:
+        yield Finding(
+            "note", "codecs", f"FFmpeg in PyAV lacks {', '.join(sorted(codecs))}", "reinstall av from a wheel"
+        )
+    if torch.get_num_threads() > 1 and "OMP_NUM_THREADS" not in os.environ:
+        yield Finding("note", "threads", f"torch would use {torch.get_num_threads()} threads in each process",
+                      "export OMP_NUM_THREADS=1 when several workers share the cores")  # fmt: skip
+
+
+def _memory() -> Iterator[Finding]:
+    cores = os.cpu_count() or 1
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found = f"{total / 2**30:.1f} GiB for {cores} cores"
+    if total < cores * _MEMORY_PER_CORE:
+        yield Finding("note", "memory", found, "use fewer --decode-workers and --label-workers, about 2 GiB each")
+    else:
+        yield Finding("fine", "memory", found)
+    shm = shutil.disk_usage("/dev/shm") if Path("/dev/shm").exists() else None  # noqa: S108 - where Ray keeps objects
+    if shm and shm.total < total * 0.25:
+        yield Finding("note", "shared memory", f"{shm.total / 2**30:.1f} GiB; Ray falls back to disk",
+                      "give the container more: --shm-size=8g, or an emptyDir with medium Memory")  # fmt: skip
+
+
+def _disk() -> Iterator[Finding]:
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    found = f"{free / 2**30:.1f} GiB free in {folder} (videos from S3 lie here while they are decoded)"
+    if free < _MIN_DISK:
+        yield Finding("note", "disk", found, "set TMPDIR to a larger disk")
+    else:
+        yield Finding("fine", "disk", found)
+    if not os.access(folder, os.W_OK):
+        yield Finding("stops", "disk", f"{folder} cannot be written", "set TMPDIR to a folder that can")
+
+
+def _files() -> Iterator[Finding]:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < _MIN_FILES:
+        yield Finding("note", "open files", f"limit {soft}", f"ulimit -n {min(hard, 65536)}")
+    else:
+        yield Finding("fine", "open files", f"limit {soft}")
+
+
+def _gpu() -> Iterator[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+        yield Finding("fine", "gpu", names)
+    elif Path("/dev/nvidiactl").exists():
+        yield Finding("stops", "gpu", "there is one, and torch cannot use it", "install the CUDA build of torch")
+    else:
+        yield Finding("note", "gpu", "none: models run on the CPU", "fine for builtin; a 3B model needs one")
+
+
+def _ray() -> Iterator[Finding]:
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        yield Finding("fine", "ray", "starts on this machine; set RAY_ADDRESS to use a cluster")
+        return
+    from worldlake.label import start_ray
+
+    try:
+        start_ray()
+        import ray
+
+        yield Finding("fine", "ray", f"{len(ray.nodes())} nodes and {ray.cluster_resources()} at {address}")
+    except (Refused, RuntimeError, OSError) as error:
+        yield Finding("stops", "ray", f"no cluster at {address}: {' '.join(str(error).split())[:200]}",
+                      "start the cluster, or unset RAY_ADDRESS")  # fmt: skip
+
+
+def _lake(uri: str, storage: StorageConfig) -> Iterator[Finding]:
+    try:
+        lake = Lake(uri, storage)
+        lake.storage.check(lake.uri)
+        filesystem, root = lake.storage.filesystem(lake.uri)
+        probe = f"{root}/doctor.tmp"
+        if filesystem.type_name == "local":
+            filesystem.create_dir(root, recursive=True)
+        with filesystem.open_output_stream(probe) as out:
+            out.write(b"worldlake doctor")
+        filesystem.delete_file(probe)
+        yield Finding("fine", "lake", f"{lake.uri} can be read and written")
+    except (Refused, Unavailable) as error:
+        yield Finding("stops", "lake", str(error))
+    except OSError as error:
+        yield Finding("stops", "lake", f"{uri} cannot be written: {' '.join(str(error).split())[:200]}",
+                      "check the permissions of the credentials")  # fmt: skip

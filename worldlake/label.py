@@ -1,0 +1,153 @@
+"""`worldlake label`: from options to a run, with Ray, signals and a time limit around it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import ValidationError
+
+from labeling.labeler import LabelerSettings, resolve_labeler
+from labeling.policy import load_policy
+from labeling.run import RunSettings, Summary, label
+from labeling.sampling import SamplingSettings
+from lake.errors import Refused
+from lake.tables import Lake
+from models.loading import ModelSettings
+from worldlake import console
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def labeler_settings(model: dict[str, Any], sampling: dict[str, Any]) -> LabelerSettings:
+    """Settings from options.
+
+    Raises:
+        Refused, ModelRefused: a value is impossible.
+    """
+    return LabelerSettings(model=ModelSettings(**model), sampling=_checked(SamplingSettings, sampling))
+
+
+def label_command(
+    lake: Lake,
+    settings: LabelerSettings,
+    policy: str,
+    run: dict[str, Any],
+    *,
+    where: str | None = None,
+    limit: int | None = None,
+    max_hours: float | None = None,
+    retry_failed: bool = False,
+    take_over: bool = False,
+) -> Summary:
+    """Run `labeling.run.label` as a command does: Ray started when there is work, signals and `max_hours` drain it."""
+    lake.storage.check(lake.uri)
+    rules = load_policy(policy)
+    labeler = resolve_labeler(settings, _device())
+    stop = threading.Event()
+
+    def start_cluster() -> None:
+        start_ray()
+        # Again, because Ray puts a handler of its own on SIGTERM, which ends the process at once.
+        _drain_on_signals(stop)
+
+    with _restored_signals(), _time_limit(stop, max_hours), console.counter("label") as counter:
+        _drain_on_signals(stop)
+        return label(
+            lake,
+            labeler,
+            rules,
+            _checked(RunSettings, run),
+            where=where,
+            limit=limit,
+            retry_failed=retry_failed,
+            take_over=take_over,
+            stop=stop,
+            start_cluster=start_cluster,
+            progress=lambda counts: counter(counts["videos_finished"] + counts["videos_failed"], counts),
+            warn=console.log.warning,
+        )
+
+
+def _device() -> str | None:
+    """Where the labels of this run are made; None: here, wherever torch finds fit."""
+    if "RAY_ADDRESS" not in os.environ:
+        return None
+    start_ray()
+    import ray
+
+    return "cuda" if ray.cluster_resources().get("GPU") else "cpu"
+
+
+def start_ray() -> None:
+    """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine; once a process."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's C++ core writes to this terminal past every logger; what matters of it comes back as an exception.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Ray Data tells its own story on the same terminal otherwise.
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    import ray
+
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(
+            include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except ConnectionError as error:
+        raise Refused(f"no Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}") from None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def _drain_on_signals(stop: threading.Event) -> None:
+    """Let SIGINT and SIGTERM set `stop`; a second one ends the process at once."""
+
+    def on_signal(number: int, frame: object) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+        console.log.info("%s: draining; once more ends at once", signal.Signals(number).name)
+
+    for number in _SIGNALS:
+        signal.signal(number, on_signal)
+
+
+@contextmanager
+def _restored_signals() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _time_limit(stop: threading.Event, hours: float | None) -> Iterator[None]:
+    seconds = threading.TIMEOUT_MAX if hours is None else min(hours * 3600, threading.TIMEOUT_MAX)
+    timer = threading.Timer(seconds, stop.set)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _checked(model: Any, values: dict[str, Any]) -> Any:
+    try:
+        return model(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(str(part) for part in first["loc"]).replace("_", "-")
+        raise Refused(f"--{option}: {first['msg']} (given: {first['input']!r})") from None

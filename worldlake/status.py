@@ -1,0 +1,101 @@
+"""What a lake holds and what is pending, with sums that balance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from labeling.listing import video_states
+from lake.runs import RunState, states
+from lake.tables import Lake
+from worldlake import console
+
+
+def lake_status(lake: Lake) -> dict[str, Any]:
+    """Videos, pairs and runs of every labeler of a lake, counted from the tables themselves."""
+    runs = [run for run in states(lake) if run.kind == "label"]
+    labelers = dict.fromkeys(run.labeler_id for run in runs if run.labeler_id)
+    return {
+        "lake": lake.uri,
+        "videos": lake.dataset("videos").count_rows(),
+        "labelers": [
+            _labeler(lake, labeler_id, [run for run in runs if run.labeler_id == labeler_id]) for labeler_id in labelers
+        ],
+    }
+
+
+def _labeler(lake: Lake, labeler_id: str, runs: list[RunState]) -> dict[str, Any]:
+    query = video_states(lake, labeler_id)
+    by_state = dict(query.execute("SELECT state, count(*) FROM states GROUP BY state").fetchall())
+    # Pairs of finished videos: sampled and failed by `progress`, accepted and rejected by the rows of their tables.
+    counted = query.execute(
+        """
+        WITH done AS (SELECT * FROM states WHERE state = 'finished')
+        SELECT (SELECT coalesce(sum(sampled), 0)::BIGINT FROM done),
+            (SELECT coalesce(sum(failed), 0)::BIGINT FROM done),
+            (SELECT count(*) FROM triples SEMI JOIN done USING (video_id) WHERE labeler_id = $labeler),
+            (SELECT count(*) FROM rejections SEMI JOIN done USING (video_id) WHERE labeler_id = $labeler)
+        """,
+        {"labeler": labeler_id},
+    ).fetchone()
+    pairs = dict(zip(("sampled", "failed", "accepted", "rejected"), counted or (), strict=True))
+    videos = {state: by_state.get(state, 0) for state in ("finished", "failed", "pending")}
+    return {
+        "labeler_id": labeler_id,
+        "policy_id": runs[-1].policy_id,
+        "videos": {"listed": sum(by_state.values()), **videos},
+        "pairs": pairs,
+        "balances": pairs["sampled"] == pairs["accepted"] + pairs["rejected"] + pairs["failed"],
+        "runs": [_run(run) for run in runs],
+    }
+
+
+def _run(run: RunState) -> dict[str, Any]:
+    seconds = (run.heartbeat_at - run.started_at).total_seconds()
+    pairs = run.counts.get("accepted", 0) + run.counts.get("rejected", 0)
+    return {
+        "run_id": run.run_id,
+        # A run that neither ended nor beats is one whose process was killed.
+        "status": "killed" if run.status == "running" and not run.live else run.status,
+        "started_at": run.started_at,
+        "seconds": round(seconds, 1),
+        "pairs_per_s": round(pairs / seconds, 1) if seconds else None,
+        "counts": run.counts,
+    }
+
+
+def print_status(found: dict[str, Any]) -> None:
+    """`lake_status` as text."""
+    out = console.out
+    out.print(f"{found['lake']}: {found['videos']:,} videos", markup=False)
+    for labeler in found["labelers"]:
+        videos, pairs = labeler["videos"], labeler["pairs"]
+        out.print(f"\nlabeler {labeler['labeler_id']}, policy {labeler['policy_id']}")
+        out.print(
+            "  videos: {listed:,} listed = {finished:,} finished + {failed:,} failed + {pending:,} pending".format(
+                **videos
+            )
+        )
+        out.print(
+            "  pairs:  {sampled:,} sampled = {accepted:,} accepted + {rejected:,} rejected + {failed:,} failed".format(
+                **pairs
+            )
+        )
+        if not labeler["balances"]:
+            out.print("  THE SUMS DO NOT BALANCE: please report this with the tables `progress` and `failures`")
+        console.print_table(
+            "  runs",
+            ("run", "status", "started", "seconds", "pairs/s", "accepted", "rejected", "failed"),
+            [
+                (
+                    run["run_id"],
+                    run["status"],
+                    f"{run['started_at']:%Y-%m-%d %H:%M:%S}",
+                    run["seconds"],
+                    run["pairs_per_s"],
+                    *(run["counts"].get(name, 0) for name in ("accepted", "rejected", "failed")),
+                )
+                for run in labeler["runs"]
+            ],
+        )
+    if not found["labelers"]:
+        out.print("nothing is labelled yet: worldlake label --lake " + found["lake"], markup=False)
