@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from labeling.decoding import DecodeError, DecoderName, Gap, open_video
-from labeling.isolation import ChildLost, Isolated
 from labeling.sampling import SamplingSettings, flow_picture, motion_between
 from labeling.segments import sample_segment
+from lake.isolation import ChildLost, Isolated
 from tests.media import H264, VP9, Medium, ffmpeg, make_corpus, read_counter, real_clips
 
 RESULTS = Path(__file__).parent / "results" / "decoders.json"

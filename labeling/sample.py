@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow as pa
 
 from labeling.decoding import DecodeError
-from labeling.isolation import ChildLost, Isolated
 from labeling.labeler import Labeler
 from labeling.segments import Segment, sample_segment
 from labeling.stop import Stop
 from labeling.stream import SAMPLES, VIDEO, block
 from lake.errors import SourceChanged
 from lake.ids import triple_id
+from lake.isolation import ChildLost, Isolated
 from lake.s3 import is_transient
 from lake.storage import StorageConfig
 

@@ -17,9 +17,9 @@ from deltalake.exceptions import CommitFailedError
 from lake.errors import Refused
 from lake.ids import video_id
 from lake.layouts import FORMATS, SPLITS, hashed_split, place, something_labels
-from lake.probe import Header, ProbeError, Prober, prober
-from lake.s3 import Unavailable
-from lake.storage import Entry, normalise
+from lake.probe import TIMEOUT_S, Header, ProbeError, Prober, prober
+from lake.s3 import PATIENCE_S, Unavailable
+from lake.storage import Entry, is_s3, normalise
 from lake.tables import Lake, now, to_table
 
 EXTENSIONS = frozenset(
@@ -86,7 +86,9 @@ def ingest(
         lake.storage.check(uri, must_exist=True)
     lake.create()
     counts = IngestCounts()
-    with prober(lake.storage) as probing:
+    # In S3 an outage may have to be waited out.
+    patience_s = PATIENCE_S if any(map(is_s3, sources)) else 0.0
+    with prober(lake.storage, TIMEOUT_S + patience_s) as probing:
         for uri in map(normalise, sources):
             labels = something_labels(lake.storage, uri) if layout == "something" else {}
             _ingest_source(

@@ -112,7 +112,9 @@ class Committer:
         return True
 
     def _without_decided(self, file: DataFile) -> DataFile | None:
-        """The file, or a copy of it without rows that are decided already, or nothing when all are."""
+        """The file, or a copy of it without rows that are decided already, or nothing when none is left."""
+        if not file.rows:
+            return None
         if not file.triple_ids:
             return file
         fresh: dict[str, int] = {}

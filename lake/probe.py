@@ -1,20 +1,19 @@
 """Read what the header of a video says, over ranged reads, in a process that can be killed."""
 
-import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import IO, Any, NamedTuple
+from queue import SimpleQueue
+from typing import IO, NamedTuple
 
 import av
 from av.container import InputContainer
-from pebble import ProcessExpired, ProcessPool
 
-from lake.s3 import PATIENCE_S, is_transient
-from lake.storage import Entry, StorageConfig, is_s3
+from lake.isolation import ChildLost, Isolated
+from lake.s3 import is_transient
+from lake.storage import Entry, StorageConfig
 
-# A header is read in milliseconds; a demuxer that takes half a minute hangs. In S3 an outage may have to be waited out.
+# A header is read in milliseconds; a demuxer that takes half a minute hangs.
 TIMEOUT_S = 30.0
 # Headers are small reads with waits in between, in S3 above all.
 WORKERS = 4
@@ -84,54 +83,39 @@ def _probe(storage: StorageConfig, entry: Entry) -> Header | ProbeError:
 class Prober:
     """A few processes that read headers, started when the first are asked for."""
 
-    def __init__(self, storage: StorageConfig) -> None:
+    def __init__(self, storage: StorageConfig, timeout_s: float) -> None:
         self._storage = storage
-        self._pool: ProcessPool | None = None
+        self._children = [Isolated(timeout_s) for _ in range(WORKERS)]
+        self._threads = ThreadPoolExecutor(WORKERS)
+        self._idle: SimpleQueue[Isolated] = SimpleQueue()
+        for child in self._children:
+            self._idle.put(child)
 
     def probe(self, entries: Sequence[Entry]) -> Iterator[Header | ProbeError]:
         """Yield the header or the error of every entry, in order; a hang or a crash costs its own entry only."""
-        workers = min(WORKERS, len(entries))
-        futures = [self._schedule(entry, workers) for entry in entries]
-        for entry, future in zip(entries, futures, strict=True):
-            yield self._result(entry, future)
+        return self._threads.map(self._probe, entries)
 
-    def _result(self, entry: Entry, future: "Future[Any]") -> Header | ProbeError:
-        for again in (True, False):
-            try:
-                result: Header | ProbeError = future.result()
-                return result
-            except TimeoutError:
-                return ProbeError("TimeoutError", f"no header after {_limit_s(entry):.0f} s", True)
-            except (ProcessExpired, BrokenProcessPool):
-                # Perhaps it was killed from outside; a file that kills its process does it again.
-                if again:
-                    future = self._schedule(entry, 1)
-        return ProbeError("ProcessExpired", "the process that read the header died twice", True)
-
-    def _schedule(self, entry: Entry, workers: int) -> "Future[Any]":
-        if self._pool is None or not self._pool.active:
-            # A process that dies before its task has begun breaks the whole pool.
-            self.stop()
-            self._pool = ProcessPool(max_workers=workers, context=multiprocessing.get_context("spawn"))
-        future: Future[Any] = self._pool.schedule(_probe, args=(self._storage, entry), timeout=_limit_s(entry))
-        return future
+    def _probe(self, entry: Entry) -> Header | ProbeError:
+        child = self._idle.get()
+        try:
+            return child.call(_probe, self._storage, entry)
+        except ChildLost as error:
+            return ProbeError("ChildLost", str(error), True)
+        finally:
+            self._idle.put(child)
 
     def stop(self) -> None:
         """End the processes, whatever they are at."""
-        if self._pool is not None:
-            self._pool.stop()
-            self._pool.join()
+        for child in self._children:
+            child.close()
+        self._threads.shutdown(cancel_futures=True)
 
 
 @contextmanager
-def prober(storage: StorageConfig) -> Iterator[Prober]:
-    """A ``Prober`` whose processes are gone at the end."""
-    running = Prober(storage)
+def prober(storage: StorageConfig, timeout_s: float = TIMEOUT_S) -> Iterator[Prober]:
+    """A ``Prober`` whose processes are gone at the end; `timeout_s` is for one header."""
+    running = Prober(storage, timeout_s)
     try:
         yield running
     finally:
         running.stop()
-
-
-def _limit_s(entry: Entry) -> float:
-    return TIMEOUT_S + (PATIENCE_S if is_s3(entry.uri) else 0)

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from labeling.isolation import ChildLost, Isolated
+from lake.isolation import ChildLost, Isolated
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_child_killed_between_two_calls_is_replaced(isolated: Isolated) -> Non
 def test_the_child_dies_with_its_parent() -> None:
     program = (
         "import os, time\n"
-        "from labeling.isolation import Isolated\n"
+        "from lake.isolation import Isolated\n"
         "child = Isolated(timeout_s=600)\n"
         "print(child.call(os.getpid), flush=True)\n"
         "child.call(time.sleep, 600)\n"
