@@ -40,21 +40,36 @@ class Annotate:
     def _label(self, pairs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """Columns to set, by the id of the pair. A pair that fails takes no neighbour with it.
 
-        Raises whatever the model raises when no pair of several goes through alone: then the model is at fault.
+        Raises whatever the model raises when no pair goes through alone, and a black one does not either: then the
+        model is at fault.
         """
         if not pairs:
             return {}
         try:
             return self._label_batch(pairs)
-        except Exception as error:
-            if len(pairs) == 1:
-                return {pairs[0]["triple_id"]: _failed(error)}
-            labels: dict[str, dict[str, Any]] = {}
-            for pair in pairs:
-                labels |= self._label([pair])
-            if all("error_type" in label for label in labels.values()):
+        except Exception:
+            labels = {pair["triple_id"]: self._label_alone(pair) for pair in pairs}
+            if all("error_type" in label for label in labels.values()) and not self._answers(pairs[0]["obs"]):
                 raise
             return labels
+
+    def _label_alone(self, pair: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._label_batch([pair])[pair["triple_id"]]
+        except Exception as error:
+            return _failed(error)
+
+    def _answers(self, image: bytes) -> bool:
+        """Whether the model names anything at all, shown a black pair of the size of an encoded image."""
+        try:
+            black = np.zeros_like(decode_images([image]))
+        except ValueError:
+            return True
+        try:
+            self._model.annotate(black, black)
+        except Exception:
+            return False
+        return True
 
     def _label_batch(self, pairs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         obs = decode_images([pair["obs"] for pair in pairs])

@@ -6,9 +6,9 @@ import pickle
 import queue
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -25,7 +25,8 @@ from labeling.stop import Stop
 from labeling.stream import WORK
 from lake.commits import Committer
 from lake.errors import Refused
-from lake.runs import Run, refuse_second_run
+from lake.runs import Run, new_run_id, refuse_second_run
+from lake.s3 import Unavailable
 from lake.tables import DataFile, Lake, now, to_table
 
 # Ray replaces what a dead worker had in hand; what is missing all the same is queued again this often in a run.
@@ -100,20 +101,21 @@ def label(
     """
     started = time.monotonic()
     _refuse_other_policy(lake, labeler.id, policy.id)
-    work = list_work(lake, labeler.id, where=where, limit=limit, retry_failed=retry_failed)
-    run_id = f"{now():%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+    list_again = partial(list_work, lake, labeler.id, where=where, limit=limit, retry_failed=retry_failed)
+    run_id = new_run_id()
     summary = Summary(run_id, labeler.id, policy.id, "nothing to do", Ledger().counts, 0.0)
-    if not len(work):
+    if not len(list_again()):
         return summary
     if not take_over:
-        refuse_second_run(lake, labeler.id)
-    start_cluster()
+        refuse_second_run(lake, labeler.id, stop)
+    if not stop.is_set():
+        start_cluster()
     config = {"labeler": labeler.identity, "policy": policy.model_dump(mode="json"), "run": settings.model_dump()}
     with Run(
         lake, run_id, "label", config, labeler.id, policy.id, model_hashes=labeler.identity["model"], on_error=warn
     ) as run:
         driver = _Driver(lake, labeler, policy, settings, run, stop, progress, warn)
-        driver.label(work)
+        driver.label(list_again)
         run.status = summary.status = "drained" if stop.is_set() else "finished"
     summary.counts, summary.seconds = driver.ledger.counts, time.monotonic() - started
     return summary
@@ -139,10 +141,13 @@ class _Driver:
         self._committer = Committer(lake, labeler.id, run.run_id, on_retry=warn)
         run.counts = self.ledger.counts
 
-    def label(self, work: pa.Table) -> None:
+    def label(self, list_again: Callable[[], pa.Table]) -> None:
+        if self._stop.is_set():
+            return
         self._committer.fence()
-        # Again, now that nobody else can decide anything: a run that was taken over may have fixed a policy meanwhile.
+        # Both again, now that nobody else can decide anything: the run before may have gone on until this moment.
         _refuse_other_policy(self._lake, self._labeler.id, self._policy.id)
+        work = list_again()
         before = self._committer.decided(work["video_id"].to_pylist())
         for video_id in work["video_id"].to_pylist():
             self.ledger.open(video_id, decided_before=len(before.get(video_id, ())))
@@ -169,16 +174,18 @@ class _Driver:
             self._settings.segment_timeout_s,
         )
         committed = time.monotonic()
-        for report in _stream(dataset):
-            if report:
-                self.ledger.add(report)
-                self._progress(self.ledger.counts)
-            if self._stop.is_set():
-                stop.request()
-            if time.monotonic() - committed >= self._settings.commit_every_s:
-                self._commit()
-                committed = time.monotonic()
-        self._commit()
+        try:
+            for report in _stream(dataset):
+                if report:
+                    self.ledger.add(report)
+                    self._progress(self.ledger.counts)
+                if self._stop.is_set():
+                    stop.request()
+                if time.monotonic() - committed >= self._settings.commit_every_s:
+                    self._commit()
+                    committed = time.monotonic()
+        finally:
+            self._commit()
 
     def _unfinished(self, work: pa.Table, before: dict[str, list[str]]) -> pa.Table:
         open_ = set(self.ledger.unfinished)
@@ -258,5 +265,15 @@ def _stream(dataset: ray.data.Dataset) -> Iterator[Report | None]:
         if item is None:
             return
         if isinstance(item, BaseException):
-            raise item
+            raise _cause(item)
         yield item
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a worker raised on purpose, out of what Ray wraps it in; anything else as it is."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, Unavailable):
+            return Unavailable(str(inner.args[0]))
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    return error

@@ -17,7 +17,7 @@ from labeling.stream import SAMPLES, VIDEO, block
 from lake.errors import SourceChanged
 from lake.ids import triple_id
 from lake.isolation import ChildLost, Isolated
-from lake.s3 import is_transient
+from lake.s3 import is_transient, outage
 from lake.storage import StorageConfig
 
 _VIDEO_COLUMNS = [name for name, _ in VIDEO]
@@ -44,6 +44,9 @@ class SampleVideos:
             try:
                 yield from self._sample(video)
             except Exception as error:
+                if everywhere := outage(error):
+                    # Ends the run: it would count every video that is left as failed.
+                    raise everywhere from error
                 yield block([{**_columns(video), "scope": "video", **_describe(error)}], SAMPLES)
 
     def _sample(self, video: dict[str, Any]) -> Iterator[pa.Table]:

@@ -7,7 +7,7 @@ the row of the uri with the greatest `added_at`.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import pyarrow.compute as pc
@@ -18,6 +18,7 @@ from lake.errors import Refused
 from lake.ids import video_id
 from lake.layouts import FORMATS, SPLITS, hashed_split, place, something_labels
 from lake.probe import TIMEOUT_S, Header, ProbeError, Prober, prober
+from lake.runs import Run, new_run_id
 from lake.s3 import PATIENCE_S, Unavailable
 from lake.storage import Entry, is_s3, normalise
 from lake.tables import Lake, now, to_table
@@ -32,7 +33,10 @@ _APP_ID = "ingest"
 
 @dataclass
 class IngestCounts:
-    """listed = new + known + failed, in videos; `known` includes files that failed before; `skipped` are no videos."""
+    """listed = new + known + failed, in videos; `known` includes files that failed before; `skipped` are no videos.
+
+    A file that is back in a state that it had before counts as new.
+    """
 
     listed: int = 0
     new: int = 0
@@ -73,7 +77,8 @@ def ingest(
         split: split of all videos; None: by layout, else by a hash of the uri, so that a file that changes stays.
 
     Raises:
-        Refused: unknown layout or split, no source, a source that cannot be read or that holds no video.
+        Refused: unknown layout or split, no source, a source that cannot be read or that holds no video; or a `forget`
+            is at work.
         s3.Unavailable: the store does not answer.
     """
     if layout not in FORMATS:
@@ -85,10 +90,15 @@ def ingest(
     for uri in sources:
         lake.storage.check(uri, must_exist=True)
     lake.create()
-    counts = IngestCounts()
     # In S3 an outage may have to be waited out.
     patience_s = PATIENCE_S if any(map(is_s3, sources)) else 0.0
-    with prober(lake.storage, TIMEOUT_S + patience_s) as probing:
+    config = {"sources": list(sources), "dataset": dataset, "format": layout, "split": split}
+    with (
+        Run(lake, new_run_id(), "ingest", config) as run,
+        prober(lake.storage, TIMEOUT_S + patience_s) as probing,
+    ):
+        counts = IngestCounts()
+        run.counts = vars(counts)
         for uri in map(normalise, sources):
             labels = something_labels(lake.storage, uri) if layout == "something" else {}
             _ingest_source(
@@ -141,34 +151,54 @@ def _append_videos(lake: Lake, rows: list[dict[str, Any]]) -> int:
     """
     while rows:
         table = lake.table("videos")
-        present = _catalogued(lake, table, {row["video_id"]: row["uri"] for row in rows})
-        rows = [row for row in rows if row["video_id"] not in present]
+        seen = _seen(lake, table, [row["uri"] for row in rows])
+        rows = [row for row in rows if seen.newest.get(row["uri"]) != row["video_id"]]
         if not rows:
             break
         turn = (table.transaction_version(_APP_ID) or 0) + 1
         properties = CommitProperties(app_transactions=[Transaction(_APP_ID, turn)])
+        returned = [row["video_id"] for row in rows if row["video_id"] in seen.ids]
         try:
-            write_deltalake(table, to_table("videos", rows), mode="append", commit_properties=properties)
+            if returned:
+                # A state that is back replaces its own row: it is the newest of its uri again, and no row is twice.
+                write_deltalake(
+                    table,
+                    to_table("videos", rows),
+                    mode="overwrite",
+                    predicate=f"video_id IN ({', '.join(repr(row['video_id']) for row in rows)})",
+                    commit_properties=properties,
+                )
+            else:
+                write_deltalake(table, to_table("videos", rows), mode="append", commit_properties=properties)
             return len(rows)
         except CommitFailedError:
             continue
     return 0
 
 
-def _catalogued(lake: Lake, table: DeltaTable, videos: dict[str, str]) -> set[str]:
-    """Those of the videos (uri by video id) that a version of `videos` holds."""
-    # The uris of a page are neighbours, so this range lets whole files be left unread; the ids decide.
-    in_range = (pc.field("uri") >= min(videos.values())) & (pc.field("uri") <= max(videos.values()))
-    wanted = in_range & pc.field("video_id").isin(list(videos))
-    rows = lake.dataset("videos", table).to_table(columns=["video_id"], filter=wanted)
-    return set(rows["video_id"].to_pylist())
+class _Seen(NamedTuple):
+    """The states of some files that a version of `videos` holds: all ids, and by uri the id of the newest."""
+
+    ids: set[str]
+    newest: dict[str, str]
+
+
+def _seen(lake: Lake, table: DeltaTable, uris: list[str]) -> _Seen:
+    # The uris of a page are neighbours, so this range lets whole files be left unread; the uris decide.
+    in_range = (pc.field("uri") >= min(uris)) & (pc.field("uri") <= max(uris))
+    wanted = in_range & pc.field("uri").isin(uris)
+    rows = lake.dataset("videos", table).to_table(columns=["video_id", "uri", "added_at"], filter=wanted).to_pylist()
+    # The order in which `labeling.listing` takes the newest.
+    rows.sort(key=lambda row: row["video_id"], reverse=True)
+    rows.sort(key=lambda row: row["added_at"])
+    return _Seen({row["video_id"] for row in rows}, {row["uri"]: row["video_id"] for row in rows})
 
 
 def _unsettled(lake: Lake, page: list[Entry], retry_failed: bool) -> dict[str, Entry]:
     """The entries of a page, by video id, that are not catalogued and have not failed for good."""
     entries = {video_id(entry.uri, entry.etag): entry for entry in page}
-    named = {key: entry.uri for key, entry in entries.items() if _is_text(entry.uri)}
-    settled = _catalogued(lake, lake.table("videos"), named) if named else set()
+    named = [entry.uri for entry in page if _is_text(entry.uri)]
+    settled = set(_seen(lake, lake.table("videos"), named).newest.values()) if named else set()
     if not retry_failed:
         mine = (pc.field("stage") == "probe") & pc.field("video_id").isin(list(entries))
         attempts: dict[str, int] = {}

@@ -12,8 +12,9 @@ import pyarrow.dataset as pads
 from deltalake import ColumnProperties, DeltaTable, WriterProperties, write_deltalake
 from deltalake.exceptions import DeltaError
 
+from lake.commits import Committer
 from lake.errors import Refused
-from lake.runs import RunState, live_runs, states
+from lake.runs import Run, RunState, new_run_id, states
 from lake.schemas import TABLES
 from lake.storage import normalise
 from lake.tables import Lake, to_table
@@ -61,20 +62,22 @@ def maintain(lake: Lake, *, cluster: bool = False, keep_hours: int = KEEP_HOURS)
     """
     if keep_hours < KEEP_HOURS:
         raise Refused(f"files are kept for at least {KEEP_HOURS} hours: readers may be at work on them")
-    _refuse_live_run(lake, "maintain")
-    pins = _pinned_versions(lake)
-    done = {}
-    for name in TABLES:
-        table = lake.table(name)
-        before = len(table.file_uris())
-        if cluster and name in _CLUSTERED:
-            table.optimize.z_order(list(_CLUSTER_BY), writer_properties=_writer(name))
-        else:
-            table.optimize.compact(writer_properties=_writer(name))
-        table.create_checkpoint()
-        deleted = table.vacuum(keep_hours, dry_run=False, full=True, keep_versions=_existing(table, pins[name]))
-        done[name] = Maintained(before, len(table.file_uris()), len(deleted))
-    return done
+    config = {"cluster": cluster, "keep_hours": keep_hours}
+    with Run(lake, new_run_id(), "maintain", config):
+        pins = _pinned_versions(lake)
+        return {name: _maintain_table(lake, name, cluster, keep_hours, pins[name]) for name in TABLES}
+
+
+def _maintain_table(lake: Lake, name: str, cluster: bool, keep_hours: int, pins: list[int]) -> Maintained:
+    table = lake.table(name)
+    before = len(table.file_uris())
+    if cluster and name in _CLUSTERED:
+        table.optimize.z_order(list(_CLUSTER_BY), writer_properties=_writer(name))
+    else:
+        table.optimize.compact(writer_properties=_writer(name))
+    table.create_checkpoint()
+    deleted = table.vacuum(keep_hours, dry_run=False, full=True, keep_versions=_existing(table, pins))
+    return Maintained(before, len(table.file_uris()), len(deleted))
 
 
 def forget(lake: Lake, what: str) -> Forgotten:
@@ -87,7 +90,18 @@ def forget(lake: Lake, what: str) -> Forgotten:
     Raises:
         Refused: nothing is called so, or a run is at work.
     """
-    _refuse_live_run(lake, "forget")
+    with Run(lake, new_run_id(), "forget", {"what": what}) as run:
+        _fence_labelers(lake, run.run_id)
+        return _forget(lake, what)
+
+
+def _fence_labelers(lake: Lake, run_id: str) -> None:
+    """End every labelling run that was paused and looks dead: its files are about to go."""
+    for labeler_id in {run.labeler_id for run in states(lake) if run.labeler_id}:
+        Committer(lake, labeler_id, run_id).fence()
+
+
+def _forget(lake: Lake, what: str) -> Forgotten:
     videos = _resolve(lake, what)
     trained = {run.run_id: run for run in _trainings(lake) if _saw(lake, run, videos)}
     pins = _pinned_versions(lake, without=trained)
@@ -111,12 +125,6 @@ def forget(lake: Lake, what: str) -> Forgotten:
         )
         result.deleted += len(deleted)
     return result
-
-
-def _refuse_live_run(lake: Lake, command: str) -> None:
-    if running := live_runs(lake):
-        run = running[0]
-        raise Refused(f"run {run.run_id} is at work on {run.host} (pid {run.pid}): {command} when it has ended")
 
 
 def _resolve(lake: Lake, what: str) -> list[str]:

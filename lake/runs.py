@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import threading
-import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lake.errors import Refused
+from lake.schemas import TABLES
 from lake.tables import Lake, now
 
 HEARTBEAT_S = 10.0
@@ -49,6 +50,11 @@ class RunState:
         return self.host != _host() or Path(f"/proc/{self.pid}").exists()
 
 
+def new_run_id() -> str:
+    """An id that sorts by the time of its making."""
+    return f"{now():%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+
 def states(lake: Lake) -> list[RunState]:
     """The newest state of every run, oldest run first."""
     columns = [
@@ -70,26 +76,29 @@ def live_runs(lake: Lake, labeler_id: str | None = None) -> list[RunState]:
     return [state for state in states(lake) if state.live and labeler_id in (None, state.labeler_id)]
 
 
-def refuse_second_run(lake: Lake, labeler_id: str) -> None:
-    """Return when no run of the labeler is alive, waiting for the heartbeat of a killed one to go stale.
+def refuse_second_run(lake: Lake, labeler_id: str, stop: threading.Event) -> None:
+    """Return when no run of the labeler is alive, waiting for the heartbeat of a killed one to go stale; or on `stop`.
 
     Raises:
         Refused: a run of the labeler is alive: its heart beat while we watched.
     """
     first_seen = {run.run_id: run.heartbeat_at for run in live_runs(lake, labeler_id)}
-    while alive := live_runs(lake, labeler_id):
+    while (alive := live_runs(lake, labeler_id)) and not stop.is_set():
         for run in alive:
             if run.heartbeat_at != first_seen.get(run.run_id):
                 raise Refused(
                     f"run {run.run_id} of labeler {labeler_id} is at work on {run.host} (pid {run.pid}): "
                     "wait for it, or end it with --take-over"
                 )
-        time.sleep(1)
+        stop.wait(1)
 
 
 @dataclass
 class Run:
-    """One run that records its start, its heartbeats and its end. Use as a context manager."""
+    """One run that records its start, its heartbeats and its end. Use as a context manager.
+
+    Entering it raises Refused beside a run that must be alone, or when this one must and another is alive.
+    """
 
     lake: Lake
     run_id: str
@@ -108,6 +117,13 @@ class Run:
         self._ended = threading.Event()
         self._tables_read = self._versions("videos")
         self._record()
+        # Recorded first, looked around then: of two that start at once at least one sees the other.
+        if other := next((run for run in live_runs(self.lake) if self._excludes(run)), None):
+            self.status = "refused"
+            self._record()
+            raise Refused(
+                f"run {other.run_id} is at work on {other.host} (pid {other.pid}): {self.kind} when it has ended"
+            )
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._heart.start()
         return self
@@ -117,7 +133,20 @@ class Run:
         self._heart.join()
         if self.status == "running":
             self.status = "finished" if error is None else "failed"
-        self._record(tables_written=self._versions("triples", "rejections", "failures", "progress"))
+        try:
+            self._record(tables_written=self._versions(*(name for name in TABLES if name != "runs")))
+        except Exception as unrecorded:
+            if error is None:
+                raise
+            # The error that ended the run says more than that its end could not be recorded.
+            self.on_error(f"the end of run {self.run_id} could not be recorded: {unrecorded}")
+
+    def _excludes(self, other: RunState) -> bool:
+        if other.run_id == self.run_id:
+            return False
+        # A forget deletes every file that no table names, also what another run is about to commit. A maintain spares
+        # young files, so that a run may start beside it; it only must not start beside a run that may be a slow one.
+        return "forget" in (self.kind, other.kind) or self.kind == "maintain"
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):

@@ -1,5 +1,6 @@
 """Access to S3 as the standard AWS environment describes it: clients, errors in one line, ranged and resumed reads."""
 
+import errno
 import io
 import os
 import random
@@ -13,7 +14,15 @@ from urllib.parse import urlsplit
 import boto3
 import pyarrow.fs as pafs
 from botocore.client import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError, NoCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    TokenRetrievalError,
+)
 from botocore.exceptions import ConnectionError as NoAnswer
 from urllib3.exceptions import HTTPError
 
@@ -43,8 +52,19 @@ _BAD_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken
 _CHANGED = {"PreconditionFailed", "412", "NoSuchKey", "404"}
 
 
+# What this machine has run out of, and what helps.
+_STARVED = {
+    errno.ENOSPC: "free space there, or set TMPDIR to a larger disk",
+    errno.EDQUOT: "free space there, or set TMPDIR to a larger disk",
+    errno.EROFS: "set TMPDIR to a disk that can be written",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the limit of open files (sysctl fs.file-max)",
+    errno.ENOMEM: "use fewer workers",
+}
+
+
 class Unavailable(Exception):
-    """The store does not answer; the same request may succeed later (exit code 1)."""
+    """The store does not answer, or this machine lacks something; the same may succeed later (exit code 1)."""
 
 
 class Settings(NamedTuple):
@@ -172,14 +192,26 @@ def explain(error: Exception, uri: str, endpoint: str | None) -> Refused | Unava
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same read may succeed later: the store or the network failed, not the object."""
+    """Whether the same read may succeed later: the store, the network or this machine failed, not the object."""
     if isinstance(error, ClientError):
         status = int(error.response["ResponseMetadata"].get("HTTPStatusCode", 0))
-        return status >= 500 or status == 429
+        return status >= 500 or status in (401, 403, 429)
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) in {*_STARVED, errno.EIO}:
+        return True
     return isinstance(
         error,
         NoAnswer | HTTPClientError | IncompleteReadError | HTTPError | Unavailable | ConnectionError | TimeoutError,
     )
+
+
+def outage(error: BaseException) -> Unavailable | None:
+    """What befalls every other object as well, with its remedy: it is no reason to call this one unreadable."""
+    remedy = _STARVED.get(getattr(error, "errno", None) or 0)
+    if isinstance(error, ClientError) and error.response["Error"]["Code"] in _BAD_CREDENTIALS:
+        remedy = "renew the credentials"
+    if isinstance(error, NoCredentialsError | CredentialRetrievalError | TokenRetrievalError):
+        remedy = "renew the credentials"
+    return Unavailable(f"{_one_line(str(error))}: {remedy}, then run the same command again") if remedy else None
 
 
 def patiently(call: Callable[[], T]) -> T:

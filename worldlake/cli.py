@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lake.errors import Refused, Superseded
-from lake.s3 import Unavailable
+from lake.s3 import Unavailable, outage
 from lake.tables import Lake
 from models.errors import ModelRefused
 from worldlake import console
@@ -51,6 +51,8 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         code = _say("interrupted; what was committed stays, the same command goes on from there", 1)
     except Exception as error:
+        if everywhere := outage(error):
+            sys.exit(_say(str(everywhere), 1))
         console.log.exception("crashed")
         code = _say(f"crashed ({type(error).__name__}); the same command goes on where this one stopped", 1)
     sys.exit(code or 0)

@@ -8,18 +8,21 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from uuid import uuid4
 
 from lake.errors import Refused
 from lake.s3 import Unavailable
-from lake.storage import StorageConfig
+from lake.storage import StorageConfig, is_s3, join, split_s3
 from lake.tables import Lake
 
 # A worker process with torch, a decode process and its share of the object store.
 _MEMORY_PER_CORE = 2 << 30
 _MIN_DISK = 10 << 30
 _MIN_FILES = 4096
+_INSTALL = "pip install -c constraints.txt -e ."
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,46 @@ class Finding:
     remedy: str = ""
 
 
+@dataclass(frozen=True)
+class _Check:
+    """A look that may raise, and what to try then."""
+
+    what: str
+    look: Callable[[], Iterator[Finding]]
+    remedy: str
+
+
 def examine(lake: str | None, storage: StorageConfig) -> list[Finding]:
     """Look at everything; a check never raises."""
-    checks: list[Callable[[], Iterator[Finding]]] = [_python, _packages, _memory, _disk, _files, _gpu, _ray]
+    checks = [
+        _Check("python", _python, "install Python 3.11 or newer"),
+        _Check("packages", _packages, _INSTALL),
+        _Check("memory", _memory, "mount /proc and /dev/shm"),
+        _Check("disk", _disk, "set TMPDIR to a folder that can be written"),
+        _Check("open files", _files, "ulimit -n 65536"),
+        _Check("gpu", _gpu, _INSTALL),
+        _Check("ray", _ray, "start the cluster, or correct or unset RAY_ADDRESS"),
+    ]
     if lake is not None:
-        checks.append(lambda: _lake(lake, storage))
-    return [finding for check in checks for finding in check()]
+        remedy = "check the path and its permissions; for S3 those of the credentials, and AWS_ENDPOINT_URL"
+        checks.append(_Check("lake", lambda: _lake(lake, storage), remedy))
+    return [finding for check in checks for finding in _findings(check)]
+
+
+def _findings(check: _Check) -> Iterator[Finding]:
+    try:
+        yield from check.look()
+    except (Refused, Unavailable) as error:
+        # The line names its remedy.
+        yield Finding("stops", check.what, _one_line(error))
+    except ImportError as error:
+        yield Finding("stops", check.what, _one_line(error), _INSTALL)
+    except Exception as error:
+        yield Finding("stops", check.what, f"{type(error).__name__}: {_one_line(error)}", check.remedy)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _python() -> Iterator[Finding]:
@@ -45,11 +82,13 @@ def _python() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
+    names = ("ray", "deltalake", "transformers", "torch", "av")
+    for name in names:
+        import_module(name)
+    yield Finding("fine", "packages", ", ".join(f"{name} {version(name)}" for name in names))
     import av
     import torch
 
-    found = ", ".join(f"{name} {version(name)}" for name in ("ray", "deltalake", "transformers", "torch", "av"))
-    yield Finding("fine", "packages", found)
     codecs = {name for name in ("h264", "hevc", "vp9", "av1", "mpeg4") if name not in av.codecs_available}
     if codecs:
         yield Finding(
@@ -115,30 +154,30 @@ def _ray() -> Iterator[Finding]:
         return
     from worldlake.label import start_ray
 
-    try:
-        start_ray()
-        import ray
+    start_ray()
+    import ray
 
-        yield Finding("fine", "ray", f"{len(ray.nodes())} nodes and {ray.cluster_resources()} at {address}")
-    except (Refused, RuntimeError, OSError) as error:
-        yield Finding("stops", "ray", f"no cluster at {address}: {' '.join(str(error).split())[:200]}",
-                      "start the cluster, or unset RAY_ADDRESS")  # fmt: skip
+    yield Finding("fine", "ray", f"{len(ray.nodes())} nodes and {ray.cluster_resources()} at {address}")
 
 
 def _lake(uri: str, storage: StorageConfig) -> Iterator[Finding]:
-    try:
-        lake = Lake(uri, storage)
-        lake.storage.check(lake.uri)
-        filesystem, root = lake.storage.filesystem(lake.uri)
-        probe = f"{root}/doctor.tmp"
-        if filesystem.type_name == "local":
-            filesystem.create_dir(root, recursive=True)
-        with filesystem.open_output_stream(probe) as out:
-            out.write(b"worldlake doctor")
-        filesystem.delete_file(probe)
+    lake = Lake(uri, storage)
+    storage.check(lake.uri)
+    name = f".worldlake-doctor-{uuid4().hex}"
+    if is_s3(lake.uri):
+        # Not with pyarrow: what it deletes last from a folder it replaces with a marker for the folder.
+        bucket, key = split_s3(join(lake.uri, name))
+        storage.s3_client().put_object(Bucket=bucket, Key=key, Body=b"worldlake doctor")
+        storage.s3_client().delete_object(Bucket=bucket, Key=key)
         yield Finding("fine", "lake", f"{lake.uri} can be read and written")
-    except (Refused, Unavailable) as error:
-        yield Finding("stops", "lake", str(error))
-    except OSError as error:
-        yield Finding("stops", "lake", f"{uri} cannot be written: {' '.join(str(error).split())[:200]}",
-                      "check the permissions of the credentials")  # fmt: skip
+        return
+    path = Path(lake.uri)
+    # A look leaves no folder behind, so where there is no lake yet the folder that would hold it has to do.
+    folder = next(place for place in (path, *path.parents) if place.exists())
+    probe = folder / name
+    try:
+        probe.write_bytes(b"worldlake doctor")
+    finally:
+        probe.unlink(missing_ok=True)
+    can = "can be read and written" if folder == path else f"does not exist, and can be created in {folder}"
+    yield Finding("fine", "lake", f"{lake.uri} {can}")

@@ -103,7 +103,14 @@ def start_ray() -> None:
         )
     except ConnectionError as error:
         raise Refused(f"no Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}") from None
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    except OSError as error:
+        if "AF_UNIX" not in str(error):
+            raise
+        raise Refused(
+            f"Ray cannot put its sockets into a folder with so long a name ({error}): shorten TMPDIR"
+        ) from None
+    # It logs the traceback of what it also raises.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

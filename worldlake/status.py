@@ -26,14 +26,21 @@ def lake_status(lake: Lake) -> dict[str, Any]:
 def _labeler(lake: Lake, labeler_id: str, runs: list[RunState]) -> dict[str, Any]:
     query = video_states(lake, labeler_id)
     by_state = dict(query.execute("SELECT state, count(*) FROM states GROUP BY state").fetchall())
-    # Pairs of finished videos: sampled and failed by `progress`, accepted and rejected by the rows of their tables.
+    # Pairs of finished videos: sampled by `progress`, the others by the rows of their tables. A later decision about a
+    # pair supersedes its failure, also while the video is being finished again.
     counted = query.execute(
         """
-        WITH done AS (SELECT * FROM states WHERE state = 'finished')
+        WITH done AS (SELECT * FROM states WHERE state = 'finished'),
+            accepted AS (SELECT triple_id FROM triples SEMI JOIN done USING (video_id) WHERE labeler_id = $labeler),
+            rejected AS (SELECT triple_id FROM rejections SEMI JOIN done USING (video_id) WHERE labeler_id = $labeler),
+            failed AS (
+                SELECT DISTINCT triple_id FROM failures SEMI JOIN done USING (video_id)
+                WHERE labeler_id = $labeler AND scope = 'pair'
+            )
         SELECT (SELECT coalesce(sum(sampled), 0)::BIGINT FROM done),
-            (SELECT coalesce(sum(failed), 0)::BIGINT FROM done),
-            (SELECT count(*) FROM triples SEMI JOIN done USING (video_id) WHERE labeler_id = $labeler),
-            (SELECT count(*) FROM rejections SEMI JOIN done USING (video_id) WHERE labeler_id = $labeler)
+            (SELECT count(*) FROM failed ANTI JOIN accepted USING (triple_id) ANTI JOIN rejected USING (triple_id)),
+            (SELECT count(*) FROM accepted),
+            (SELECT count(*) FROM rejected)
         """,
         {"labeler": labeler_id},
     ).fetchone()

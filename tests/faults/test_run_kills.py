@@ -65,9 +65,9 @@ def has_begun(run: Labelling, lake: Lake, rows_before: int | None) -> bool:
     return bool(run.find("decode")) if rows_before is None else rows(lake, "rejections") > rows_before
 
 
-def disturb(lake: Lake, model: Path, roles: list[str], rng: random.Random) -> int:
-    """Kill one process of each role at a random moment, starting the run again when it ended; returns the kills."""
-    kills = 0
+def disturb(lake: Lake, model: Path, roles: list[str], rng: random.Random) -> list[str]:
+    """Kill one process of each role at a random moment, starting the run again when it ended; returns the killed."""
+    killed = []
     run = Labelling(lake.uri, model, *ONE_EACH)
     for number, role in enumerate(roles):
         if run.process.poll() is not None:
@@ -78,7 +78,7 @@ def disturb(lake: Lake, model: Path, roles: list[str], rng: random.Random) -> in
         is_early = number == 0 or rng.random() < 0.5
         wait_until(partial(has_begun, run, lake, None if is_early else rows(lake, "rejections")))
         time.sleep(rng.uniform(0, 1.5))
-        kills += run.kill(role)
+        killed += [role] if run.kill(role) else []
     code, output = run.wait()
     for _ in range(3):
         if code == 0:
@@ -86,7 +86,7 @@ def disturb(lake: Lake, model: Path, roles: list[str], rng: random.Random) -> in
         assert code in (1, -signal.SIGKILL, -signal.SIGTERM), output
         code, output = Labelling(lake.uri, model).wait()
     assert code == 0, output
-    return kills
+    return killed
 
 
 def check(lake: Lake, undisturbed: dict[str, list[dict[str, Any]]]) -> None:
@@ -105,7 +105,10 @@ def test_killed_at_random_moments(
     roles = [*ROLES]
     rng.shuffle(roles)
     lake = new_lake(tmp_path, videos)
-    assert disturb(lake, model, roles, rng) >= 2
+    killed = disturb(lake, model, roles, rng)
+    print("killed", killed, "of", roles)
+    # A run that was killed late may be through before the last of them.
+    assert len(killed) >= len(roles) - 1
     check(lake, undisturbed)
 
 
@@ -119,7 +122,7 @@ def test_killed_two_hundred_times(
         rng = random.Random(1000 + number)
         roles = [rng.choice(["driver", "raylet", "label", "label", "decode", "decode", "sample"]) for _ in range(8)]
         lake = new_lake(tmp_path / str(number), videos)
-        kills += disturb(lake, model, roles, rng)
+        kills += len(disturb(lake, model, roles, rng))
         check(lake, undisturbed)
         number += 1
         print(f"{kills} kills over {number} lakes: the same decisions each time", flush=True)

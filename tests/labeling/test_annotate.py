@@ -11,6 +11,7 @@ import pytest
 from labeling.annotate import Annotate
 from labeling.stream import SAMPLES, block
 from models.loading import ModelSettings
+from models.protocols import Images
 from tests.models.tiny import save_tiny
 
 SIZE = 64
@@ -69,10 +70,30 @@ def test_a_bad_pair_takes_no_neighbour_with_it(annotate: Annotate) -> None:
         assert row["action"] == alone[row["triple_id"]][0]
 
 
-def test_a_model_at_fault_is_not_a_thousand_bad_pairs(annotate: Annotate) -> None:
-    pairs = [{**pair(number), "obs": b"no image"} for number in range(3)]
-    with pytest.raises(ValueError, match="not an image"):
-        annotate(block(pairs, SAMPLES))
+def test_a_model_at_fault_is_not_a_thousand_bad_pairs(annotate: Annotate, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(annotate._model, "annotate", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        annotate(block([pair(number) for number in range(3)], SAMPLES))
+
+
+def test_a_block_of_bad_pairs_alone_is_not_the_fault_of_the_model(
+    annotate: Annotate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = [{**pair(number), "obs": b"no image"} for number in range(3)]
+    assert [row["error_type"] for row in annotate(block(broken, SAMPLES)).to_pylist()] == ["ValueError"] * 3
+    answer = annotate._model.annotate
+
+    def only_black(obs: Images, next_obs: Images) -> Any:
+        if obs.any():
+            raise IndexError("this pair is poison")
+        return answer(obs, next_obs)
+
+    monkeypatch.setattr(annotate._model, "annotate", only_black)
+    rows = annotate(block([pair(number) for number in range(3)], SAMPLES)).to_pylist()
+    assert [row["error_type"] for row in rows] == ["IndexError"] * 3
 
 
 def test_rows_without_a_pair_pass_through(annotate: Annotate) -> None:

@@ -102,6 +102,24 @@ def test_only_what_is_new_is_read_and_a_changed_file_is_a_new_video(tmp_path: Pa
     assert len({row["split"] for row in states}) == 1
 
 
+def test_a_file_that_is_back_in_an_earlier_state_is_the_newest_again(tmp_path: Path, clip: Path) -> None:
+    source, lake = tmp_path / "videos", Lake(str(tmp_path / "lake"))
+    source.mkdir()
+    shutil.copy(clip, source / "other.mp4")
+    first = shutil.copy2(clip, source / "a.mp4")
+    assert ingest(lake, [str(source)]).new == 2
+    (before,) = (row for row in rows(lake, "videos") if row["uri"] == str(first))
+    os.utime(first, ns=(1, 1))
+    assert ingest(lake, [str(source)]).new == 1
+    shutil.copy2(clip, first)
+    assert ingest(lake, [str(source)]).new == 1
+    assert ingest(lake, [str(source)]).new == 0
+    states = sorted((row for row in rows(lake, "videos") if row["uri"] == str(first)), key=lambda row: row["added_at"])
+    assert [row["etag"] == before["etag"] for row in states] == [False, True]
+    assert {**states[1], "added_at": None} == {**before, "added_at": None}
+    assert len(rows(lake, "videos")) == 3
+
+
 def test_two_ingests_at_once_add_every_video_once(place: str, clip: Path, tmp_path: Path) -> None:
     source = tmp_path / "videos"
     source.mkdir()

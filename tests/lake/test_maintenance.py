@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -14,9 +15,9 @@ import pytest
 
 from lake import sql
 from lake.commits import Committer
-from lake.errors import Refused
+from lake.errors import Refused, Superseded
 from lake.maintenance import forget, maintain
-from lake.runs import Run
+from lake.runs import Run, states
 from lake.schemas import TABLES
 from lake.tables import Lake, now, to_table
 from tests.lake.filled import LABELERS, Filled, fill
@@ -28,8 +29,9 @@ def filled(place: str) -> Filled:
 
 
 def contents(lake: Lake) -> dict[str, list[str]]:
-    """Every row of every table, in an order of its own."""
-    return {name: sorted(map(repr, lake.dataset(name).to_table().to_pylist())) for name in TABLES}
+    """Every row of every table but the record of the maintaining itself, in an order of its own."""
+    rows = {name: lake.dataset(name).to_table().to_pylist() for name in TABLES}
+    return {name: sorted(repr(row) for row in rows[name] if row.get("kind") != "maintain") for name in rows}
 
 
 def stored_videos(lake: Lake, name: str) -> set[str]:
@@ -45,7 +47,7 @@ def stored_videos(lake: Lake, name: str) -> set[str]:
 def train(lake: Lake, run_id: str) -> int:
     """Record a training on the newest version of `triples`, and return that version."""
     version = lake.table("triples").version()
-    event = {"run_id": run_id, "kind": "training", "status": "finished", "host": "h", "pid": 1, "started_at": now()}
+    event = {"run_id": run_id, "kind": "train", "status": "finished", "host": "h", "pid": 1, "started_at": now()}
     pins = json.dumps({"triples": version})
     lake.append("runs", [{**event, "tables_read": pins, "heartbeat_at": now(), "recorded_at": now()}])
     return version
@@ -101,6 +103,43 @@ def test_nothing_is_deleted_under_a_live_run_or_before_a_day(tmp_path: Path) -> 
                 attempt()
     with pytest.raises(Refused, match="24"):
         maintain(filled.lake, keep_hours=1)
+    assert [run.status for run in states(filled.lake) if run.kind in ("maintain", "forget")] == ["refused", "refused"]
+
+
+@pytest.mark.parametrize("kind", ["label", "ingest", "maintain", "forget"])
+def test_nothing_begins_beside_a_forget(tmp_path: Path, kind: str) -> None:
+    lake = Lake(str(tmp_path))
+    lake.create()
+    with (
+        Run(lake, "forgetting", "forget", {}),
+        pytest.raises(Refused, match="forgetting is at work"),
+        Run(lake, "other", kind, {}),
+    ):
+        raise AssertionError("it began")
+    with Run(lake, "later", kind, {}):
+        pass
+    assert {run.run_id: run.status for run in states(lake)} == {
+        "forgetting": "finished", "other": "refused", "later": "finished",
+    }  # fmt: skip
+
+
+def test_a_run_that_was_paused_commits_nothing_after_a_forget(tmp_path: Path) -> None:
+    filled = fill(Lake(str(tmp_path)), videos=2)
+    paused = Committer(filled.lake, LABELERS[0], "paused")
+    paused.fence()
+    rows = [{"triple_id": "t", "video_id": filled.videos[0], "labeler_id": LABELERS[0], "labeled_at": now()}]
+    file = filled.lake.write_file(to_table("triples", rows), "triples", "paused")
+    forget(filled.lake, filled.videos[0])
+    with pytest.raises(Superseded):
+        paused.commit({"triples": [file]})
+
+
+def test_the_error_that_ended_a_run_is_not_masked_by_a_store_that_is_away(tmp_path: Path) -> None:
+    lake, said = Lake(str(tmp_path / "lake")), list[str]()
+    lake.create()
+    with pytest.raises(ZeroDivisionError), Run(lake, "run", "label", {}, on_error=said.append):
+        raise ZeroDivisionError(shutil.rmtree(lake.uri))
+    assert "could not be recorded" in said[0]
 
 
 def test_a_forgotten_video_is_nowhere(filled: Filled) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from labeling.sampling import SamplingSettings
 from labeling.segments import sample_segment
 from lake.catalog import EXTENSIONS
-from lake.tables import Lake
+from lake.tables import Lake, now
 from models.sample_world import write_folder
 from tests.conftest import Bucket
 from tests.media import Medium, read_counter, real_clips
@@ -188,6 +189,53 @@ def test_a_drained_run_commits_what_it_began_and_goes_on_later(tmp_path: Path, m
     assert code == 0, output
     assert only_labeler(lake)["videos"]["finished"] == VIDEOS
     assert only_labeler(lake)["balances"]
+
+
+@pytest.mark.timeout(600)
+def test_sums_balance_while_a_failed_pair_is_tried_again(tmp_path: Path, model: Path) -> None:
+    videos, lake = tmp_path / "videos", Lake(str(tmp_path / "lake"))
+    write_folder(videos, [53_000], frames=120)
+    code, output = Labelling(lake.uri, model, str(videos)).wait()
+    assert code == 0, output
+    # As a run leaves it that was killed after it decided a pair that had failed, and before it finished the video.
+    decided = lake.read("rejections", ["triple_id", "video_id", "labeler_id"]).to_pylist()[0]
+    (done,) = lake.dataset("progress").to_table().to_pylist()
+    failure = {**decided, "scope": "pair", "stage": "annotate", "attempt": 1, "failed_at": now()}
+    lake.append("failures", [failure])
+    before = {**done, "rejected": done["rejected"] - 1, "failed": 1, "finished_at": now()}
+    lake.append("progress", [before])
+    found = only_labeler(lake)
+    assert found["balances"]
+    assert found["pairs"]["failed"] == 0
+
+
+@pytest.mark.timeout(600)
+def test_a_disk_that_is_full_ends_the_run_and_costs_no_video(bucket: Bucket, tmp_path: Path, model: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    # Room for what Python tries out whether a folder can be written, not for a clip.
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        for path in write_folder(tmp_path / "videos", range(54_000, 54_004), frames=120):
+            with path.open("ab") as file:
+                # A box of nothing at the end, which the format allows.
+                file.write((200_000).to_bytes(4, "big") + b"free" + bytes(200_000 - 8))
+            bucket.put(f"videos/{path.name}", path)
+        lake = Lake(f"{bucket.uri}/lake")
+        code, output = Labelling(lake.uri, model, f"{bucket.uri}/videos", TMPDIR=str(small), RAY_TMPDIR="/tmp").wait()
+        assert code == 1, output
+        last = output.strip().splitlines()[-1]
+        assert "No space left on device" in last, output
+        assert "TMPDIR" in last
+        assert "Traceback" not in output
+        assert only_labeler(lake)["videos"]["pending"] == 4
+    finally:
+        subprocess.run(["umount", "--lazy", str(small)], check=True)
+    code, output = Labelling(lake.uri, model).wait()
+    assert code == 0, output
+    assert only_labeler(lake)["videos"]["finished"] == 4
 
 
 @pytest.mark.timeout(600)
