@@ -25,7 +25,7 @@ import torch
 from labeling.annotate import decode_images
 from labeling.policy import Policy, load_policy
 from labeling.sampling import SamplingSettings
-from labeling.segments import FramePair, sample_segment
+from labeling.segments import FramePair, sample_video
 from labeling.text import text_score
 from models.builtin.pairs import kind_of
 from models.loading import ModelSettings, load_dynamics, resolve
@@ -82,12 +82,10 @@ def label(model: DynamicsModel, pairs: Sequence[FramePair], truths: Sequence[tup
 
 def sample(path: Path, image_size: int) -> list[tuple[FramePair, float, float]]:
     """All pairs of a file, with the times in seconds of their frames."""
-    found, start, more = [], None, True
-    while more:
-        segment = sample_segment(str(path), start, SamplingSettings(), image_size)
+    found = []
+    for segment in sample_video(str(path), SamplingSettings(), image_size):
         tick = segment.time_base[0] / segment.time_base[1]
         found += [(pair, pair.obs_pts * tick, pair.next_pts * tick) for pair in segment.pairs]
-        start, more = segment.next_start_pts, segment.next_start_pts is not None
     return found
 
 

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from labeling.decoding import DecodeError, DecoderName, Gap, open_video
 from labeling.sampling import SamplingSettings, flow_picture, motion_between
-from labeling.segments import sample_segment
+from labeling.segments import sample_segment, sample_video
 from lake.isolation import ChildLost, Isolated
 from tests.media import H264, VP9, Medium, ffmpeg, make_corpus, read_counter, real_clips
 
@@ -58,14 +58,8 @@ def check(medium: Medium, decoder: DecoderName) -> dict[str, Any]:
 
 def sample_all(path: str, decoder: DecoderName) -> tuple[int, int]:
     """Sample a whole video; the number of frames and of pairs."""
-    settings = SamplingSettings(decoder=decoder)
-    frames = pairs = 0
-    start: int | None = None
-    while True:
-        segment = sample_segment(path, start, settings, IMAGE_SIZE)
-        frames, pairs, start = frames + segment.frames, pairs + len(segment.pairs), segment.next_start_pts
-        if start is None:
-            return frames, pairs
+    segments = list(sample_video(path, SamplingSettings(decoder=decoder), IMAGE_SIZE))
+    return sum(segment.frames for segment in segments), sum(len(segment.pairs) for segment in segments)
 
 
 def _cpu_seconds(work: Callable[[], object]) -> float:

@@ -191,6 +191,16 @@ def sample_segment(path: str, start_pts: int | None, settings: SamplingSettings,
     return Segment((numerator, denominator), clips.pairs, failures, next_start, clips.frames)
 
 
+def sample_video(path: str, settings: SamplingSettings, image_size: int) -> Iterator[Segment]:
+    """Every segment of a video in order, in this process. Raises DecodeError."""
+    start: int | None = None
+    while True:
+        segment = sample_segment(path, start, settings, image_size)
+        yield segment
+        if (start := segment.next_start_pts) is None:
+            return
+
+
 def _source(path: str, start_pts: int | None, decoder: DecoderName) -> _Source:
     """The video that the last call left open at this frame, or else a fresh one."""
     file = os.stat(path)

@@ -177,7 +177,7 @@ def explain(error: Exception, uri: str, endpoint: str | None) -> Refused | Unava
     if not isinstance(error, ClientError):
         return Unavailable(f"{where} does not answer ({type(error).__name__}): check AWS_ENDPOINT_URL and the network")
     code = error.response["Error"]["Code"]
-    status = error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
+    status = _status(error)
     if code == "NoSuchBucket":
         return Refused(f"the bucket of {uri!r} does not exist at {where}: create it or correct the uri")
     if code in _BAD_CREDENTIALS:
@@ -192,16 +192,25 @@ def explain(error: Exception, uri: str, endpoint: str | None) -> Refused | Unava
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same read may succeed later: the store, the network or this machine failed, not the object."""
+    """Whether the same read may succeed in another run: not the object failed, but what lies around it."""
     if isinstance(error, ClientError):
-        status = int(error.response["ResponseMetadata"].get("HTTPStatusCode", 0))
-        return status >= 500 or status in (401, 403, 429)
-    if isinstance(error, PermissionError) or getattr(error, "errno", None) in {*_STARVED, errno.EIO}:
-        return True
+        return _status(error) in (401, 403) or _is_away(error)
+    is_local = isinstance(error, PermissionError) or getattr(error, "errno", None) in {*_STARVED, errno.EIO}
+    return is_local or _is_away(error)
+
+
+def _is_away(error: BaseException) -> bool:
+    """Whether the same request may succeed in a minute."""
+    if isinstance(error, ClientError):
+        return _status(error) >= 500 or _status(error) == 429
     return isinstance(
         error,
         NoAnswer | HTTPClientError | IncompleteReadError | HTTPError | Unavailable | ConnectionError | TimeoutError,
     )
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response["ResponseMetadata"].get("HTTPStatusCode", 0))
 
 
 def outage(error: BaseException) -> Unavailable | None:
@@ -222,7 +231,7 @@ def patiently(call: Callable[[], T]) -> T:
         try:
             return call()
         except Exception as error:
-            if not is_transient(error) or time.monotonic() > give_up_at:
+            if not _is_away(error) or time.monotonic() > give_up_at:
                 raise
         # Jitter, lest all workers of a run knock at once.
         time.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311

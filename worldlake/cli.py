@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 crashed and worth retrying, 2 refused, 3 failures recorded
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,7 @@ from lake.s3 import Unavailable, outage
 from lake.tables import Lake
 from models.errors import ModelRefused
 from worldlake import console
-from worldlake.options import Config, Endpoint, Json, LakeUri, Profile, Region, open_lake, storage
+from worldlake.options import Config, Endpoint, Json, LakeUri, Profile, Region, finite, open_lake, storage
 
 if TYPE_CHECKING:
     from lake.catalog import IngestCounts
@@ -155,7 +156,9 @@ def label(
         str | None, typer.Option(help="SQL condition on the table videos, e.g. \"dataset = 'ucf101'\".")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Label at most so many videos.")] = None,
-    max_hours: Annotated[float | None, typer.Option(min=0, help="Stop in good order after so many hours.")] = None,
+    max_hours: Annotated[
+        float | None, typer.Option(min=0, callback=finite, help="Stop in good order after so many hours.")
+    ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also try again what failed.")] = False,
     take_over: Annotated[
         bool, typer.Option("--take-over", help="End a live run of the same labeler and go on.")
@@ -165,8 +168,10 @@ def label(
     label_workers: Annotated[
         int | None, typer.Option(min=1, help="Model processes; default: one a GPU, else a core.")
     ] = None,
-    segment_timeout: Annotated[float, typer.Option(min=1, help="Seconds a minute of video may take to decode.")] = 300,
-    commit_every: Annotated[float, typer.Option(min=1, help="Seconds between commits.")] = 10,
+    segment_timeout: Annotated[
+        float, typer.Option(min=1, callback=finite, help="Seconds a minute of video may take to decode.")
+    ] = 300,
+    commit_every: Annotated[float, typer.Option(min=1, callback=finite, help="Seconds between commits.")] = 10,
     endpoint_url: Endpoint = None,
     region: Region = None,
     profile: Profile = None,
@@ -328,7 +333,8 @@ def forget(
     console.out.print(
         f"forgot {gone.videos:,} videos: {rows or 'no rows'}; {gone.deleted:,} files deleted", markup=False
     )
-    console.out.print(f"models trained on them: {', '.join(trained) or 'none'}", markup=False)
+    if trained:
+        console.out.print(f"models trained on them: {', '.join(trained)}", markup=False)
     return 0
 
 
@@ -372,7 +378,9 @@ def demo(
     """
     from worldlake.demo import run_demo
 
-    result = run_demo(folder, videos or [], clips, seed)
+    # With --json standard output holds the document and nothing else.
+    with redirect_stdout(sys.stderr) if json else nullcontext():
+        result = run_demo(folder, videos or [], clips, seed)
     if json:
         console.print_json(result)
     return 0

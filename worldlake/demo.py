@@ -103,9 +103,15 @@ def _print_queries(lake: Lake) -> None:
 
 
 def _plain(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures as JSON has them: no NaN."""
     return {
-        name: {"share": value.value, "interval": value.interval, "right": value.right, "of": value.total}
+        name: _plain_share(value)
         if isinstance(value, Share)
         else {score: None if math.isnan(area) else area for score, area in value.items()}
         for name, value in figures.items()
     }
+
+
+def _plain_share(share: Share) -> dict[str, Any]:
+    known = {"share": share.value, "interval": share.interval} if share.total else {"share": None, "interval": None}
+    return {**known, "right": share.right, "of": share.total}

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from uuid import uuid4
 
 from lake.errors import Refused
 from lake.s3 import Unavailable
-from lake.storage import StorageConfig, is_s3, join, split_s3
+from lake.storage import StorageConfig, is_s3
 from lake.tables import Lake
 
 # A worker process with torch, a decode process and its share of the object store.
@@ -161,23 +160,27 @@ def _ray() -> Iterator[Finding]:
 
 
 def _lake(uri: str, storage: StorageConfig) -> Iterator[Finding]:
-    lake = Lake(uri, storage)
-    storage.check(lake.uri)
-    name = f".worldlake-doctor-{uuid4().hex}"
-    if is_s3(lake.uri):
-        # Not with pyarrow: what it deletes last from a folder it replaces with a marker for the folder.
-        bucket, key = split_s3(join(lake.uri, name))
-        storage.s3_client().put_object(Bucket=bucket, Key=key, Body=b"worldlake doctor")
-        storage.s3_client().delete_object(Bucket=bucket, Key=key)
-        yield Finding("fine", "lake", f"{lake.uri} can be read and written")
-        return
-    path = Path(lake.uri)
-    # A look leaves no folder behind, so where there is no lake yet the folder that would hold it has to do.
-    folder = next(place for place in (path, *path.parents) if place.exists())
-    probe = folder / name
     try:
-        probe.write_bytes(b"worldlake doctor")
-    finally:
-        probe.unlink(missing_ok=True)
-    can = "can be read and written" if folder == path else f"does not exist, and can be created in {folder}"
-    yield Finding("fine", "lake", f"{lake.uri} {can}")
+        lake = Lake(uri, storage)
+        lake.storage.check(lake.uri)
+        if not is_s3(lake.uri) and not Path(lake.uri).exists():
+            yield _new_folder(Path(lake.uri))
+            return
+        filesystem, root = lake.storage.filesystem(lake.uri)
+        probe = f"{root}/doctor.tmp"
+        with filesystem.open_output_stream(probe) as out:
+            out.write(b"worldlake doctor")
+        filesystem.delete_file(probe)
+        yield Finding("fine", "lake", f"{lake.uri} can be read and written")
+    except (Refused, Unavailable) as error:
+        yield Finding("stops", "lake", str(error))
+    except OSError as error:
+        yield Finding("stops", "lake", f"{uri} cannot be written: {_one_line(error)}",
+                      "check the permissions of the credentials")  # fmt: skip
+
+
+def _new_folder(folder: Path) -> Finding:
+    parent = next(path for path in folder.parents if path.exists())
+    if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK):
+        return Finding("fine", "lake", f"{folder} is not there yet and can be created")
+    return Finding("stops", "lake", f"{folder} cannot be created in {parent}", "choose a folder that you can write")

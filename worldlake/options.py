@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,13 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         raise Refused(f"--config {path}: no option {', '.join(unknown)} here; there are {known}")
     context.default_map = {**(context.default_map or {}), **values}
     return path
+
+
+def finite(context: typer.Context, parameter: typer.CallbackParam, value: float | None) -> float | None:
+    """Refuse what is a float and no number of seconds or hours: `nan` passes every comparison, `inf` never ends."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a number", ctx=context, param_hint=parameter.opts[0])
+    return value
 
 
 Config = Annotated[

@@ -11,7 +11,7 @@ import cv2
 import jinja2
 import pyarrow.compute as pc
 
-from labeling.decoding import open_video
+from labeling.decoding import DecodeError, Gap, open_video
 from lake.sql import query
 from lake.tables import Lake
 from worldlake.accuracy import Judged, Share
@@ -86,11 +86,19 @@ def _with_truth(rows: Iterator[dict[str, Any]], truth: dict[tuple[str, int, int]
     return found
 
 
-def _frame(uri: str, pts: int) -> str:
-    decoder = open_video(uri, "pyav")
+def _frame(uri: str, pts: int) -> str | None:
+    """A frame to look at; None when the video is no longer there, or no longer what it was."""
     try:
-        frame = next(iter(decoder.read(pts)))
-        image = cv2.cvtColor(frame.square(_SIDE), cv2.COLOR_RGB2BGR)  # type: ignore[union-attr]
+        decoder = open_video(uri, "pyav")
+    except (DecodeError, OSError):
+        return None
+    try:
+        frame = next(iter(decoder.read(pts)), None)
+        if frame is None or isinstance(frame, Gap):
+            return None
+        image = cv2.cvtColor(frame.square(_SIDE), cv2.COLOR_RGB2BGR)
+    except DecodeError:
+        return None
     finally:
         decoder.close()
     return _inline(cv2.imencode(".jpg", image)[1].tobytes())

@@ -12,7 +12,7 @@ import pytest
 
 from labeling import segments
 from labeling.sampling import SamplingSettings
-from labeling.segments import Segment, sample_segment
+from labeling.segments import Segment, sample_segment, sample_video
 from tests.media import FPS, H264, MISSING, NAMES, Medium, encode, make_long, picture, read_counter, real_clips
 
 pytestmark = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason=MISSING)
@@ -104,13 +104,11 @@ def test_frames_are_kept_where_things_move(tmp_path: Path) -> None:
     assert pair.motion > 0
 
 
-@pytest.mark.long
 def test_memory_stays_flat_over_two_hours(tmp_path: Path) -> None:
     medium = make_long(tmp_path / "long.mp4")
-    process, usage, frames, start = psutil.Process(), [], 0, None
-    while not usage or start is not None:
-        segment = sample_segment(str(medium.path), start, SamplingSettings(), 224)
-        frames, start = frames + segment.frames, segment.next_start_pts
+    process, usage, frames = psutil.Process(), [], 0
+    for segment in sample_video(str(medium.path), SamplingSettings(), 224):
+        frames += segment.frames
         usage.append(process.memory_info().rss)
         assert segment.pairs
     assert frames == medium.frames

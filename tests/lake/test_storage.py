@@ -1,5 +1,6 @@
 """Storage over a real S3 server, in good weather and bad."""
 
+import errno
 import os
 import pickle
 import socket
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from botocore.exceptions import ClientError
 from deltalake import DeltaTable, write_deltalake
 
 from lake.errors import Refused, SourceChanged
-from lake.s3 import Unavailable, is_transient
+from lake.s3 import Unavailable, is_transient, outage, patiently
 from lake.storage import Entry, StorageConfig, local_etag, normalise
 from tests.conftest import Bucket
 from tests.seaweed import OTHER_KEY, OTHER_SECRET
@@ -276,3 +278,36 @@ def test_an_outage_of_twenty_seconds_is_waited_out(bucket: Bucket, tmp_path: Pat
     assert sorted(table["a"].to_pylist()) == [1, 2]
     assert (tmp_path / "copy").read_bytes() == b"content"
     assert filesystem.open_input_file(f"{bucket.name}/new").read() == b"new"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EMFILE, errno.EROFS])
+def test_what_this_machine_lacks_is_no_fault_of_an_object(code: int) -> None:
+    error = OSError(code, os.strerror(code))
+    everywhere = outage(error)
+    assert is_transient(error)
+    assert isinstance(everywhere, Unavailable)
+    assert os.strerror(code) in str(everywhere)
+    assert "run the same command again" in str(everywhere)
+
+
+def test_rejected_credentials_are_an_outage_and_a_denied_object_is_not() -> None:
+    def answer(status: int, code: str) -> ClientError:
+        return ClientError(
+            {"Error": {"Code": code, "Message": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "GetObject"
+        )
+
+    assert outage(answer(400, "ExpiredToken"))
+    assert outage(answer(403, "InvalidAccessKeyId"))
+    assert outage(answer(403, "AccessDenied")) is None
+    assert is_transient(answer(403, "AccessDenied"))
+    assert not is_transient(answer(400, "InvalidArgument"))
+    assert outage(FileNotFoundError(errno.ENOENT, "gone")) is None
+
+
+def test_only_a_store_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lake.s3.time.sleep", lambda seconds: pytest.fail("waited"))
+    with pytest.raises(OSError, match="No space"):
+        patiently(full)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from labeling.sampling import SamplingSettings
-from labeling.segments import sample_segment
+from labeling.segments import sample_video
 from lake.catalog import EXTENSIONS
 from lake.tables import Lake, now
 from models.sample_world import write_folder
@@ -52,12 +52,8 @@ def only_labeler(lake: Lake) -> dict[str, Any]:
 
 def pairs_of(path: Path) -> set[tuple[int, int]]:
     """What sampling finds in a file when nothing else is around."""
-    found, start = set(), None
-    while True:
-        segment = sample_segment(str(path), start, SamplingSettings(), 64)
-        found |= {(pair.obs_pts, pair.next_pts) for pair in segment.pairs}
-        if (start := segment.next_start_pts) is None:
-            return found
+    segments = sample_video(str(path), SamplingSettings(), 64)
+    return {(pair.obs_pts, pair.next_pts) for segment in segments for pair in segment.pairs}
 
 
 @pytest.mark.timeout(600)
