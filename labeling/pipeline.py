@@ -24,10 +24,11 @@ ROWS_PER_BLOCK = 64
 
 @dataclass(frozen=True)
 class Workers:
-    """Actors of the two heavy stages, and what each asks of the cluster."""
+    """Actors of each stage, and what those of the two heavy ones ask of the cluster."""
 
     decode: int
     label: int
+    write: int
     decode_cpus: float
     label_cpus: float
     label_gpus: float
@@ -38,12 +39,14 @@ def workers(decode: int | None, label: int | None) -> Workers:
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if gpus:
-        return Workers(decode or cpus, label or gpus, decode_cpus=0.9, label_cpus=0, label_gpus=1)
+        decode, label = decode or cpus, label or gpus
+        share = 0.9 * cpus / max(cpus, decode)
+        return Workers(decode, label, min(label, cpus), decode_cpus=share, label_cpus=0, label_gpus=1)
     # Without GPUs both stages live on the same cores. As many processes of each as there are cores, and the kernel
     # gives each core to whichever stage has work: no split to tune, no core idle because its stage waits.
     decode, label = decode or cpus, label or cpus
     share = 0.8 * cpus / (decode + label)
-    return Workers(decode, label, decode_cpus=share, label_cpus=share, label_gpus=0)
+    return Workers(decode, label, min(label, cpus), decode_cpus=share, label_cpus=share, label_gpus=0)
 
 
 def decisions(
@@ -76,12 +79,15 @@ def decisions(
             num_cpus=pool.label_cpus,
             num_gpus=pool.label_gpus,
         )
-        # Light work: a tenth of a core each lets it run beside the actors that own the cores.
+        # Light work, fused into one stage: a tenth of a core lets it run beside the actors that own the cores. Actors,
+        # because Ray ends the process of a task that has nothing to do for a second, and starts another for the next.
         .map_batches(Verify(policy), batch_size=None, batch_format="pyarrow", num_cpus=0.1)
         .map_batches(
-            Write(lake, run_id, labeler.id, policy.id, labeler.decoder),
+            Write,
+            fn_constructor_args=(lake, run_id, labeler.id, policy.id, labeler.decoder),
             batch_size=None,
             batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=pool.write),
             num_cpus=0.1,
         )
     )
