@@ -70,6 +70,8 @@ def disturb(lake: Lake, model: Path, roles: list[str], rng: random.Random) -> li
     killed = []
     run = Labelling(lake.uri, model, *ONE_EACH)
     for number, role in enumerate(roles):
+        if run.process.poll() == 0:
+            break
         if run.process.poll() is not None:
             run.wait()
             run = Labelling(lake.uri, model, *ONE_EACH)
@@ -120,7 +122,7 @@ def test_killed_two_hundred_times(
     kills = number = 0
     while kills < LONG_KILLS:
         rng = random.Random(1000 + number)
-        roles = [rng.choice(["driver", "raylet", "label", "label", "decode", "decode", "sample"]) for _ in range(8)]
+        roles = [rng.choice(["driver", "raylet", "label", "label", "decode", "decode", "sample"]) for _ in range(16)]
         lake = new_lake(tmp_path / str(number), videos)
         kills += len(disturb(lake, model, roles, rng))
         check(lake, undisturbed)
