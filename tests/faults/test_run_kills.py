@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from lake.catalog import ingest
+from lake.runs import states
 from lake.tables import Lake
 from models.sample_world import write_folder
 from tests.models.tiny import save_tiny
@@ -136,7 +137,7 @@ def test_a_second_run_is_refused_and_a_take_over_fences_a_paused_one(
 ) -> None:
     lake = new_lake(tmp_path, videos)
     paused = Labelling(lake.uri, model, *ONE_EACH)
-    wait_until(lambda: paused.process.poll() is not None or rows(lake, "runs"))
+    wait_until(lambda: paused.process.poll() is not None or any(run.kind == "label" for run in states(lake)))
     code, output = Labelling(lake.uri, model).wait()
     assert code == 2, output
     assert "--take-over" in output
