@@ -120,6 +120,8 @@ def _ingest_source(
         videos = [entry for entry in page if entry.uri.rsplit(".", 1)[-1].lower() in EXTENSIONS]
         counts.listed += len(videos)
         counts.skipped += len(page) - len(videos)
+        if not videos:
+            continue
         pending = _unsettled(lake, videos, retry_failed)
         rows, failures = _probed(source, pending, probing)
         lake.append("failures", failures)

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from deltalake.exceptions import TableNotFoundError
 
 from lake.errors import Refused
 from lake.schemas import DECISIONS, SCHEMA_VERSION, TABLES, stats_columns
-from lake.storage import StorageConfig, join, normalise
+from lake.storage import StorageConfig, is_s3, join, normalise
 
 _VERSION_KEY = "worldlake.schema_version"
 
@@ -58,8 +59,19 @@ class Lake:
         self.storage = storage or StorageConfig()
 
     def create(self) -> None:
-        """Create whatever table is missing. Any number of processes may do so at once."""
+        """Create whatever table is missing. Any number of processes may do so at once.
+
+        Raises:
+            Refused: nothing can be written there.
+        """
         self.storage.check(self.uri)
+        if not is_s3(self.uri):
+            try:
+                Path(self.uri).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise Refused(
+                    f"no lake can be made at {self.uri}: {error.strerror}: name a folder to write to"
+                ) from None
         for name, schema in TABLES.items():
             if self._is_table(name):
                 continue

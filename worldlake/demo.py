@@ -44,6 +44,10 @@ def run_demo(folder: Path, videos: list[Path], clips: int, seed: int) -> dict[st
     for path in videos:
         if not path.exists():
             raise Refused(f"--videos {path} does not exist: give video files or folders")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"--folder {folder}: {error.strerror}: name a folder to write to") from None
     sample = folder / "videos"
     truth = _sample_clips(sample, clips, seed)
     lake = Lake(str(folder / "lake"))

@@ -56,6 +56,9 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
         (["ingest", "VIDEOS", "--lake", "NEW", "--split", "half"], "validation"),
         (["ingest", "ftp://host/videos", "--lake", "NEW"], "s3://"),
         (["ingest", "EMPTY", "--lake", "NEW"], "no video"),
+        (["ingest", "BAD_CONFIG", "--lake", "NEW"], "no video"),
+        (["ingest", "VIDEOS", "--lake", "/proc/lake"], "/proc/lake"),
+        (["ingest", "VIDEOS", "--lake", "BAD_CONFIG"], "folder to write"),
         (["status", "--lake", "NEW"], "worldlake ingest"),
         (["sql", "SELEC 1", "--lake", "LAKE"], "syntax error"),
         (["sql", "SELECT colour FROM triples", "--lake", "LAKE"], "colour"),
@@ -65,6 +68,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
         (["forget", "nobody", "--lake", "LAKE"], "nobody"),
         (["maintain", "--lake", "LAKE", "--keep-hours", "1"], "24"),
         (["demo", "--videos", "/no/such/videos"], "/no/such/videos"),
+        (["demo", "--folder", "/proc/demo"], "/proc/demo"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], says: str, lake: str, tmp_path: Path) -> None:
