@@ -89,7 +89,18 @@ def disturb(lake: Lake, model: Path, roles: list[str], rng: random.Random) -> li
         assert code in (1, -signal.SIGKILL, -signal.SIGTERM), output
         code, output = Labelling(lake.uri, model).wait()
     assert code == 0, output
+    retry_what_was_killed_twice(lake, model)
     return killed
+
+
+def retry_what_was_killed_twice(lake: Lake, model: Path) -> None:
+    """A video whose decode process was killed on both attempts has failed, with that reason; it can be asked for."""
+    failures = lake.read("failures", ["error_type", "message"]).to_pylist()
+    if failures:
+        assert {row["error_type"] for row in failures} == {"ChildLost"}, failures
+        assert all("SIGKILL, then died of SIGKILL" in row["message"] for row in failures), failures
+        code, output = Labelling(lake.uri, model, "--retry-failed").wait()
+        assert code == 0, output
 
 
 def check(lake: Lake, undisturbed: dict[str, list[dict[str, Any]]]) -> None:
