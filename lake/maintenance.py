@@ -29,7 +29,7 @@ _CLUSTER_BY = ("dataset", "video_id")
 _CLUSTERED = ("triples", "rejections")
 # `reviews` first, as they are found by the triples; `videos` last: while it names them, a command that was killed
 # half-way finds them again.
-_FORGET_ORDER = ("reviews", "triples", "rejections", "progress", "failures", "videos")
+_FORGET_ORDER = ("reviews", "tokens", "triples", "rejections", "progress", "failures", "videos")
 
 
 @dataclass

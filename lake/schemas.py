@@ -98,6 +98,18 @@ TABLES: dict[str, pa.Schema] = {
             ("reviewed_at", _TIME),
         ]
     ),
+    # What a world model's image tokenizer made of the two images of a triple, so that epochs need not do it again.
+    "tokens": pa.schema(
+        [
+            ("triple_id", pa.string()),
+            ("video_id", pa.string()),
+            ("tokenizer_id", pa.string()),
+            ("obs_codes", pa.binary()),  # int32, little-endian, row by row
+            ("next_codes", pa.binary()),
+            ("distances", pa.list_(pa.float32())),  # squared, of the features before quantisation, code by code
+            ("tokenized_at", _TIME),
+        ]
+    ),
     "runs": pa.schema(
         [
             ("run_id", pa.string()),

@@ -25,7 +25,7 @@ from lake.tables import Lake
 
 # A table is opened after those that are written before it: a video that `progress` calls finished has its rows in
 # `triples` and `rejections`, and a triple has its video.
-_OPENING_ORDER = ("runs", "reviews", "progress", "failures", "rejections", "triples", "videos")
+_OPENING_ORDER = ("runs", "reviews", "tokens", "progress", "failures", "rejections", "triples", "videos")
 _BATCH_ROWS = 1000
 FORMATS = ("table", "csv", "json", "arrow")
 # More rows do not help a reader; the other formats give all.

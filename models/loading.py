@@ -118,10 +118,10 @@ def _find(settings: ModelSettings, device: str | None) -> _Found:
     if settings.adapter is not None:
         adapter, pinned["adapter"] = _find_adapter(settings.adapter)
         check_adapter(adapter, config)
-    device = device or _best_device()
+    device = device or best_device()
     image_size = _image_size(settings, config, folder)
     pinned |= {
-        "dtype": _dtype(settings, device),
+        "dtype": chosen_dtype(settings.dtype, device),
         "image_size": image_size,
         "pair_layout": _pair_layout(settings, config),
     }
@@ -175,15 +175,17 @@ def check_adapter(adapter: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _best_device() -> str:
+def best_device() -> str:
+    """`cuda` where this machine has a GPU, else `cpu`."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _dtype(settings: ModelSettings, device: str) -> Dtype:
-    if settings.dtype != "auto":
-        return settings.dtype
+def chosen_dtype(dtype: Literal["auto", "float32", "bfloat16"], device: str) -> Dtype:
+    """The dtype itself; for `auto` bfloat16 on a GPU, float32 on a CPU."""
+    if dtype != "auto":
+        return dtype
     return "float32" if device == "cpu" else "bfloat16"
 
 

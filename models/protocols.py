@@ -36,3 +36,20 @@ class DynamicsModel(Protocol):
     def score(self, obs: Images, next_obs: Images, actions: Sequence[str]) -> npt.NDArray[np.float32]:
         """Mean token log-probability, shape (batch,), of each given action text and its end token."""
         ...
+
+
+class WorldModel(Protocol):
+    """`p(next_obs | obs, action)`."""
+
+    image_size: int
+
+    def sample(self, obs: Images, actions: Sequence[str], n: int, *, seed: int = 0) -> Images:
+        """Candidate next observations, uint8, shape (batch, n, height, width, 3).
+
+        The same seed gives the same candidates on one machine; obs and action are read once for all n.
+        """
+        ...
+
+    def score(self, obs: Images, actions: Sequence[str], next_obs: Images) -> npt.NDArray[np.float32]:
+        """Mean token log-probability, natural, shape (batch,), of each given next observation's image tokens."""
+        ...
