@@ -17,7 +17,8 @@ def change_weights(distances: torch.Tensor, floor: float) -> torch.Tensor:
     not change are not learned at all. An image in which nothing changes weighs all tokens alike.
     """
     mean = distances.mean(-1, keepdim=True)
-    relative = torch.where(mean > 0, distances / mean.clamp(min=torch.finfo(distances.dtype).tiny), 1.0)
+    tiny = torch.finfo(distances.dtype).tiny
+    relative = torch.where(mean > tiny, distances / mean.clamp(min=tiny), 1.0)
     return floor + (1 - floor) * relative
 
 

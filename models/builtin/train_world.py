@@ -187,11 +187,16 @@ def export(arguments: argparse.Namespace) -> None:
     world = _assembled(arguments.tokenizer)
     trained = nn.ModuleList([world.model.model.text_model, world.model.lm_head])
     trained.load_state_dict(torch.load(arguments.out / "checkpoint.pt", weights_only=True)["model"])
-    world.model.bfloat16().save_pretrained(arguments.weights)
-    new_tokenizer().save_pretrained(arguments.weights)
+    write_folder(world.model.bfloat16(), arguments.weights)
+
+
+def write_folder(model: Emu3ForConditionalGeneration, folder: Path) -> None:
+    """Write a model of `new_model` with all that `models.world_loading` reads."""
+    model.save_pretrained(folder)
+    new_tokenizer().save_pretrained(folder)
     images: dict[str, object] = {"image_processor_type": "Emu3ImageProcessor", "image_mean": MEAN, "image_std": STD}
     images["size"] = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    (arguments.weights / "preprocessor_config.json").write_text(json.dumps(images, indent=2) + "\n")
+    (folder / "preprocessor_config.json").write_text(json.dumps(images, indent=2) + "\n")
 
 
 def main() -> None:
