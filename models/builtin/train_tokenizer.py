@@ -36,11 +36,11 @@ from models.image_tokens import ImageTokenizer
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 CODES, CHANNELS = 256, 16
-WARM_UP = 300
+WARM_UP = 150
 """Steps without quantisation, which give k-means features worth clustering."""
 DECAY = 0.99
 COMMITMENT = 0.25
-STILLNESS = 0.5
+STILLNESS = 3.0
 """Weight of the penalty on unchanged patches."""
 STILL = 3 / 255
 """Mean absolute difference of a patch's pixels below which it counts as unchanged: codec and JPEG noise stay below."""
@@ -198,7 +198,7 @@ def main() -> None:
     )
     parser.add_argument("--shards", type=int, default=40)
     parser.add_argument("--out", type=Path, default=Path("scratch/builtin/tokenizer"), help="folder of the checkpoint")
-    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=16, help="pairs")
     parser.add_argument("--peak", type=float, default=1e-3, help="highest learning rate")
     parser.add_argument("--every", type=int, default=100, help="steps between checkpoints with an evaluation")
