@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from deltalake.exceptions import CommitFailedError
@@ -175,3 +179,53 @@ def test_a_committer_that_cannot_reach_the_store_gives_up_in_the_end(
     monkeypatch.setattr(committer, "_write", down)
     with pytest.raises(CommitFailedError):
         committer.commit({"triples": [file_of(lake, "triples", "a")]})
+
+
+class Simultaneous(Committer):
+    """Looks at the epochs of a table at the same moment as its rivals, and writes at the same moment too."""
+
+    barrier: threading.Barrier
+
+    def _write(self, *args: Any) -> None:
+        with suppress(threading.BrokenBarrierError):
+            self.barrier.wait(timeout=1)
+        super()._write(*args)
+
+
+@pytest.mark.parametrize("rivals", [2, 3])
+def test_rivals_that_start_at_once_have_epochs_of_their_own(lake: Lake, rivals: int) -> None:
+    committers = [Simultaneous(lake, LABELER, f"run-{number}") for number in range(rivals)]
+    Simultaneous.barrier = threading.Barrier(rivals)
+    with ThreadPoolExecutor(rivals) as pool:
+        list(pool.map(Committer.fence, committers))
+    committers.sort(key=lambda committer: committer.epoch)
+    assert len({committer.epoch for committer in committers}) == rivals
+    newest = committers[-1]
+    for number, committer in enumerate(committers * 2):
+        files = {"triples": [file_of(lake, "triples", [f"t{number}"])]}
+        files["rejections"] = [file_of(lake, "rejections", [f"r{number}"])]
+        if committer is newest:
+            committer.commit(files)
+        else:
+            with pytest.raises(Superseded):
+                committer.commit(files)
+    # All that the newest committed is there once, and nothing of the others.
+    landed = [f"{table}{number}" for table in "tr" for number in (rivals - 1, 2 * rivals - 1)]
+    assert sorted(decided(lake)) == sorted(landed)
+
+
+def test_a_fence_whose_answer_was_lost_is_raised_again(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    committer = Committer(lake, LABELER, "run")
+    real, calls = committer._write, []
+
+    def flaky(*args: Any) -> None:
+        calls.append(args)
+        real(*args)
+        if len(calls) == 1:
+            raise OSError("connection reset")
+
+    monkeypatch.setattr(committer, "_write", flaky)
+    committer.fence()
+    assert committer.epoch == 2
+    committer.commit({"triples": [file_of(lake, "triples", "a")]})
+    assert decided(lake) == ["a"]
