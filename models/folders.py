@@ -12,7 +12,7 @@ from models.errors import ModelRefused
 
 BUILTIN = Path(__file__).parent / "builtin" / "weights"
 
-_WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 """Weights, configurations, chat templates and tokenizers: what is loaded, and so what is hashed."""
 
 
@@ -51,7 +51,7 @@ def _download(repository: str, revision: str | None) -> Path:
     try:
         # Subfolders hold other formats of the same weights.
         snapshot = snapshot_download(
-            repository, revision=revision, allow_patterns=list(_WANTED), ignore_patterns=["*/*"]
+            repository, revision=revision, allow_patterns=list(WANTED), ignore_patterns=["*/*"]
         )
     except GatedRepoError as error:
         message = f"{repository} is gated; accept its terms on huggingface.co, then run: hf auth login"
@@ -85,7 +85,7 @@ def check_weights(folder: Path, pattern: str = "*.safetensors") -> None:
 
 def hash_files(folder: Path) -> dict[str, str]:
     """sha256 in hex, by file name, of everything in the folder that decides what the model says."""
-    names = sorted({path.name for pattern in _WANTED for path in folder.glob(pattern)})
+    names = sorted({path.name for pattern in WANTED for path in folder.glob(pattern)})
     hashes = {}
     for name in names:
         with (folder / name).open("rb") as file:

@@ -34,7 +34,7 @@ class ImageTokenizer:
         self.codebook_size = int(vq.config.codebook_size)
         self.identity = {"image_size": image_size, "mean": list(mean), "std": list(std)}
         """What decides the codes of an image, beside the weights."""
-        self._vq = vq
+        self.vq = vq
         self._mean = torch.tensor(mean, dtype=torch.float32, device=vq.device).view(3, 1, 1)
         self._std = torch.tensor(std, dtype=torch.float32, device=vq.device).view(3, 1, 1)
 
@@ -45,8 +45,8 @@ class ImageTokenizer:
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """What is quantised, before it is: float, shape (batch, rows * columns, channels)."""
-        hidden = self._vq.encoder(pixels.to(self._vq.dtype).unsqueeze(1))
-        latents = self._vq.quant_conv(hidden.permute(0, 2, 1, 3, 4))
+        hidden = self.vq.encoder(pixels.to(self.vq.dtype).unsqueeze(1))
+        latents = self.vq.quant_conv(hidden.permute(0, 2, 1, 3, 4))
         features: torch.Tensor = latents.squeeze(2).flatten(2).transpose(1, 2)
         return features
 
@@ -63,7 +63,7 @@ class ImageTokenizer:
             latents = self.features(self.pixels(images[start : start + _BATCH]))
             features.append(latents.float().cpu().numpy())
             grid = latents.transpose(1, 2).reshape(len(latents), 1, -1, self.side, self.side)
-            codes.append(self._vq.quantize(grid).flatten(1).to(torch.int32).cpu().numpy())
+            codes.append(self.vq.quantize(grid).flatten(1).to(torch.int32).cpu().numpy())
         return np.concatenate(codes), np.concatenate(features)
 
     @torch.no_grad()
@@ -72,7 +72,7 @@ class ImageTokenizer:
         images = []
         for start in range(0, len(codes), _BATCH):
             grid = torch.from_numpy(np.ascontiguousarray(codes[start : start + _BATCH], np.int64))
-            pixels = self._vq.decode(grid.view(-1, self.side, self.side).to(self._mean.device)).float()
+            pixels = self.vq.decode(grid.view(-1, self.side, self.side).to(self._mean.device)).float()
             pixels = ((pixels * self._std + self._mean) * 255).round().clamp(0, 255)
             images.append(pixels.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy())
         return np.concatenate(images)

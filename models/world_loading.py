@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from models.errors import ModelRefused
 from models.folders import check_weights, find_folder, hash_files, image_processor_config, read_json
+from models.image_tokens import ImageTokenizer
 from models.loading import best_device, check_adapter, chosen_dtype
 from models.world import Emu3World, SamplingSettings
 
@@ -97,27 +98,54 @@ def load_emu3(folder: Path, dtype: Literal["float32", "bfloat16"]) -> tuple[Any,
 
 def as_world(model: Any, tokenizer: Any, folder: Path, settings: WorldSettings) -> Emu3World:
     """A loaded Emu3 as a world model, with the image size and normalisation that its folder names."""
-    from models.image_tokens import ImageTokenizer
-
-    images = image_processor_config(folder)
-    size = settings.image_size or (images.get("size") or {}).get("height") or _EMU3_SIZE
-    mean, std = images.get("image_mean", (0.5, 0.5, 0.5)), images.get("image_std", (0.5, 0.5, 0.5))
+    images = _as_tokenizer(model.model.vqmodel, folder, settings.image_size)
     try:
-        tokenizing = ImageTokenizer(model.model.vqmodel, image_size=size, mean=mean, std=std)
-        return Emu3World(model, tokenizer, tokenizing, batch_size=settings.batch_size, sampling=settings.sampling)
+        return Emu3World(model, tokenizer, images, batch_size=settings.batch_size, sampling=settings.sampling)
     except ValueError as error:
         raise ModelRefused(f"{folder}: {error}; use another image_size") from error
 
 
-def tokenizer_id(world: Emu3World) -> str:
+def load_image_tokenizer(folder: Path, image_size: int | None, device: str | None = None) -> ImageTokenizer:
+    """The image tokenizer of a world model alone, in float32: the language model, a hundred times larger, is not read.
+
+    Raises ModelRefused, with the remedy, where it cannot be used as asked.
+    """
+    from safetensors import safe_open
+    from transformers import Emu3Config, Emu3VQVAE
+
+    weights = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            weights |= {key.split("vqmodel.")[1]: file.get_tensor(key) for key in file.keys() if "vqmodel." in key}  # noqa: SIM118
+    vq = Emu3VQVAE(Emu3Config.from_pretrained(folder, local_files_only=True).vq_config)
+    try:
+        vq.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise ModelRefused(f"the image tokenizer in {folder} does not load ({reason}); download it again") from error
+    vq = vq.float().to(device or best_device()).eval().requires_grad_(False)
+    return _as_tokenizer(vq, folder, image_size)
+
+
+def _as_tokenizer(vq: Any, folder: Path, image_size: int | None) -> ImageTokenizer:
+    images = image_processor_config(folder)
+    size = image_size or (images.get("size") or {}).get("height") or _EMU3_SIZE
+    mean, std = images.get("image_mean", (0.5, 0.5, 0.5)), images.get("image_std", (0.5, 0.5, 0.5))
+    try:
+        return ImageTokenizer(vq, image_size=size, mean=mean, std=std)
+    except ValueError as error:
+        raise ModelRefused(f"{folder}: {error}; use another image_size") from error
+
+
+def tokenizer_id(images: ImageTokenizer) -> str:
     """Sixteen hex digits that identify the image tokenizer: its weights, image size and normalisation.
 
     A fine-tuned world model keeps the tokenizer of the one it began as, and so its id, whatever dtype it is loaded in.
     """
     import torch
 
-    digest = hashlib.sha256(repr(world.images.identity).encode())
-    for name, tensor in sorted(world.model.model.vqmodel.state_dict().items()):
+    digest = hashlib.sha256(repr(images.identity).encode())
+    for name, tensor in sorted(images.vq.state_dict().items()):
         # bfloat16 is what both dtypes have in common.
         digest.update(name.encode() + tensor.detach().cpu().bfloat16().contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]

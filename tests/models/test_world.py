@@ -15,7 +15,7 @@ from models.errors import ModelRefused
 from models.objective import change_weights, image_token_loss
 from models.protocols import Images
 from models.world import Emu3World, SamplingSettings, filtered
-from models.world_loading import WorldSettings, load_world, tokenizer_id
+from models.world_loading import WorldSettings, load_image_tokenizer, load_world, tokenizer_id
 
 ACTIONS = ["the red shape moves left", "it gets darker", "nothing happens", "the white shape becomes blue"]
 
@@ -136,12 +136,16 @@ def test_weights_are_the_squared_distances_over_their_mean() -> None:
     assert torch.allclose(weights, torch.tensor([[0.0, 0.75, 2.25], [1.0, 1.0, 1.0]]))
 
 
-def test_a_tokenizer_is_known_by_its_weights_and_image_size(folder: Path, world: Emu3World) -> None:
+def test_a_tokenizer_is_known_by_its_weights_and_image_size(
+    folder: Path, world: Emu3World, images: tuple[Images, Images]
+) -> None:
     half = load_world(WorldSettings(name=f"hf:{folder}", dtype="bfloat16"), "cpu")
-    assert tokenizer_id(half) == tokenizer_id(load_world(WorldSettings(name=f"hf:{folder}", dtype="bfloat16"), "cpu"))
+    alone = load_image_tokenizer(folder, None, "cpu")
+    assert tokenizer_id(half.images) == tokenizer_id(alone) == tokenizer_id(world.images)
+    assert np.array_equal(alone.encode(images[0])[0], world.images.encode(images[0])[0])
     changed = load_world(WorldSettings(name=f"hf:{folder}"), "cpu")
     changed.model.model.vqmodel.quantize.embedding.weight[0] += 1
-    assert tokenizer_id(changed) != tokenizer_id(world)
+    assert tokenizer_id(changed.images) != tokenizer_id(world.images)
 
 
 @pytest.mark.parametrize(
