@@ -1,0 +1,1 @@
+"""Training on the lake's triples with Ray Train: dynamics models and world models, their data, loop and checkpoints."""
