@@ -98,7 +98,7 @@ def _role(process: psutil.Process) -> str:
     return "raylet" if "/raylet/raylet" in command else ""
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = 120) -> None:
+def wait_until(condition: Callable[[], Any], timeout_s: float = 240) -> None:
     """Return when the condition holds."""
     until = time.monotonic() + timeout_s
     while not condition():
