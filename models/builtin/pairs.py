@@ -50,7 +50,7 @@ def clip_pairs(seed: int) -> Pairs:
     numbers = sorted({n for obs, after, _ in chosen for n in (obs, after)})
     place = {n: i for i, n in enumerate(numbers)}
     index = np.array([(place[obs], place[after]) for obs, after, _ in chosen], np.int64)
-    return Pairs(_decode(encode_clip(clip), numbers), index, [action for _, _, action in chosen])
+    return Pairs(decoded_frames(encode_clip(clip), numbers), index, [action for _, _, action in chosen])
 
 
 def _choose(rng: np.random.Generator, clip: Clip) -> list[tuple[int, int, str]]:
@@ -83,7 +83,8 @@ def _touched(event: Event) -> set[str]:
     return {word for word in words if word in COLORS} or {words[1]}
 
 
-def _decode(encoded: bytes, numbers: list[int]) -> Images:
+def decoded_frames(encoded: bytes, numbers: list[int]) -> Images:
+    """Frames of an encoded clip by number, in order, at the model's size and as the labeler stores them."""
     wanted, frames = set(numbers), []
     with av.open(io.BytesIO(encoded), "r") as container:
         for number, frame in enumerate(container.decode(video=0)):
