@@ -1,4 +1,8 @@
-"""The `runs` table: an append-only log of what every run read, wrote and counted, and whether it is alive."""
+"""The `runs` table: an append-only log of what every run read, wrote and counted; and heartbeats: who is alive.
+
+A heartbeat is an object `<lake>/_heartbeats/<run_id>.json`, overwritten while the run is at work. In the table every
+beat would be a commit and a file, and every command would read them all: 17,280 after two days.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
@@ -17,16 +23,18 @@ from typing import Any
 
 from lake.errors import Refused
 from lake.schemas import TABLES
+from lake.storage import is_s3, join
 from lake.tables import Lake, now
 
 HEARTBEAT_S = 10.0
 # Three missed heartbeats: a commit can take seconds while an object store is slow.
 LIVE_FOR = timedelta(seconds=3 * HEARTBEAT_S)
+_HEARTBEATS = "_heartbeats"
 
 
 @dataclass(frozen=True)
 class RunState:
-    """The newest event of a run."""
+    """The newest event or heartbeat of a run."""
 
     run_id: str
     kind: str
@@ -61,6 +69,8 @@ def states(lake: Lake) -> list[RunState]:
         "run_id", "kind", "status", "labeler_id", "policy_id", "config", "counts", "timings", "tables_read",
         "host", "pid", "started_at", "heartbeat_at", "recorded_at",
     ]  # fmt: skip
+    # Heartbeats first: one that is gone by then is of a run whose end is in the table.
+    beats = _heartbeats(lake)
     newest: dict[str, dict[str, Any]] = {}
     for row in sorted(lake.read("runs", columns).to_pylist(), key=lambda row: row["recorded_at"]):
         newest[row["run_id"]] = row
@@ -68,7 +78,27 @@ def states(lake: Lake) -> list[RunState]:
         del row["recorded_at"]
         for column in ("config", "counts", "timings", "tables_read"):
             row[column] = json.loads(row[column] or "{}")
+        if row["status"] == "running":
+            row.update(beats.get(row["run_id"], {}))
     return sorted((RunState(**row) for row in newest.values()), key=lambda state: state.started_at)
+
+
+def _heartbeats(lake: Lake) -> dict[str, dict[str, Any]]:
+    """What runs that have not ended said last, by run: `heartbeat_at`, `counts`, `timings`."""
+    folder = join(lake.uri, _HEARTBEATS)
+    if not is_s3(folder) and not Path(folder).exists():
+        return {}
+    uris = [entry.uri for page in lake.storage.pages(folder) for entry in page if entry.uri.endswith(".json")]
+    with ThreadPoolExecutor(8) as pool:
+        contents = pool.map(lake.storage.get, uris)
+    beats = {
+        uri.rsplit("/", 1)[-1].removesuffix(".json"): json.loads(content)
+        for uri, content in zip(uris, contents, strict=True)
+        if content
+    }
+    for beat in beats.values():
+        beat["heartbeat_at"] = datetime.fromisoformat(beat["heartbeat_at"])
+    return beats
 
 
 def live_runs(lake: Lake, labeler_id: str | None = None) -> list[RunState]:
@@ -86,16 +116,18 @@ def refuse_second_run(lake: Lake, labeler_id: str, stop: threading.Event) -> Non
     while (alive := live_runs(lake, labeler_id)) and not stop.is_set():
         for run in alive:
             if run.heartbeat_at != first_seen.get(run.run_id):
-                raise Refused(
-                    f"run {run.run_id} of labeler {labeler_id} is at work on {run.host} (pid {run.pid}): "
-                    "wait for it, or end it with --take-over"
-                )
+                raise _at_work(run, "wait for it, or end it with --take-over")
         stop.wait(1)
+
+
+def _at_work(run: RunState, remedy: str) -> Refused:
+    of_whom = f" of labeler {run.labeler_id}" if run.labeler_id else ""
+    return Refused(f"run {run.run_id}{of_whom} is at work on {run.host} (pid {run.pid}): {remedy}")
 
 
 @dataclass
 class Run:
-    """One run that records its start, its heartbeats and its end. Use as a context manager.
+    """One run that records its start and its end, and beats in between. Use as a context manager.
 
     Entering it raises Refused beside a run that must be alone, or when this one must and another is alive.
     """
@@ -109,21 +141,21 @@ class Run:
     model_hashes: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
+    tables_read: dict[str, int] = field(default_factory=dict)
+    """Versions by table, recorded with every event; `videos` as it is at the start where none is named."""
     status: str = "running"
     on_error: Callable[[str], None] = lambda message: None
 
     def __enter__(self) -> Run:
         self._started_at = now()
         self._ended = threading.Event()
-        self._tables_read = self._versions("videos")
+        self.tables_read = self.tables_read or self._versions("videos")
         self._record()
         # Recorded first, looked around then: of two that start at once at least one sees the other.
         if other := next((run for run in live_runs(self.lake) if self._excludes(run)), None):
             self.status = "refused"
             self._record()
-            raise Refused(
-                f"run {other.run_id} is at work on {other.host} (pid {other.pid}): {self.kind} when it has ended"
-            )
+            raise _at_work(other, f"{self.kind} when it has ended")
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._heart.start()
         return self
@@ -140,6 +172,13 @@ class Run:
                 raise
             # The error that ended the run says more than that its end could not be recorded.
             self.on_error(f"the end of run {self.run_id} could not be recorded: {unrecorded}")
+            return
+        with suppress(Exception):  # one that is left over is read in vain, no more
+            self.lake.storage.delete(self._heartbeat)
+
+    @property
+    def _heartbeat(self) -> str:
+        return join(self.lake.uri, _HEARTBEATS, f"{self.run_id}.json")
 
     def _excludes(self, other: RunState) -> bool:
         if other.run_id == self.run_id:
@@ -151,7 +190,8 @@ class Run:
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
             try:
-                self._record()
+                beat = {"heartbeat_at": now().isoformat(), "counts": self.counts, "timings": self.timings}
+                self.lake.storage.put(self._heartbeat, json.dumps(beat).encode())
             except Exception as error:  # an unreachable store must not end a run that can wait for it
                 self.on_error(f"heartbeat failed: {error}")
 
@@ -171,7 +211,7 @@ class Run:
                     "config": json.dumps(self.config),
                     "code_version": installed_version("worldlake"),
                     "model_hashes": json.dumps(self.model_hashes),
-                    "tables_read": json.dumps(self._tables_read),
+                    "tables_read": json.dumps(self.tables_read),
                     "tables_written": json.dumps(tables_written) if tables_written else None,
                     "counts": json.dumps(self.counts),
                     "timings": json.dumps(self.timings),

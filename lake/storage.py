@@ -190,6 +190,41 @@ class StorageConfig(BaseModel):
             s3.patiently(lambda: s3.download(self.s3_client(), *split_s3(uri), etag, out))
         return Path(dest)
 
+    def put(self, uri: str, content: bytes) -> None:
+        """Write a small object, or overwrite it as a whole: who reads meanwhile gets the old bytes or the new ones."""
+        if is_s3(uri):
+            bucket, key = split_s3(uri)
+            self.s3_client().put_object(Bucket=bucket, Key=key, Body=content)
+            return
+        path = Path(uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+        unfinished.write_bytes(content)
+        unfinished.replace(path)
+
+    def get(self, uri: str) -> bytes | None:
+        """Return all bytes of a small object; None where there is none."""
+        if not is_s3(uri):
+            try:
+                return Path(uri).read_bytes()
+            except FileNotFoundError:
+                return None
+        bucket, key = split_s3(uri)
+        try:
+            return s3.patiently(lambda: self.s3_client().get_object(Bucket=bucket, Key=key)["Body"].read())
+        except ClientError as error:
+            if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
+                return None
+            raise s3.explain(error, uri, s3.access(self._settings()).endpoint) from error
+
+    def delete(self, uri: str) -> None:
+        """Delete an object if it is there."""
+        if is_s3(uri):
+            bucket, key = split_s3(uri)
+            self.s3_client().delete_object(Bucket=bucket, Key=key)
+        else:
+            Path(uri).unlink(missing_ok=True)
+
     def verify(self, uri: str, etag: str) -> None:
         """Raise ``SourceChanged`` when a local file is no longer the one of this etag; an S3 copy cannot change."""
         if is_s3(uri):

@@ -1,0 +1,54 @@
+"""Laws of runs: who is alive is known from heartbeats, which leave no trace in the tables."""
+
+from __future__ import annotations
+
+import pytest
+
+from lake import runs
+from lake.runs import Run, live_runs, states
+from lake.tables import Lake
+from tests.runs import wait_until
+
+
+@pytest.fixture
+def lake(place: str) -> Lake:
+    made = Lake(place)
+    made.create()
+    return made
+
+
+def test_heartbeats_keep_a_run_alive_and_leave_the_table_alone(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "HEARTBEAT_S", 0.01)
+    with Run(lake, "run", "label", {}, labeler_id="l") as run:
+        (started,) = states(lake)
+        run.counts["accepted"] = 7
+        wait_until(lambda: states(lake)[0].counts == {"accepted": 7})
+        (state,) = live_runs(lake, "l")
+        assert state.heartbeat_at > started.heartbeat_at
+        wait_until(lambda: states(lake)[0].heartbeat_at > state.heartbeat_at)
+        assert lake.dataset("runs").count_rows() == 1
+        assert live_runs(lake, "another") == []
+    (ended,) = states(lake)
+    assert (ended.status, ended.counts) == ("finished", {"accepted": 7})
+    assert lake.dataset("runs").count_rows() == 2
+    assert [entry for page in lake.storage.pages(lake.uri) for entry in page if "/_heartbeats/" in entry.uri] == []
+
+
+def test_a_run_that_was_killed_is_known_by_its_last_heartbeat(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "HEARTBEAT_S", 0.01)
+    killed = Run(lake, "killed", "label", {}, counts={"accepted": 3})
+    killed.__enter__()
+    wait_until(lambda: states(lake)[0].counts)
+    killed._ended.set()
+    killed._heart.join()
+    monkeypatch.setattr(runs, "LIVE_FOR", runs.LIVE_FOR * 0)
+    (state,) = states(lake)
+    assert (state.status, state.live, state.counts) == ("running", False, {"accepted": 3})
+
+
+def test_an_end_counts_more_than_a_heartbeat_that_was_left_over(lake: Lake) -> None:
+    with Run(lake, "run", "label", {}):
+        pass
+    lake.storage.put(f"{lake.uri}/_heartbeats/run.json", b'{"heartbeat_at": "2100-01-01T00:00:00+00:00"}')
+    assert states(lake)[0].status == "finished"
+    assert live_runs(lake) == []
