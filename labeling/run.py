@@ -112,7 +112,16 @@ def label(
         start_cluster()
     config = {"labeler": labeler.identity, "policy": policy.model_dump(mode="json"), "run": settings.model_dump()}
     with Run(
-        lake, run_id, "label", config, labeler.id, policy.id, model_hashes=labeler.identity["model"], on_error=warn
+        lake,
+        run_id,
+        "label",
+        config,
+        labeler.id,
+        policy.id,
+        model_hashes=labeler.identity["model"],
+        # Looked for again once this one is on record: another may have started while Ray did.
+        alone=not take_over and not stop.is_set(),
+        on_error=warn,
     ) as run:
         driver = _Driver(lake, labeler, policy, settings, run, stop, progress, warn)
         driver.label(list_again)

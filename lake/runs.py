@@ -30,6 +30,7 @@ HEARTBEAT_S = 10.0
 # Three missed heartbeats: a commit can take seconds while an object store is slow.
 LIVE_FOR = timedelta(seconds=3 * HEARTBEAT_S)
 _HEARTBEATS = "_heartbeats"
+_ALONE = "wait for it, or end it with --take-over"
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def refuse_second_run(lake: Lake, labeler_id: str, stop: threading.Event) -> Non
     while (alive := live_runs(lake, labeler_id)) and not stop.is_set():
         for run in alive:
             if run.heartbeat_at != first_seen.get(run.run_id):
-                raise _at_work(run, "wait for it, or end it with --take-over")
+                raise _at_work(run, _ALONE)
         stop.wait(1)
 
 
@@ -144,6 +145,8 @@ class Run:
     tables_read: dict[str, int] = field(default_factory=dict)
     """Versions by table, recorded with every event; `videos` as it is at the start where none is named."""
     status: str = "running"
+    alone: bool = False
+    """Whether no other run of the labeler may be alive."""
     on_error: Callable[[str], None] = lambda message: None
 
     def __enter__(self) -> Run:
@@ -155,7 +158,7 @@ class Run:
         if other := next((run for run in live_runs(self.lake) if self._excludes(run)), None):
             self.status = "refused"
             self._record()
-            raise _at_work(other, f"{self.kind} when it has ended")
+            raise _at_work(other, _ALONE if self._is_second_to(other) else f"{self.kind} when it has ended")
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._heart.start()
         return self
@@ -185,7 +188,10 @@ class Run:
             return False
         # A forget deletes every file that no table names, also what another run is about to commit. A maintain spares
         # young files, so that a run may start beside it; it only must not start beside a run that may be a slow one.
-        return "forget" in (self.kind, other.kind) or self.kind == "maintain"
+        return "forget" in (self.kind, other.kind) or self.kind == "maintain" or self._is_second_to(other)
+
+    def _is_second_to(self, other: RunState) -> bool:
+        return self.alone and other.labeler_id == self.labeler_id
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):

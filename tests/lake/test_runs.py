@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lake import runs
+from lake.errors import Refused
 from lake.runs import Run, live_runs, states
 from lake.tables import Lake
 from tests.runs import wait_until
@@ -52,3 +53,17 @@ def test_an_end_counts_more_than_a_heartbeat_that_was_left_over(lake: Lake) -> N
     lake.storage.put(f"{lake.uri}/_heartbeats/run.json", b'{"heartbeat_at": "2100-01-01T00:00:00+00:00"}')
     assert states(lake)[0].status == "finished"
     assert live_runs(lake) == []
+
+
+def test_a_run_that_must_be_alone_does_not_begin_beside_another_of_its_labeler(lake: Lake) -> None:
+    with Run(lake, "first", "label", {}, "l", alone=True):
+        with (
+            pytest.raises(Refused, match=r"first of labeler l is at work.*--take-over"),
+            Run(lake, "second", "label", {}, "l", alone=True),
+        ):
+            raise AssertionError("it began")
+        with Run(lake, "taking over", "label", {}, "l"), Run(lake, "other labeler", "label", {}, "m", alone=True):
+            pass
+    assert {run.run_id: run.status for run in states(lake)} == {
+        "first": "finished", "second": "refused", "taking over": "finished", "other labeler": "finished",
+    }  # fmt: skip

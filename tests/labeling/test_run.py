@@ -1,0 +1,35 @@
+"""What a run refuses before anything is labelled."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from labeling.labeler import Labeler, LabelerSettings
+from labeling.policy import load_policy
+from labeling.run import RunSettings, label
+from lake.errors import Refused
+from lake.runs import Run, states
+from lake.tables import Lake, now
+
+
+def test_of_two_runs_that_start_at_once_one_is_refused(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    lake.create()
+    lake.append("videos", [{"video_id": "v", "uri": "/nowhere.mp4", "etag": "1-1", "added_at": now()}])
+    labeler = Labeler(LabelerSettings(), 64, {"model": {}, "decoder": "pyav"})
+    rivals = ExitStack()
+
+    def start_rival() -> None:
+        rivals.enter_context(Run(lake, "rival", "label", {}, labeler.id, alone=True))
+
+    with rivals, pytest.raises(Refused, match="rival of labeler"):
+        # Nobody is at work when the run looks for the first time; Ray takes seconds to start.
+        label(lake, labeler, load_policy("default"), RunSettings(), stop=threading.Event(), start_cluster=start_rival)
+    assert sorted((run.run_id == "rival", run.status) for run in states(lake)) == [
+        (False, "refused"),
+        (True, "finished"),
+    ]
