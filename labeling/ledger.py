@@ -20,8 +20,8 @@ class Report:
     rejected: list[tuple[str, str]] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
     """Rows of the `failures` table."""
-    ends: list[tuple[str, int]] = field(default_factory=list)
-    """(video_id, pairs sampled) of the videos that were read to their end."""
+    ends: list[tuple[str, int, int]] = field(default_factory=list)
+    """(video_id, pairs sampled, spans failed) of the videos that were read to their end."""
 
 
 @dataclass
@@ -32,8 +32,10 @@ class _Video:
     failed: dict[str, dict[str, Any]] = field(default_factory=dict)
     spans: dict[tuple[Any, ...], dict[str, Any]] = field(default_factory=dict)
     sampled: int | None = None
+    spans_failed: int = 0
+    """How many `spans` there are to come, as its end says."""
     lost: bool = False
-    """Failed as a whole; kept, because reports of pairs that were under way still come in."""
+    """Failed as a whole; kept, because reports of parts that were under way still come in."""
 
     def counts(self) -> dict[str, int]:
         return {
@@ -45,8 +47,20 @@ class _Video:
         }
 
     def balances(self) -> bool:
+        """Whether all that was found in it is reported: blocks come in any order, its end before its parts too."""
         counts = self.counts()
-        return not self.lost and self.sampled is not None and counts.pop("sampled") == sum(counts.values())
+        is_whole = self.sampled is not None and len(self.spans) >= self.spans_failed
+        return not self.lost and is_whole and counts.pop("sampled") == sum(counts.values())
+
+    def add_failure(self, failure: dict[str, Any]) -> bool:
+        """Enter a failure of a part; whether it is news."""
+        if failure["triple_id"] in self.accepted | self.rejected:
+            return False
+        known: dict[Any, dict[str, Any]] = self.failed if failure["scope"] == "pair" else self.spans
+        key = failure["triple_id"] or (failure["stage"], failure["start_pts"], failure["end_pts"])
+        is_new = key not in known
+        known.setdefault(key, failure)
+        return is_new
 
 
 class Ledger:
@@ -89,9 +103,9 @@ class Ledger:
             for video_id, triple_id in pairs:
                 self._decide(video_id, triple_id, verdict)
                 touched[video_id] = None
-        for video_id, sampled in report.ends:
+        for video_id, sampled, spans_failed in report.ends:
             if video := self._open.get(video_id):
-                video.sampled = sampled
+                video.sampled, video.spans_failed = sampled, spans_failed
                 touched[video_id] = None
         for failure in report.failures:
             self._fail(failure)
@@ -113,17 +127,15 @@ class Ledger:
 
     def _fail(self, failure: dict[str, Any]) -> None:
         video = self._open.get(failure["video_id"])
-        if not video or video.lost:
+        if not video:
             return
-        if failure["scope"] == "video":
+        if failure["scope"] != "video":
+            if video.add_failure(failure) and video.lost:
+                self._tell([failure])
+        elif not video.lost:
             video.lost = True
-            self._failures.append(failure)
             self.counts["videos_failed"] += 1
-        elif failure["scope"] == "pair":
-            if failure["triple_id"] not in video.accepted | video.rejected:
-                video.failed[failure["triple_id"]] = failure
-        else:
-            video.spans[failure["stage"], failure["start_pts"], failure["end_pts"]] = failure
+            self._tell([failure, *video.failed.values(), *video.spans.values()])
 
     def _close(self, video_ids: Iterable[str]) -> None:
         for video_id in video_ids:
@@ -131,7 +143,10 @@ class Ledger:
             if video and video.balances():
                 del self._open[video_id]
                 # Failures of a part are told with the end of the whole: alone they would look like a failed video.
-                self._failures += [*video.failed.values(), *video.spans.values()]
+                self._tell([*video.failed.values(), *video.spans.values()])
                 self._finished.append({"video_id": video_id, **video.counts()})
                 self.counts["videos_finished"] += 1
-                self.counts["failed"] += len(video.failed)
+
+    def _tell(self, failures: list[dict[str, Any]]) -> None:
+        self._failures += failures
+        self.counts["failed"] += sum(failure["scope"] == "pair" for failure in failures)

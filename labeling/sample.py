@@ -51,6 +51,7 @@ class SampleVideos:
 
     def _sample(self, video: dict[str, Any]) -> Iterator[pa.Table]:
         sampled, start = 0, None
+        spans: set[tuple[Any, ...]] = set()
         with tempfile.TemporaryDirectory(prefix="worldlake-") as folder:
             dest = Path(folder, f"video{PurePosixPath(video['uri']).suffix}")
             path = self._storage.fetch(video["uri"], video["etag"], dest)
@@ -62,6 +63,7 @@ class SampleVideos:
                 self._storage.verify(video["uri"], video["etag"])
                 rows = [*self._pairs(video, segment), *_span_failures(video, segment)]
                 sampled, start = sampled + len(segment.pairs), segment.next_start_pts
+                spans.update((failure.stage, failure.start_pts, failure.end_pts) for failure in segment.failures)
                 if start is None:
                     break
                 yield block(rows, SAMPLES)
@@ -69,7 +71,7 @@ class SampleVideos:
                     return
         if not rows:
             rows = [_columns(video)]
-        rows[-1]["sampled"] = sampled
+        rows[-1] |= {"sampled": sampled, "spans_failed": len(spans)}
         yield block(rows, SAMPLES)
 
     def _pairs(self, video: dict[str, Any], segment: Segment) -> Iterator[dict[str, Any]]:

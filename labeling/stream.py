@@ -40,8 +40,10 @@ SAMPLES = pa.schema(
         ("error_type", pa.string()),
         ("message", pa.string()),
         ("transient", pa.bool_()),
-        # The end of the video, when `sampled` is not null: the number of its pairs, in this run and before.
+        # The end of the video, when `sampled` is not null: the number of its pairs, in this run and before, and of its
+        # spans that failed.
         ("sampled", pa.int64()),
+        ("spans_failed", pa.int64()),
     ]
 )
 

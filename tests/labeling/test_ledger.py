@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from hypothesis import given
@@ -9,50 +10,71 @@ from hypothesis import strategies as st
 
 from labeling.ledger import Ledger, Report
 
-outcomes = st.lists(st.sampled_from(["accepted", "rejected", "failed"]), max_size=8)
+outcomes = st.lists(st.sampled_from(["accepted", "rejected", "failed", "span"]), max_size=8)
 
 
-def failure(video: str, scope: str, triple_id: str | None = None) -> dict[str, Any]:
-    return {"video_id": video, "scope": scope, "triple_id": triple_id, "stage": "s", "start_pts": 1, "end_pts": 2}
+def failure(video: str, scope: str, triple_id: str | None = None, start_pts: int | None = None) -> dict[str, Any]:
+    return {
+        **{"video_id": video, "scope": scope, "triple_id": triple_id},
+        **{"stage": "s", "start_pts": start_pts, "end_pts": None},
+    }
+
+
+def told(failures: list[dict[str, Any]], video: str) -> Counter[str]:
+    return Counter(row["scope"] for row in failures if row["video_id"] == video)
 
 
 @given(st.dictionaries(st.sampled_from("uvw"), outcomes, min_size=1), st.integers(0, 3), st.data())
-def test_sums_balance_in_any_order_and_with_repeats(
+def test_sums_balance_and_nothing_is_left_untold_in_any_order_and_with_repeats(
     videos: dict[str, list[str]], before: int, data: st.DataObject
 ) -> None:
     ledger = Ledger()
     reports = []
-    for video, pairs in videos.items():
+    lost = data.draw(st.sets(st.sampled_from(sorted(videos))))
+    for video, parts in videos.items():
         ledger.open(video, decided_before=before)
-        for number, outcome in enumerate(pairs):
+        for number, outcome in enumerate(parts):
             id_ = f"{video}{number}"
             reports.append(
                 {
                     "accepted": Report(accepted=[(video, id_)]),
                     "rejected": Report(rejected=[(video, id_)]),
                     "failed": Report(failures=[failure(video, "pair", id_)]),
+                    "span": Report(failures=[failure(video, "span", start_pts=number)]),
                 }[outcome]
             )
-        reports.append(Report(ends=[(video, len(pairs) + before)]))
+        spans = parts.count("span")
+        reports.append(
+            Report(failures=[failure(video, "video")])
+            if video in lost
+            else Report(ends=[(video, len(parts) - spans + before, spans)])
+        )
     repeated = data.draw(st.lists(st.sampled_from(reports), max_size=3))
+    failures, finished = [], []
     for report in data.draw(st.permutations([*reports, *repeated])):
         ledger.add(report)
-    _, failures, finished = ledger.take()
+        taken = ledger.take()
+        failures += taken[1]
+        finished += taken[2]
     assert ledger.unfinished == []
-    assert {row["video_id"] for row in finished} == set(videos)
+    assert sorted(row["video_id"] for row in finished) == sorted(videos.keys() - lost)
     for row in finished:
-        pairs = videos[row["video_id"]]
+        parts = videos[row["video_id"]]
         assert row["sampled"] == row["accepted"] + row["rejected"] + row["failed"] + row["decided_before"]
         assert [row[name] for name in ("accepted", "rejected", "failed")] == [
-            pairs.count(name) for name in ("accepted", "rejected", "failed")
+            parts.count(name) for name in ("accepted", "rejected", "failed")
         ]
-    assert len(failures) == sum(pairs.count("failed") for pairs in videos.values())
+    for video, parts in videos.items():
+        assert told(failures, video) == Counter(
+            pair=parts.count("failed"), span=parts.count("span"), video=int(video in lost)
+        )
+    assert ledger.counts["failed"] == sum(parts.count("failed") for parts in videos.values())
 
 
 def test_a_video_with_a_pair_missing_stays_open() -> None:
     ledger = Ledger()
     ledger.open("v", decided_before=1)
-    ledger.add(Report(accepted=[("v", "a")], ends=[("v", 3)]))
+    ledger.add(Report(accepted=[("v", "a")], ends=[("v", 3, 0)]))
     assert ledger.unfinished == ["v"]
     assert ledger.decided("v") == ["a"]
     ledger.add(Report(rejected=[("v", "b")]))
@@ -63,9 +85,9 @@ def test_a_failed_video_is_told_once_and_never_finishes() -> None:
     ledger = Ledger()
     ledger.open("v", decided_before=0)
     ledger.add(Report(failures=[failure("v", "span")]))
-    ledger.add(Report(failures=[failure("v", "video"), failure("v", "video")], ends=[("v", 0)]))
+    ledger.add(Report(failures=[failure("v", "video"), failure("v", "video")], ends=[("v", 0, 0)]))
     _, failures, finished = ledger.take()
-    assert [row["scope"] for row in failures] == ["video"]
+    assert [row["scope"] for row in failures] == ["video", "span"]
     assert finished == []
     assert ledger.unfinished == []
 
@@ -74,7 +96,7 @@ def test_a_pair_that_failed_and_was_decided_in_a_second_round_did_not_fail() -> 
     ledger = Ledger()
     ledger.open("v", decided_before=0)
     ledger.add(Report(failures=[failure("v", "pair", "a")]))
-    ledger.add(Report(accepted=[("v", "a")], ends=[("v", 1)]))
+    ledger.add(Report(accepted=[("v", "a")], ends=[("v", 1, 0)]))
     _, failures, finished = ledger.take()
     assert failures == []
     assert finished[0]["failed"] == 0
