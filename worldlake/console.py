@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+# File names and actions are shown as they are: `:car:` is no picture.
+out = Console(soft_wrap=True, highlight=False, emoji=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 log = logging.getLogger("worldlake")
 
 # Between log lines where there is no terminal: a day of labelling is 2,880 lines.
@@ -36,13 +37,13 @@ def print_json(value: Any) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on standard output."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    """A table on standard output; the ids in a column `run` stay whole, so that they can be copied."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "run")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    Console(highlight=False, width=None if out.is_terminal else 140).print(table)
+    Console(highlight=False, emoji=False, width=None if out.is_terminal else 140).print(table)
 
 
 def _cell(value: Any) -> str:
@@ -77,6 +78,7 @@ def counter(what: str, total: int | None = None) -> Iterator[Counter]:
     if not err.is_terminal:
         yield Counter(what, total, None)
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.detail}"))
-    with Progress(*columns, TimeElapsedColumn(), console=err, transient=True) as bar:
+    # The detail is a field of ours, not an attribute of the task as the description is.
+    texts = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[detail]}"))
+    with Progress(SpinnerColumn(), *texts, TimeElapsedColumn(), console=err, transient=True) as bar:
         yield Counter(what, total, bar)

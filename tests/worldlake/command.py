@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
+
+PROGRAM = str(Path(sys.executable).with_name("worldlake"))
 
 
 def worldlake(*arguments: str, timeout_s: float = 120) -> tuple[int, str]:
     """Exit code and everything printed."""
-    program = str(Path(sys.executable).with_name("worldlake"))
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=timeout_s, check=False)
+    done = subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, timeout=timeout_s, check=False)
     return done.returncode, done.stdout + done.stderr
+
+
+def on_terminal(*arguments: str, columns: int = 80) -> tuple[int, str]:
+    """Exit code and everything printed, with escape sequences, where all three streams are a terminal."""
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+    process = subprocess.Popen(
+        [PROGRAM, *arguments],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        env={**environment, "TERM": "xterm"},
+        start_new_session=True,
+    )
+    os.close(follower)
+    output = b""
+    try:
+        while chunk := os.read(leader, 1 << 16):
+            output += chunk
+    except OSError as error:
+        if error.errno != errno.EIO:  # how Linux says that nobody holds the other end any more
+            raise
+    finally:
+        os.close(leader)
+    return process.wait(timeout=30), output.decode(errors="replace")
