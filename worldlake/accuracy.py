@@ -12,35 +12,9 @@ import numpy as np
 
 from lake.tables import Lake
 from models.sample_world import GroundTruth
+from training.evaluation.intervals import Share as Share
 
 SCORES = ("confidence", "direction", "copy")
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share with its 95 % Wilson score interval (Wilson 1927)."""
-
-    right: int
-    total: int
-
-    @property
-    def value(self) -> float:
-        """The share itself; NaN of nothing."""
-        return self.right / self.total if self.total else math.nan
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Lower and upper end."""
-        if not self.total:
-            return math.nan, math.nan
-        z, n, p = 1.959964, self.total, self.value
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return max(0.0, centre - half), min(1.0, centre + half)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.value:.1%} ({low:.1%} to {high:.1%}) of {self.total}" if self.total else "none"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""How good dynamics models and world models are: figures with intervals, and the samples behind them."""
