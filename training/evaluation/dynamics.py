@@ -1,0 +1,46 @@
+"""How well a dynamics model names what happened, and whether it prefers what happened to what did not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from models.protocols import DynamicsModel, Images
+from training.evaluation.intervals import Figure, mean, share
+from training.evaluation.probes import Alternative, margins, preferences
+from training.evaluation.text import bleu, normalised, rouge
+
+
+def judge_dynamics(
+    model: DynamicsModel, obs: Images, next_obs: Images, actions: Sequence[str], others: Sequence[Alternative]
+) -> list[dict[str, Any]]:
+    """One row a pair: the action that was `named`, its `confidence`, how near it is to the true one, and the probes.
+
+    The images are uint8 of the model's size, `actions` the true ones, `others` their `probes.alternatives`.
+    """
+    annotations = model.annotate(obs, next_obs)
+    probes = margins(model.score, obs, next_obs, actions, others)
+    return [
+        {
+            "named": annotation.action,
+            "confidence": annotation.mean_logprob if np.isfinite(annotation.mean_logprob) else None,
+            "exact": normalised(annotation.action) == normalised(action),
+            **rouge(action, annotation.action),
+            "probes": margin,
+        }
+        for annotation, action, margin in zip(annotations, actions, probes, strict=True)
+    ]
+
+
+def dynamics_figures(rows: Sequence[dict[str, Any]], actions: Sequence[str]) -> dict[str, Figure]:
+    """The figures of a dynamics model over the rows of `judge_dynamics` and the true actions."""
+    return {
+        "exact_match": share(row["exact"] for row in rows),
+        "rouge1": mean(row["rouge1"] for row in rows),
+        "rougeL": mean(row["rougeL"] for row in rows),
+        "bleu": bleu(actions, [row["named"] for row in rows]),
+        "confidence": mean(row["confidence"] for row in rows),
+        **preferences([row["probes"] for row in rows]),
+    }
