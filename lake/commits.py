@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
-from deltalake.transaction import AddAction
 from pyarrow import fs
 
 from lake.errors import Superseded
@@ -155,17 +154,7 @@ class Committer:
 
     def _write(self, table: DeltaTable, files: Sequence[DataFile], version: int) -> None:
         table.create_write_transaction(
-            [
-                AddAction(
-                    path=file.path,
-                    size=file.bytes,
-                    partition_values={},
-                    modification_time=int(file.written_at.timestamp() * 1000),
-                    data_change=True,
-                    stats=file.stats,
-                )
-                for file in files
-            ],
+            [file.as_action() for file in files],
             mode="append",
             schema=table.schema(),
             commit_properties=CommitProperties(app_transactions=[Transaction(self.app_id, version)]),

@@ -16,6 +16,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import TableNotFoundError
+from deltalake.transaction import AddAction
 
 from lake.errors import Refused
 from lake.schemas import DECISIONS, SCHEMA_VERSION, TABLES, stats_columns
@@ -49,6 +50,17 @@ class DataFile:
     stats: str
     triple_ids: tuple[str, ...]
     """The pairs that the file decides; empty for tables that decide none."""
+
+    def as_action(self) -> AddAction:
+        """The file as a commit names it."""
+        return AddAction(
+            path=self.path,
+            size=self.bytes,
+            partition_values={},
+            modification_time=int(self.written_at.timestamp() * 1000),
+            data_change=True,
+            stats=self.stats,
+        )
 
 
 class Lake:
