@@ -98,17 +98,34 @@ class HuggingFaceDynamics:
             scores[rows.start : rows.stop] = self._score(inputs, chunk)[: len(rows)]
         return scores
 
+    def sequences(
+        self, obs: Images, next_obs: Images, actions: Sequence[str]
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Forward arguments and labels of whole sequences, for training: the prompt, the action and its end token.
+
+        Labels, int64, shape (batch, tokens), are those of the last `tokens` positions, -100 after a row's end token.
+        Raises ValueError as `score` does.
+        """
+        self._check(obs, next_obs)
+        padded, written = self._padded([self._tokenize(action) for action in actions])
+        return _append(self._prompts(obs, next_obs), padded), padded.masked_fill(~written, -100)
+
     def _score(self, inputs: dict[str, torch.Tensor], targets: list[list[int]]) -> npt.NDArray[np.float32]:
+        padded, written = self._padded(targets)
+        length = padded.shape[1]
+        outputs = self.model(**_append(inputs, padded), logits_to_keep=length + 1, use_cache=False)
+        # The logits at a position are those of the token after it.
+        logprobs = self._logprobs(outputs.logits[:, -length - 1 : -1]).gather(-1, padded[..., None])[..., 0]
+        means: npt.NDArray[np.float32] = (logprobs.where(written, 0).sum(-1) / written.sum(-1)).cpu().numpy()
+        return means
+
+    def _padded(self, targets: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of tokens with end tokens after them, and which of them are the rows' own; shape (batch, tokens)."""
         longest = max(map(len, targets))
         length = -(-longest // SCORE_BLOCK) * SCORE_BLOCK
         padded = torch.tensor([row + [self._end] * (length - len(row)) for row in targets], device=self.model.device)
         lengths = torch.tensor([len(row) for row in targets], device=self.model.device)
-        outputs = self.model(**_append(inputs, padded), logits_to_keep=length + 1, use_cache=False)
-        # The logits at a position are those of the token after it.
-        logprobs = self._logprobs(outputs.logits[:, -length - 1 : -1]).gather(-1, padded[..., None])[..., 0]
-        written = torch.arange(length, device=self.model.device) < lengths[:, None]
-        means: npt.NDArray[np.float32] = (logprobs.where(written, 0).sum(-1) / lengths).cpu().numpy()
-        return means
+        return padded, torch.arange(length, device=self.model.device) < lengths[:, None]
 
     def _tokenize(self, action: str) -> list[int]:
         text = self._inputs.lead + action if action else ""
@@ -117,21 +134,24 @@ class HuggingFaceDynamics:
         return [*(token for token in tokens if token not in self._silent_ids), self._end]
 
     def _batches(self, obs: Images, next_obs: Images) -> Iterator[tuple[range, dict[str, torch.Tensor]]]:
+        self._check(obs, next_obs)
+        for start in range(0, len(obs), self._batch_size):
+            stop = min(start + self._batch_size, len(obs))
+            picked = np.minimum(np.arange(start, start + self._batch_size), stop - 1)
+            yield range(start, stop), self._prompts(obs[picked], next_obs[picked])
+
+    def _check(self, obs: Images, next_obs: Images) -> None:
         size = self.image_size
         for images in (obs, next_obs):
             if images.dtype != np.uint8 or images.shape != (len(obs), size, size, 3):
                 raise ValueError(f"images are {images.dtype} {images.shape}, not uint8 {(len(obs), size, size, 3)}")
-        for start in range(0, len(obs), self._batch_size):
-            stop = min(start + self._batch_size, len(obs))
-            picked = np.minimum(np.arange(start, start + self._batch_size), stop - 1)
-            inputs = self._inputs(obs[picked], next_obs[picked], self.model.device)
-            yield (
-                range(start, stop),
-                {
-                    name: tensor.to(self.model.dtype) if tensor.is_floating_point() else tensor
-                    for name, tensor in inputs.items()
-                },
-            )
+
+    def _prompts(self, obs: Images, next_obs: Images) -> dict[str, torch.Tensor]:
+        inputs = self._inputs(obs, next_obs, self.model.device)
+        return {
+            name: tensor.to(self.model.dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in inputs.items()
+        }
 
     def _logprobs(self, logits: torch.Tensor) -> torch.Tensor:
         logits = logits.float()

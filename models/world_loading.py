@@ -113,7 +113,7 @@ def load_image_tokenizer(folder: Path, image_size: int | None, device: str | Non
     from safetensors import safe_open
     from transformers import Emu3Config, Emu3VQVAE
 
-    weights = {}
+    weights: dict[str, Any] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             weights |= {key.split("vqmodel.")[1]: file.get_tensor(key) for key in file.keys() if "vqmodel." in key}  # noqa: SIM118
