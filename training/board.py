@@ -1,0 +1,66 @@
+"""Where workers and driver meet while a training goes on: log lines one way, the wish to stop the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+
+@dataclass
+class News:
+    """What the workers told since the driver looked last."""
+
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    refusal: str | None = None
+    exported: dict[str, str] | None = None
+    """sha256 by file name of the model that was written; None: it was not, as the training stopped before its end."""
+
+
+class _Board:
+    def __init__(self) -> None:
+        self._news = News()
+        self._stop = False
+
+    def log(self, line: dict[str, Any]) -> None:
+        self._news.lines.append(line)
+
+    def refuse(self, message: str) -> None:
+        self._news.refusal = message
+
+    def exported(self, hashes: dict[str, str]) -> None:
+        self._news.exported = hashes
+
+    def take(self) -> News:
+        news, self._news = self._news, News()
+        return news
+
+    def stop(self) -> None:
+        self._stop = True
+
+    def stopping(self) -> bool:
+        return self._stop
+
+
+def new_board() -> ActorHandle:
+    """A board that lives as long as the driver keeps what this returns."""
+    return ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
+
+
+class StopSign:
+    """Whether the driver wishes to stop, asked without waiting for the answer."""
+
+    def __init__(self, board: ActorHandle) -> None:
+        self._board = board
+        self._answer = board.stopping.remote()
+
+    def seen(self) -> bool:
+        """The newest answer that has come."""
+        done, _ = ray.wait([self._answer], timeout=0)
+        if not done:
+            return False
+        stop = bool(ray.get(self._answer))
+        self._answer = self._board.stopping.remote()
+        return stop

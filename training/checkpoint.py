@@ -1,0 +1,158 @@
+"""Checkpoints in the lake's storage: what a training needs to go on, in one form for any number of workers.
+
+    <run>/checkpoint-00000500/weights.safetensors     the weights that are trained, whole, by name
+                              optimizer.safetensors   AdamW's moments: <name>/exp_avg and <name>/exp_avg_sq
+                              state.json              the step, and the sizes of the other two; written last
+
+A folder without a state that fits is a checkpoint that was interrupted, and is passed over. The schedule, the order of
+the data and what dropout draws are functions of the step, so there is nothing else to keep.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow.fs as pafs
+import torch
+from safetensors.torch import load_file, save_file
+
+from lake.errors import Refused
+from lake.storage import StorageConfig, join
+
+KEPT = 2
+"""Complete checkpoints that are kept: the newest, and the one before in case that one cannot be read."""
+
+_STATE, _WEIGHTS, _OPTIMIZER = "state.json", "weights.safetensors", "optimizer.safetensors"
+_PATIENCE_S = 600.0
+
+Tensors = dict[str, torch.Tensor]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A complete checkpoint."""
+
+    step: int
+    name: str
+
+
+class Checkpoints:
+    """The checkpoints of one run, under `uri`."""
+
+    def __init__(self, storage: StorageConfig, uri: str) -> None:
+        self._storage, self._uri = storage, uri
+
+    def newest(self) -> Found | None:
+        """The newest complete checkpoint."""
+        complete = patiently(self._complete)
+        return complete[-1] if complete else None
+
+    def save(self, step: int, weights: Tensors, moments: Tensors) -> None:
+        """Write a checkpoint, then delete those that it makes superfluous. Waits while the store is away.
+
+        Raises:
+            Refused: the disk is full or cannot be written; the checkpoints before are as they were.
+            OSError: the store stays away.
+        """
+        name = f"checkpoint-{step:08d}"
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                self._remove(name)
+                save_file(weights, Path(folder) / _WEIGHTS)
+                save_file(moments, Path(folder) / _OPTIMIZER)
+                patiently(lambda: self._upload(Path(folder), name, step))
+            except Exception as error:
+                self._remove(name)
+                raise _refusal(error, step, self._uri) or error from None
+        complete = patiently(self._complete)
+        kept = {found.name for found in complete[-KEPT:]}
+        for info in self._folders():
+            if info.base_name not in kept and info.base_name <= name:
+                self._remove(info.base_name)
+
+    def load(self, found: Found) -> tuple[Tensors, Tensors]:
+        """Weights and moments by name, on the CPU."""
+        with tempfile.TemporaryDirectory() as folder:
+            patiently(lambda: self._download(found.name, Path(folder)))
+            return load_file(Path(folder) / _WEIGHTS), load_file(Path(folder) / _OPTIMIZER)
+
+    def _complete(self) -> list[Found]:
+        """Complete checkpoints, oldest first."""
+        found = [self._read_state(info.base_name) for info in self._folders()]
+        return sorted((one for one in found if one), key=lambda one: one.step)
+
+    def _folders(self) -> list[pafs.FileInfo]:
+        filesystem, path = self._storage.filesystem(self._uri)
+        infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        return [info for info in infos if info.base_name.startswith("checkpoint-")]
+
+    def _read_state(self, name: str) -> Found | None:
+        filesystem, path = self._storage.filesystem(join(self._uri, name))
+        try:
+            with filesystem.open_input_stream(f"{path}/{_STATE}") as file:
+                state = json.loads(file.read())
+        except (FileNotFoundError, ValueError):
+            return None
+        infos = filesystem.get_file_info([f"{path}/{file}" for file in state["bytes"]])
+        sizes = [info.size for info in infos]
+        return Found(state["step"], name) if sizes == list(state["bytes"].values()) else None
+
+    def _upload(self, folder: Path, name: str, step: int) -> None:
+        filesystem, path = self._storage.filesystem(join(self._uri, name))
+        if filesystem.type_name == "local":
+            filesystem.create_dir(path)
+        pafs.copy_files(str(folder), path, destination_filesystem=filesystem)
+        sizes = {file: (folder / file).stat().st_size for file in (_WEIGHTS, _OPTIMIZER)}
+        with filesystem.open_output_stream(f"{path}/{_STATE}") as out:
+            out.write(json.dumps({"step": step, "bytes": sizes}).encode())
+
+    def _download(self, name: str, folder: Path) -> None:
+        filesystem, path = self._storage.filesystem(join(self._uri, name))
+        pafs.copy_files(path, str(folder), source_filesystem=filesystem)
+
+    def _remove(self, name: str) -> None:
+        """Delete a checkpoint as far as it can be: what is left over is tried again at the next one."""
+        filesystem, path = self._storage.filesystem(join(self._uri, name))
+        # First what makes it one, so that no half of it ever counts.
+        with suppress(OSError):
+            filesystem.delete_file(f"{path}/{_STATE}")
+        with suppress(OSError):
+            filesystem.delete_dir(path)
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Return what the call returns, repeating it for minutes while the store is away; a full disk ends it at once."""
+    give_up_at = time.monotonic() + _PATIENCE_S
+    wait_s = 0.5
+    while True:
+        try:
+            return call()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            # Arrow's errors about an object store have no number.
+            if error.errno is not None or time.monotonic() > give_up_at:
+                raise
+        time.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+        wait_s = min(2 * wait_s, 10.0)
+
+
+def _refusal(error: Exception, step: int, uri: str) -> Refused | None:
+    """The one line for a checkpoint that this machine has no room for."""
+    # What has no number is no matter of this machine's disks; safetensors writes it into its text.
+    if getattr(error, "errno", None) is None and "os error" not in str(error):
+        return None
+    reason = " ".join(str(error).split())
+    return Refused(
+        f"the checkpoint of step {step} cannot be written to {uri} ({reason[:200]}): make room there, then run the "
+        "same command again; it goes on from the checkpoint before"
+    )

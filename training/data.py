@@ -1,0 +1,115 @@
+"""From a version of the lake's tables to the rows that a training walks over: chosen in SQL, read with Ray Data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+import ray.data
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
+
+from lake.errors import Refused
+from lake.schemas import TABLES
+from lake.tables import Lake
+from training.order import Indices
+from training.selection import select_triples
+from training.settings import Source
+
+# Rows with two images each: a block of some tens of megabytes.
+_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The triples of a training: `table` has triple_id and action, sorted by id; `sources` index it."""
+
+    table: pa.Table
+    sources: list[tuple[Indices, float]]
+
+    def without(self, ids: pa.Array) -> Chosen:
+        """The same without some triples."""
+        if not len(ids):
+            return self
+        stays = pc.invert(pc.is_in(self.table["triple_id"], value_set=ids)).to_numpy()
+        moved = np.cumsum(stays) - 1
+        sources = [(moved[indices[stays[indices]]], factor) for indices, factor in self.sources]
+        if not all(len(indices) for indices, _ in sources):
+            raise Refused("no image of a source can be read: see the table failures, stage tokenize")
+        return Chosen(self.table.filter(pa.array(stays)), sources)
+
+
+def choose(lake: Lake, sources: Sequence[Source], versions: Mapping[str, int]) -> Chosen:
+    """Find the triples of every source at given versions of `triples` and `videos`.
+
+    Raises:
+        Refused: a source is empty or wrong, or a version is not there any more.
+    """
+    found = [select_triples(lake, source, versions) for source in sources]
+    for source, rows in zip(sources, found, strict=True):
+        if not len(rows):
+            raise Refused(
+                f"no triple at version {versions['triples']} is in {source.model_dump_json(exclude_unset=True)}: "
+                "label videos first, or choose other labelers, datasets, splits or conditions"
+            )
+    rows = pa.concat_tables([table.select(["triple_id", "action"]) for table in found])
+    _, first = np.unique(rows["triple_id"].to_numpy(), return_index=True)
+    table = rows.take(pa.array(first)).combine_chunks()
+    ids = table["triple_id"].combine_chunks()
+    # The same set is the same source, whatever order its rows were chosen in.
+    indices = [np.sort(pc.index_in(one["triple_id"], value_set=ids).to_numpy().astype(np.int64)) for one in found]
+    return Chosen(table, list(zip(indices, [source.factor for source in sources], strict=True)))
+
+
+def at_version(lake: Lake, name: str, version: int | None) -> DeltaTable:
+    """A handle on a version of a table, the newest when none is given.
+
+    Raises:
+        Refused: there is no such version.
+    """
+    table = lake.table(name)
+    if version is not None and version != table.version():
+        newest = table.version()
+        try:
+            table.load_as_version(version)
+        except DeltaError:
+            raise Refused(f"{name} has no version {version}: the newest is {newest}") from None
+    return table
+
+
+def read(
+    lake: Lake, name: str, version: int, columns: Sequence[str], ids: pa.Array, where: pc.Expression | None = None
+) -> ray.data.Dataset:
+    """Rows of a version of a table whose triple_id is among `ids`; columns have the types of `lake.schemas`.
+
+    The files are those of the version, which no listing has to find (Ray's own waits 30 s in it), and credentials are
+    asked for when a file is opened: a training may start hours after its driver.
+    """
+    files = lake.dataset(name, at_version(lake, name, version)).files
+    schema = pa.schema([TABLES[name].field(column) for column in columns])
+    return ray.data.from_arrow([pa.table({"file": [file]}) for file in files]).map_batches(
+        _rows,
+        fn_kwargs={"lake": lake, "name": name, "schema": schema, "ids": ray.put(ids), "where": where},
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=0.5,
+    )
+
+
+def _rows(
+    files: pa.Table, lake: Lake, name: str, schema: pa.Schema, ids: ray.ObjectRef, where: pc.Expression | None
+) -> Iterator[pa.Table]:
+    wanted = ray.get(ids)
+    filesystem = lake.storage.subtree(lake.table_uri(name))
+    for file in files["file"].to_pylist():
+        with pq.ParquetFile(file, filesystem=filesystem, pre_buffer=True) as parquet:
+            for batch in parquet.iter_batches(_ROWS, columns=schema.names):
+                # Compaction may write strings as views, which do not go together with others.
+                block = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+                kept = block.filter(pc.is_in(block["triple_id"], value_set=wanted))
+                yield kept if where is None else kept.filter(where)

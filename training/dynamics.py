@@ -1,0 +1,70 @@
+"""A dynamics model in training: the action between two frames, token by token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import nn
+from torch.nn import functional
+
+from models.huggingface import HuggingFaceDynamics
+from models.loading import ModelSettings, load_dynamics
+from training.feed import Arrays, decode_images
+from training.loop import Forward
+from training.settings import DynamicsTraining
+from training.weights import choose_trained
+
+PAIR_COLUMNS = ["triple_id", "obs", "next_obs"]
+"""Of the table `triples`."""
+
+
+@dataclass(frozen=True)
+class DecodePairs:
+    """Both images of a triple, uint8 RGB, shape (rows, size, size, 3)."""
+
+    size: int
+
+    def __call__(self, rows: pa.Table) -> Arrays:
+        """The images of rows, in order."""
+        return {name: decode_images(rows[name], self.size) for name in ("obs", "next_obs")}
+
+
+def model_settings(settings: DynamicsTraining) -> ModelSettings:
+    """How labelling would ask the model that is trained, so that it is trained on what it will be asked."""
+    given: dict[str, Any] = {"prompt": settings.prompt} if settings.prompt else {}
+    return ModelSettings(
+        name=settings.model,
+        revision=settings.revision,
+        image_size=settings.image_size,
+        pair_layout=settings.pair_layout,
+        dtype="bfloat16" if settings.precision == "bfloat16" else "float32",
+        # Only for the look at the model when it is loaded: three pairs.
+        batch_size=3,
+        **given,
+    )
+
+
+class DynamicsTask:
+    """A Hugging Face model in training. Raises ModelRefused where it cannot be used."""
+
+    def __init__(self, settings: DynamicsTraining, device: torch.device) -> None:
+        dynamics = load_dynamics(model_settings(settings), str(device))
+        assert isinstance(dynamics, HuggingFaceDynamics)
+        self._dynamics = dynamics
+        self.model: nn.Module = dynamics.model
+        self.outside: frozenset[nn.Parameter] = frozenset()
+        self.adapted = choose_trained(dynamics.model, settings, self.outside)
+
+    def loss(self, forward: Forward, batch: dict[str, Any]) -> torch.Tensor:
+        """See `Task`. `batch` is what `DecodePairs` made, with `action` texts.
+
+        Every pair weighs the same, however long its action: the mean over its tokens is what `score` measures.
+        """
+        inputs, labels = self._dynamics.sequences(batch["obs"], batch["next_obs"], batch["action"])
+        logits = forward(**inputs, logits_to_keep=labels.shape[1] + 1, use_cache=False).logits
+        logits = logits[:, -labels.shape[1] - 1 : -1].float()
+        losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=-100)
+        return (losses.sum(-1) / (labels != -100).sum(-1)).mean()

@@ -1,0 +1,96 @@
+"""Micro-batches off the training process: a process of its own finds the rows, decodes them and is some ahead."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from models.protocols import Images
+from training.order import Indices
+
+Arrays = dict[str, Any]
+"""What a decoder makes of rows: arrays or lists of texts by name, each with one entry a row."""
+
+AHEAD = 8
+"""Micro-batches that are asked for before they are needed: some seconds of a GPU's work."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The chosen triples in Ray's object store: `blocks` of one table with a column triple_id, in any order, in which
+    a triple may come twice; `actions` is a string array, in the order of the sorted ids."""
+
+    blocks: list[ray.ObjectRef]
+    actions: ray.ObjectRef
+    decode: Callable[[pa.Table], Arrays]
+
+
+class Feeder:
+    """Holds the rows of a training where they lie in shared memory, and decodes those it is asked for."""
+
+    def __init__(self, rows: Rows) -> None:
+        cv2.setNumThreads(1)
+        self._table = pa.concat_tables(ray.get(rows.blocks))
+        self._actions: pa.Array = ray.get(rows.actions)
+        self._row_of = _first_rows(self._table["triple_id"])
+        if len(self._row_of) != len(self._actions):
+            raise ValueError(f"{len(self._row_of)} triples were read where {len(self._actions)} were chosen")
+        self._decode = rows.decode
+
+    def batch(self, indices: Indices) -> Arrays:
+        """The decoded rows, in the order of `indices`, and their `action` texts."""
+        actions = self._actions.take(pa.array(indices)).to_pylist()
+        return self._decode(self._table.take(pa.array(self._row_of[indices]))) | {"action": actions}
+
+
+def feed(rows: Rows, wanted: Iterable[Indices]) -> Iterator[Arrays]:
+    """Micro-batches in the order in which they are wanted, made by a process beside this one.
+
+    A process that dies is replaced, and what it had in hand is made again: the same, as nothing is drawn here.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # No CPU of its own: one decodes some hundred pairs a second, and the workers may have taken all CPUs.
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+    feeder = ray.remote(Feeder).options(**options).remote(rows)
+    coming: deque[ray.ObjectRef] = deque()
+    for indices in wanted:
+        coming.append(feeder.batch.remote(indices))
+        if len(coming) > AHEAD:
+            yield ray.get(coming.popleft())
+    while coming:
+        yield ray.get(coming.popleft())
+
+
+def decode_images(encoded: pa.ChunkedArray, size: int) -> Images:
+    """Encoded images as uint8 RGB, shape (rows, size, size, 3). ValueError for bytes that are no image."""
+    return np.stack([_image(data.as_buffer(), size) for data in encoded])
+
+
+def _image(data: pa.Buffer, size: int) -> npt.NDArray[np.uint8]:
+    image: npt.NDArray[np.uint8] | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise ValueError("an image of a triple cannot be decoded")
+    if image.shape[:2] != (size, size):
+        shrinks = image.shape[0] > size
+        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    return image
+
+
+def _first_rows(ids: pa.ChunkedArray) -> Indices:
+    """The row of each triple, in the order of the sorted ids; of one that comes twice, the first."""
+    order: Indices = pc.sort_indices(ids).to_numpy().astype(np.int64)
+    sorted_ids = ids.take(pa.array(order)).combine_chunks()
+    if not len(order):
+        return order
+    is_new = np.r_[True, pc.not_equal(sorted_ids[1:], sorted_ids[:-1]).to_numpy(zero_copy_only=False)]
+    return order[is_new]

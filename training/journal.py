@@ -1,0 +1,72 @@
+"""The log of a run: JSON lines for programs, TensorBoard for people, kept beside its checkpoints.
+
+<run>/log/log.jsonl        a line every `log_every` steps; of a step that was done again after a failure, the last
+          events.out.*     the same for `tensorboard --logdir`
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow.fs as pafs
+from torch.utils.tensorboard import SummaryWriter
+
+from lake.storage import StorageConfig, is_s3, join
+from training.checkpoint import patiently
+
+FILE = "log.jsonl"
+
+# To an object store a log goes whole, every time.
+_UPLOAD_EVERY_S = 60.0
+
+
+class Journal:
+    """Writes lines as they come. Use as a context manager."""
+
+    def __init__(self, storage: StorageConfig, run_uri: str) -> None:
+        self._storage, self._uri = storage, join(run_uri, "log")
+        self._temporary = tempfile.TemporaryDirectory() if is_s3(run_uri) else None
+        self._folder = Path(self._temporary.name if self._temporary else self._uri)
+        self._uploaded = time.monotonic()
+        self._last_step = 0
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._temporary:
+            filesystem, path = self._storage.filesystem(self._uri)
+            if filesystem.get_file_info(f"{path}/{FILE}").type == pafs.FileType.File:
+                pafs.copy_files(path, str(self._folder), source_filesystem=filesystem)
+        self._events = SummaryWriter(str(self._folder))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._events.close()
+        if self._temporary:
+            self._upload()
+            self._temporary.cleanup()
+
+    def write(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Append lines; those of steps that were written before are of another attempt at them."""
+        with (self._folder / FILE).open("a", encoding="utf-8") as file:
+            for line in lines:
+                file.write(json.dumps(line) + "\n")
+                if line["step"] <= self._last_step:
+                    # TensorBoard forgets what the attempt before said of these steps.
+                    self._events.close()
+                    self._events = SummaryWriter(str(self._folder), purge_step=line["step"])
+                self._last_step = line["step"]
+                for name in line.keys() - {"step"}:
+                    self._events.add_scalar(f"train/{name}", line[name], line["step"])
+        if self._temporary and time.monotonic() - self._uploaded >= _UPLOAD_EVERY_S:
+            self._upload()
+
+    def _upload(self) -> None:
+        self._events.flush()
+        self._uploaded = time.monotonic()
+        filesystem, path = self._storage.filesystem(self._uri)
+        patiently(lambda: pafs.copy_files(str(self._folder), path, destination_filesystem=filesystem))

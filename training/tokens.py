@@ -1,0 +1,159 @@
+"""Image tokens made once: both images of every chosen triple, as codes and feature distances, in the table `tokens`.
+
+A frozen tokenizer says the same in each of the paper's 40 epochs, at a hundred times the cost of reading it.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from deltalake.exceptions import CommitFailedError, DeltaError
+from ray.data import ActorPoolStrategy
+
+from lake.tables import DataFile, Lake, now, to_table
+from models.world_loading import load_image_tokenizer, tokenizer_id
+from training.data import read
+from training.feed import decode_images
+
+COMMIT_EVERY_S = 10.0
+
+_COLUMNS = ["triple_id", "video_id", "obs", "next_obs"]
+# Pairs of a file: some megabytes of codes at 512 pixels, and a minute's work at most.
+_ROWS = 256
+
+
+class Tokenize:
+    """A Ray actor that holds an image tokenizer. Triples in, one written file of `tokens` out, and what failed."""
+
+    def __init__(self, lake: Lake, run_id: str, folder: Path, image_size: int | None) -> None:
+        self._lake, self._run_id = lake, run_id
+        self._images = load_image_tokenizer(folder, image_size)
+        self._id = tokenizer_id(self._images)
+
+    def __call__(self, triples: pa.Table) -> pa.Table:
+        """A block of triples as one row with a pickled `(DataFile | None, failures)`."""
+        rows: list[dict[str, Any]] = []
+        failures: list[dict[str, Any]] = []
+        try:
+            rows = self._tokens(triples)
+        except ValueError:
+            for pair in (triples.slice(row, 1) for row in range(len(triples))):
+                try:
+                    rows += self._tokens(pair)
+                except ValueError as error:
+                    failures.append(self._failure(pair, error))
+        file = self._lake.write_file(to_table("tokens", rows), "tokens", self._run_id) if rows else None
+        return pa.table({"made": [pickle.dumps((file, failures))]})
+
+    def _tokens(self, triples: pa.Table) -> list[dict[str, Any]]:
+        size = self._images.image_size
+        (obs, z_obs), (following, z_next) = (
+            self._images.encode(decode_images(triples[column], size)) for column in ("obs", "next_obs")
+        )
+        distances = np.square(z_obs - z_next).sum(-1)
+        return [
+            {
+                "triple_id": id_.as_py(),
+                "video_id": video.as_py(),
+                "tokenizer_id": self._id,
+                "obs_codes": obs[row].astype("<i4").tobytes(),
+                "next_codes": following[row].astype("<i4").tobytes(),
+                "distances": distances[row].tolist(),
+                "tokenized_at": now(),
+            }
+            for row, (id_, video) in enumerate(zip(triples["triple_id"], triples["video_id"], strict=True))
+        ]
+
+    def _failure(self, pair: pa.Table, error: ValueError) -> dict[str, Any]:
+        return {
+            "video_id": pair["video_id"][0].as_py(),
+            "triple_id": pair["triple_id"][0].as_py(),
+            "run_id": self._run_id,
+            "scope": "pair",
+            "stage": "tokenize",
+            "error_type": type(error).__name__,
+            "message": str(error),
+            "transient": False,
+            "attempt": 1,
+            "failed_at": now(),
+        }
+
+
+def make_tokens(
+    lake: Lake,
+    ids: pa.Array,
+    version: int,
+    folder: Path,
+    image_size: int | None,
+    run_id: str,
+    stop: threading.Event,
+    progress: Callable[[int], None],
+) -> None:
+    """Tokenise those triples among `ids` (in `triples` at `version`) that have no tokens yet, committing as it goes.
+
+    Set `stop` to end early: what is committed stays, and is not made again. A file that was written and not committed
+    when the process died is never seen; two runs at once may write a triple twice, with the same content.
+    """
+    missing = without_tokens(lake, ids, tokenizer_id(load_image_tokenizer(folder, image_size, "cpu")))
+    if not len(missing):
+        return
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    size = gpus or max(1, int(ray.cluster_resources().get("CPU", 1)) // 2)
+    made = read(lake, "triples", version, _COLUMNS, missing).map_batches(
+        Tokenize,
+        fn_constructor_args=(lake, run_id, folder, image_size),
+        batch_size=_ROWS,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=size),
+        num_cpus=0 if gpus else 0.5,
+        num_gpus=1 if gpus else 0,
+    )
+    files: list[DataFile] = []
+    done, committed = 0, time.monotonic()
+    for row in made.iter_rows():
+        file, failures = pickle.loads(row["made"])  # noqa: S301 - our own workers wrote it
+        lake.append("failures", failures)
+        files += [file] if file else []
+        done += file.rows if file else 0
+        progress(done)
+        if time.monotonic() - committed >= COMMIT_EVERY_S:
+            files = _commit(lake, files)
+            committed = time.monotonic()
+        if stop.is_set():
+            break
+    _commit(lake, files)
+
+
+def without_tokens(lake: Lake, ids: pa.Array, tokenizer: str, version: int | None = None) -> pa.Array:
+    """Those of `ids` that have no row under a tokenizer in `tokens`, at a version or the newest."""
+    table = lake.table("tokens")
+    if version is not None:
+        table.load_as_version(version)
+    found = lake.dataset("tokens", table).to_table(["triple_id"], filter=pc.field("tokenizer_id") == tokenizer)
+    return ids.filter(pc.invert(pc.is_in(ids, value_set=found["triple_id"].combine_chunks())))
+
+
+def _commit(lake: Lake, files: list[DataFile]) -> list[DataFile]:
+    """Make files part of the table; returns what is still to be committed: nothing."""
+    for wait_s in (0.2, 1, 5, 20, 60, None):
+        if not files:
+            break
+        try:
+            table = lake.table("tokens")
+            table.create_write_transaction([file.as_action() for file in files], mode="append", schema=table.schema())
+            break
+        except (CommitFailedError, DeltaError, OSError):
+            # When only the answer was lost, the same files are added twice: rows that come twice count once.
+            if wait_s is None:
+                raise
+            time.sleep(wait_s)
+    return []

@@ -1,0 +1,61 @@
+"""Which weights of a model are trained, and how the trained model is written as its users load it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.folders import WANTED
+from training.settings import TrainingSettings
+
+# The linear layers of the language model's blocks, by the names that every family of transformers gives them. Towers
+# that see stay as they are: the paper adapts the language model.
+_ADAPTED = (
+    r"(?!.*(?:vision|visual|vqmodel|connector|projector))"
+    r".*\.(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+)
+
+
+def choose_trained(model: Any, settings: TrainingSettings, frozen: frozenset[nn.Parameter]) -> Any | None:
+    """Let the weights that `settings.method` names require gradients, and no others; `frozen` never do.
+
+    Returns PEFT's view of the model for LoRA, whose layers it put into it, and None for full.
+    """
+    if settings.method == "full":
+        for weight in model.parameters():
+            weight.requires_grad_(weight not in frozen)
+        return None
+    from peft import LoraConfig, get_peft_model
+
+    # Adapters begin the same on every worker and in every attempt.
+    torch.manual_seed(settings.seed)
+    return get_peft_model(
+        model.requires_grad_(False),
+        LoraConfig(
+            r=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,
+            lora_dropout=settings.lora_dropout,
+            target_modules=_ADAPTED,
+        ),
+    )
+
+
+def export(model: Any, adapted: Any | None, weights: dict[str, torch.Tensor], base: Path, out: Path) -> None:
+    """Write a folder that `models` loads: a model like the one in `base`, or the adapter to it.
+
+    `weights` are those of `model.state_dict()`, whole. The tokenizer and the processor are the base's.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if adapted is not None:
+        adapter = {f"base_model.model.{name}": weight for name, weight in weights.items() if "lora_" in name}
+        adapted.save_pretrained(out, state_dict=adapter, safe_serialization=True)
+        return
+    model.save_pretrained(out, state_dict=weights, safe_serialization=True)
+    for path in sorted(path for pattern in WANTED for path in base.glob(pattern)):
+        if not re.search(r"\.safetensors|^config\.json$", path.name):
+            shutil.copy2(path, out / path.name)

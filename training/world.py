@@ -1,0 +1,60 @@
+"""A world model in training: image tokens of next_obs from obs and the action, over codes that were made before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from models.objective import change_weights, image_token_loss
+from models.world_loading import WorldSettings, as_world, load_emu3
+from training.feed import Arrays
+from training.loop import Forward
+from training.settings import WorldTraining
+from training.weights import choose_trained
+
+COLUMNS = ["triple_id", "tokenizer_id", "obs_codes", "next_codes", "distances"]
+"""Of the table `tokens`."""
+
+
+def decode_tokens(rows: pa.Table) -> Arrays:
+    """Codes, int32, and squared feature distances, float32, each of shape (rows, codes of an image)."""
+    return {
+        "obs": _codes(rows["obs_codes"]),
+        "next_obs": _codes(rows["next_codes"]),
+        "distances": np.stack([row.values.to_numpy() for row in rows["distances"]]),
+    }
+
+
+class WorldTask:
+    """An Emu3 in training. Its image tokenizer is no part of it: the codes it made are the data.
+
+    Raises ModelRefused where the model cannot be used.
+    """
+
+    def __init__(self, settings: WorldTraining, folder: Path) -> None:
+        self._floor = settings.floor
+        model, tokenizer = load_emu3(folder, "bfloat16" if settings.precision == "bfloat16" else "float32")
+        self._world = as_world(model, tokenizer, folder, WorldSettings(image_size=settings.image_size))
+        self.model: nn.Module = model
+        self.outside = frozenset(model.model.vqmodel.parameters())
+        self.adapted = choose_trained(model, settings, self.outside)
+
+    def loss(self, forward: Forward, batch: dict[str, Any]) -> torch.Tensor:
+        """See `Task`. `batch` is what `decode_tokens` made, with `action` texts."""
+        inputs, labels = self._world.sequences(batch["obs"], batch["action"], batch["next_obs"])
+        keep = self._world.next_tokens
+        # Only the logits that the labels are for: those of a whole sequence are the largest tensor of all.
+        logits = forward(**inputs, logits_to_keep=keep + 1, use_cache=False).logits[:, :-1]
+        weights = None
+        if self._floor is not None:
+            weights = change_weights(torch.tensor(batch["distances"]), self._floor).to(logits.device)
+        return image_token_loss(logits, labels[:, -keep:], weights)
+
+
+def _codes(column: pa.ChunkedArray) -> Any:
+    return np.stack([np.frombuffer(row.as_buffer(), "<i4") for row in column])
