@@ -54,10 +54,10 @@ def label_command(
     def start_cluster() -> None:
         start_ray()
         # Again, because Ray puts a handler of its own on SIGTERM, which ends the process at once.
-        _drain_on_signals(stop)
+        drain_on_signals(stop)
 
-    with _restored_signals(), _time_limit(stop, max_hours), console.counter("label") as counter:
-        _drain_on_signals(stop)
+    with restored_signals(), time_limit(stop, max_hours), console.counter("label") as counter:
+        drain_on_signals(stop)
         return label(
             lake,
             labeler,
@@ -116,7 +116,7 @@ def start_ray() -> None:
     context.print_on_execution_start = False
 
 
-def _drain_on_signals(stop: threading.Event) -> None:
+def drain_on_signals(stop: threading.Event) -> None:
     """Let SIGINT and SIGTERM set `stop`; a second one ends the process at once."""
 
     def on_signal(number: int, frame: object) -> None:
@@ -130,7 +130,8 @@ def _drain_on_signals(stop: threading.Event) -> None:
 
 
 @contextmanager
-def _restored_signals() -> Iterator[None]:
+def restored_signals() -> Iterator[None]:
+    """Put the handlers of these signals back in the end."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         yield
@@ -140,7 +141,8 @@ def _restored_signals() -> Iterator[None]:
 
 
 @contextmanager
-def _time_limit(stop: threading.Event, hours: float | None) -> Iterator[None]:
+def time_limit(stop: threading.Event, hours: float | None) -> Iterator[None]:
+    """Set `stop` after so many hours."""
     seconds = threading.TIMEOUT_MAX if hours is None else min(hours * 3600, threading.TIMEOUT_MAX)
     timer = threading.Timer(seconds, stop.set)
     timer.daemon = True
