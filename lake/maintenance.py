@@ -12,6 +12,7 @@ import pyarrow.dataset as pads
 from deltalake import ColumnProperties, DeltaTable, WriterProperties, write_deltalake
 from deltalake.exceptions import DeltaError
 
+from lake import forgotten
 from lake.commits import Committer
 from lake.errors import Refused
 from lake.runs import Run, RunState, new_run_id, states
@@ -84,8 +85,9 @@ def forget(lake: Lake, what: str) -> Forgotten:
     """Delete a video (by id or uri, all its states) or a data set from every table, and its bytes from the store.
 
     Older versions that held it cannot be read any more, also those that a training had pinned; the runs of these
-    trainings are returned. File statistics in the Delta log may still name ids and uris. The source files are not
-    touched: who ingests them again has them again.
+    trainings are returned. File statistics in the Delta log and the record of this run may still name ids and uris. The
+    source files are not touched; a hash of each uri stays in `failures`, so that an ingest of the same source leaves
+    them alone, see ``lake.forgotten``.
 
     Raises:
         Refused: nothing is called so, or a run is at work.
@@ -110,6 +112,8 @@ def _forget(lake: Lake, what: str) -> Forgotten:
         for name in ("triples", "rejections")
         for triple in lake.read(name, ["triple_id"], pc.field("video_id").isin(videos))["triple_id"].to_pylist()
     ]
+    # Before anything is gone: who is killed from here on has not forgotten what to leave alone.
+    forgotten.record(lake, _uris(lake, videos))
     result = Forgotten(videos=len(videos), trained=list(trained.values()))
     for name in _FORGET_ORDER:
         column, ids = ("triple_id", triples) if name == "reviews" else ("video_id", videos)
@@ -139,6 +143,15 @@ def _resolve(lake: Lake, what: str) -> list[str]:
     if not found:
         raise Refused(f"no video and no data set of the lake is called {what!r}: give a video_id, a uri or a dataset")
     return sorted(found)
+
+
+def _uris(lake: Lake, videos: list[str]) -> set[str]:
+    mine = pc.field("video_id").isin(videos) & pc.field("uri").is_valid()
+    return {
+        uri
+        for name in ("videos", "triples", "rejections", "failures")
+        for uri in lake.read(name, ["uri"], mine)["uri"].to_pylist()
+    }
 
 
 def _trainings(lake: Lake) -> list[RunState]:

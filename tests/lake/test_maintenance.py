@@ -157,7 +157,9 @@ def test_a_forgotten_video_is_nowhere(filled: Filled) -> None:
 
     reviews = int(owner == video)
     assert done.videos == 1
-    assert done.rows == {"videos": 1, "triples": 10, "rejections": 10, "progress": 2, "failures": 1, "reviews": reviews}
+    assert {name: count for name, count in done.rows.items() if count or name == "reviews"} == {
+        "videos": 1, "triples": 10, "rejections": 10, "progress": 2, "failures": 1, "reviews": reviews,
+    }  # fmt: skip
     assert lake.dataset("reviews").count_rows() == 1 - reviews
     for name in done.rows:
         if name != "reviews":
