@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from labeling.stream import LABELLED, block
 from labeling.text import text_score
+from models.errors import ModelRefused
 from models.loading import ModelSettings, load_dynamics
 from models.protocols import DynamicsModel, Images
 
@@ -25,10 +26,20 @@ class Annotate:
     """
 
     def __init__(self, settings: ModelSettings) -> None:
-        self._model: DynamicsModel = load_dynamics(settings)
+        self._refusal: ModelRefused | None = None
+        try:
+            self._model: DynamicsModel = load_dynamics(settings)
+        except ModelRefused as refusal:
+            # Ray tells of a constructor that raises in words only; of a call that raises it hands on the exception.
+            self._refusal = refusal
 
     def __call__(self, samples: pa.Table) -> pa.Table:
-        """Label the rows of a block (`SAMPLES`) that hold a pair; every row comes back (`LABELLED`), in order."""
+        """Label the rows of a block (`SAMPLES`) that hold a pair; every row comes back (`LABELLED`), in order.
+
+        Raises ModelRefused where the model could not be loaded.
+        """
+        if self._refusal:
+            raise self._refusal
         pairs = samples.filter(pc.is_valid(samples["obs"])).select(["triple_id", "obs", "next_obs"]).to_pylist()
         labels = self._label(pairs)
         rows = samples.to_pylist()

@@ -28,6 +28,7 @@ from lake.errors import Refused
 from lake.runs import Run, new_run_id, refuse_second_run
 from lake.s3 import Unavailable
 from lake.tables import DataFile, Lake, now, to_table
+from models.errors import ModelRefused
 
 # Ray replaces what a dead worker had in hand; what is missing all the same is queued again this often in a run.
 _ROUNDS = 3
@@ -97,6 +98,7 @@ def label(
 
     Raises:
         Refused: another run of the labeler is alive, another policy is active, or `where` is wrong.
+        ModelRefused: the model does not load.
         Superseded: another run took over.
     """
     started = time.monotonic()
@@ -182,6 +184,8 @@ class _Driver:
             pool,
             self._settings.segment_timeout_s,
         )
+        # Otherwise only the text of it would be left of what a stage raised.
+        dataset.context.raise_original_map_exception = True
         committed = time.monotonic()
         try:
             for report in _stream(dataset):
@@ -282,7 +286,9 @@ def _cause(error: BaseException) -> BaseException:
     """What a worker raised on purpose, out of what Ray wraps it in; anything else as it is."""
     inner: BaseException | None = error
     while inner is not None:
-        if isinstance(inner, Unavailable):
-            return Unavailable(str(inner.args[0]))
+        for expected in (Unavailable, ModelRefused):
+            if isinstance(inner, expected):
+                # The first line is all that it said; Ray adds advice of its own.
+                return expected(str(inner.args[0]).splitlines()[0])
         inner = getattr(inner, "cause", None) or inner.__cause__
     return error

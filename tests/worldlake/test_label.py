@@ -189,6 +189,24 @@ def test_a_drained_run_commits_what_it_began_and_goes_on_later(tmp_path: Path, m
 
 
 @pytest.mark.timeout(600)
+def test_a_model_that_does_not_load_is_refused_in_one_line(tmp_path: Path) -> None:
+    write_folder(tmp_path / "videos", [55_000], frames=120)
+    model = save_tiny("qwen2_vl", tmp_path / "model")
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    lake = Lake(str(tmp_path / "lake"))
+    assert worldlake("ingest", str(tmp_path / "videos"), "--lake", lake.uri)[0] == 0
+    code, output = Labelling(lake.uri, model).wait()
+    assert code == 2, output
+    (line,) = [line for line in output.splitlines() if line.startswith("worldlake:")]
+    assert f"{model} does not load" in line
+    assert "Traceback" not in output
+    assert "ModelRefused" not in output
+    assert only_labeler(lake)["videos"]["pending"] == 1
+    assert only_labeler(lake)["runs"][0]["status"] == "failed"
+
+
+@pytest.mark.timeout(600)
 def test_sums_balance_while_a_failed_pair_is_tried_again(tmp_path: Path, model: Path) -> None:
     videos, lake = tmp_path / "videos", Lake(str(tmp_path / "lake"))
     write_folder(videos, [53_000], frames=120)
