@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +24,11 @@ from models.loading import ModelSettings
 from worldlake import console
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HOST_PORT = re.compile(r"(?:ray://)?(?P<host>\[[\da-fA-F:.%]+\]|[^\s:/@]+):(?P<port>\d{1,5})")
+_ADDRESS = "give host:port of the cluster's head (10.0.0.1:6379), or unset RAY_ADDRESS to run on this machine"
+# A head that takes longer to accept a connection is not one to work with.
+_PROBE_S = 5.0
+_ENDED = b"\nworldlake: ended at once; what was committed stays, the same command goes on from there\n"
 
 
 def labeler_settings(model: dict[str, Any], sampling: dict[str, Any]) -> LabelerSettings:
@@ -49,15 +56,7 @@ def label_command(
     lake.storage.check(lake.uri)
     rules = load_policy(policy)
     labeler = resolve_labeler(settings, _device())
-    stop = threading.Event()
-
-    def start_cluster() -> None:
-        start_ray()
-        # Again, because Ray puts a handler of its own on SIGTERM, which ends the process at once.
-        drain_on_signals(stop)
-
-    with restored_signals(), time_limit(stop, max_hours), console.counter("label") as counter:
-        drain_on_signals(stop)
+    with draining(max_hours) as (stop, start_cluster), console.counter("label") as counter:
         return label(
             lake,
             labeler,
@@ -85,7 +84,11 @@ def _device() -> str | None:
 
 
 def start_ray() -> None:
-    """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine; once a process."""
+    """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine; once a process.
+
+    Raises:
+        Refused: RAY_ADDRESS is no address, or nobody answers there.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's C++ core writes to this terminal past every logger; what matters of it comes back as an exception.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -95,14 +98,19 @@ def start_ray() -> None:
 
     if ray.is_initialized():
         return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _refuse_dead_address(address)
     try:
         ray.init(
-            include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
+            include_dashboard=None if address else False,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except ConnectionError as error:
-        raise Refused(f"no Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}") from None
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if not address:
+            raise
+        raise Refused(f"no Ray cluster at RAY_ADDRESS={address} ({error}): {_ADDRESS}") from None
     except OSError as error:
         if "AF_UNIX" not in str(error):
             raise
@@ -116,22 +124,51 @@ def start_ray() -> None:
     context.print_on_execution_start = False
 
 
-def drain_on_signals(stop: threading.Event) -> None:
-    """Let SIGINT and SIGTERM set `stop`; a second one ends the process at once."""
-
-    def on_signal(number: int, frame: object) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
-        console.log.info("%s: draining; once more ends at once", signal.Signals(number).name)
-
-    for number in _SIGNALS:
-        signal.signal(number, on_signal)
+def _refuse_dead_address(address: str) -> None:
+    """Ask before Ray does: it tries for more than a minute, and its errors are those of its insides."""
+    if address in ("auto", "local"):
+        return
+    parts = _HOST_PORT.fullmatch(address)
+    if parts is None:
+        raise Refused(f"RAY_ADDRESS={address} is no address: {_ADDRESS}")
+    try:
+        socket.create_connection((parts["host"].strip("[]"), int(parts["port"])), _PROBE_S).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise Refused(f"nobody answers at RAY_ADDRESS={address} ({error}): {_ADDRESS}") from None
 
 
 @contextmanager
-def restored_signals() -> Iterator[None]:
-    """Put the handlers of these signals back in the end."""
+def draining(hours: float | None) -> Iterator[tuple[threading.Event, Callable[[], None]]]:
+    """Yield an event that SIGINT, SIGTERM and the time limit set, and a function that starts Ray and keeps it so.
+
+    A second signal ends the process at once.
+    """
+    stop, asked = threading.Event(), threading.Event()
+
+    def on_signal(number: int, frame: object) -> None:
+        # Not `stop`, which the time limit sets as well.
+        if asked.is_set():
+            os._exit(128 + number)
+        asked.set()
+        stop.set()
+        console.log.info("%s: draining; once more ends at once", signal.Signals(number).name)
+
+    def listen() -> None:
+        for number in _SIGNALS:
+            signal.signal(number, on_signal)
+
+    def start_cluster() -> None:
+        start_ray()
+        # Again, because Ray puts a handler of its own on SIGTERM, which ends the process at once.
+        listen()
+
+    with _restored_signals(), _time_limit(stop, hours):
+        listen()
+        yield stop, start_cluster
+
+
+@contextmanager
+def _restored_signals() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         yield
@@ -141,7 +178,7 @@ def restored_signals() -> Iterator[None]:
 
 
 @contextmanager
-def time_limit(stop: threading.Event, hours: float | None) -> Iterator[None]:
+def _time_limit(stop: threading.Event, hours: float | None) -> Iterator[None]:
     """Set `stop` after so many hours."""
     seconds = threading.TIMEOUT_MAX if hours is None else min(hours * 3600, threading.TIMEOUT_MAX)
     timer = threading.Timer(seconds, stop.set)

@@ -41,16 +41,20 @@ def test_a_package_that_cannot_be_imported_is_named_with_the_remedy(monkeypatch:
     assert "install" in found.remedy
 
 
-@pytest.mark.parametrize("address", ["nonsense://nowhere", "127.0.0.1:1", "a b"])
-def test_a_ray_address_that_leads_nowhere_stops_a_run(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("address", ["nonsense://nowhere", "127.0.0.1:1", "a b", "bogus", "127.0.0.1:99999"])
+def test_a_ray_address_that_leads_nowhere_is_one_line_at_once(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
-
-    def refuse() -> None:
-        raise ValueError("malformed address")
-
-    monkeypatch.setattr("worldlake.label.start_ray", refuse)
-    found = findings()["ray"]
-    assert (found.level, "RAY_ADDRESS" in found.remedy) == ("stops", True)
+    code, output = worldlake("doctor", timeout_s=60)
+    assert code == 2
+    (line,) = [line for line in output.splitlines() if line.startswith("stops")]
+    assert "RAY_ADDRESS" in line
+    Lake(str(tmp_path)).create()
+    code, output = worldlake("label", "--lake", str(tmp_path), timeout_s=60)
+    assert (code, len(output.strip().splitlines())) == (2, 1), output
+    assert f"RAY_ADDRESS={address}" in output
+    assert "unset RAY_ADDRESS" in output
 
 
 def test_a_lake_that_is_not_there_yet_is_not_made(tmp_path: Path) -> None:
