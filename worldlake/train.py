@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -33,7 +32,7 @@ def train_command(settings: type[TrainingSettings], options: dict[str, Any]) -> 
     """Train with options as typed: those of `settings` by field, and those that every command has."""
     # Seconds of imports that `worldlake sql` does without.
     from training.run import train
-    from worldlake.label import drain_on_signals, restored_signals, start_ray, time_limit
+    from worldlake.label import draining
 
     lake = open_lake(
         options.pop("lake"), storage(options.pop("endpoint_url"), options.pop("region"), options.pop("profile"))
@@ -41,14 +40,7 @@ def train_command(settings: type[TrainingSettings], options: dict[str, Any]) -> 
     as_json, run, out, hours = (options.pop(name) for name in ("json", "run", "out", "max_hours"))
     options.pop("config")
     wanted = _settings(settings, options)
-    stop = threading.Event()
-
-    def start_cluster() -> None:
-        start_ray()
-        drain_on_signals(stop)  # again: Ray has a handler of its own
-
-    with restored_signals(), time_limit(stop, hours), console.counter("train") as counter:
-        drain_on_signals(stop)
+    with draining(hours) as (stop, start_cluster), console.counter("train") as counter:
         summary = train(
             lake,
             wanted,

@@ -1,0 +1,32 @@
+"""Signals and the time limit end a command in good order; only a second signal ends it at once."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import os, signal, sys
+from worldlake.label import draining
+
+hours, signals = float(sys.argv[1]) or None, int(sys.argv[2])
+with draining(hours) as (stop, start_cluster):
+    if hours:
+        assert stop.wait(10)
+    for _ in range(signals):
+        os.kill(os.getpid(), signal.SIGTERM)
+    print("stopping" if stop.is_set() else "going on")
+"""
+
+
+@pytest.mark.parametrize("hours", [0, 1e-6])
+@pytest.mark.parametrize("signals", [0, 1, 2])
+def test_the_first_signal_drains_and_the_second_ends_at_once(hours: float, signals: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(hours), str(signals)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == (0 if signals < 2 else 128 + signal.SIGTERM), done.stderr
+    assert done.stdout.strip() == ("" if signals == 2 else "stopping" if hours or signals else "going on")
