@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from models.protocols import DynamicsModel, Images
-from training.evaluation.intervals import Figure, mean, share
+from training.evaluation.intervals import UNIT, Figure, mean, share
 from training.evaluation.probes import Alternative, margins, preferences
 from training.evaluation.text import bleu, normalised, rouge
 
@@ -38,9 +39,9 @@ def dynamics_figures(rows: Sequence[dict[str, Any]], actions: Sequence[str]) -> 
     """The figures of a dynamics model over the rows of `judge_dynamics` and the true actions."""
     return {
         "exact_match": share(row["exact"] for row in rows),
-        "rouge1": mean(row["rouge1"] for row in rows),
-        "rougeL": mean(row["rougeL"] for row in rows),
+        "rouge1": mean((row["rouge1"] for row in rows), UNIT),
+        "rougeL": mean((row["rougeL"] for row in rows), UNIT),
         "bleu": bleu(actions, [row["named"] for row in rows]),
-        "confidence": mean(row["confidence"] for row in rows),
+        "confidence": mean((row["confidence"] for row in rows), (-math.inf, 0)),
         **preferences([row["probes"] for row in rows]),
     }

@@ -53,6 +53,8 @@ class Mean:
 
 Figure = Share | Mean
 
+UNIT = (0.0, 1.0)
+
 
 def share(values: Iterable[bool | None]) -> Share:
     """The share of true ones; samples for which there is no answer (None) do not count."""
@@ -60,15 +62,15 @@ def share(values: Iterable[bool | None]) -> Share:
     return Share(sum(known), len(known))
 
 
-def mean(values: Iterable[float | None]) -> Mean:
-    """The mean with Student's t interval; samples without a value (None, NaN) do not count."""
+def mean(values: Iterable[float | None], within: tuple[float, float] = (-math.inf, math.inf)) -> Mean:
+    """The mean with Student's t interval, cut to what is possible; samples without a value (None, NaN) do not count."""
     known = np.array([value for value in values if value is not None and not math.isnan(value)])
     n = len(known)
-    if n == 0:
-        return Mean(math.nan, (math.nan, math.nan), 0)
-    middle = float(known.mean())
-    half = float(stdtrit(n - 1, 0.975) * known.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan
-    return Mean(middle, (middle - half, middle + half), n)
+    middle = float(known.mean()) if n else math.nan
+    if n < 2:
+        return Mean(middle, (math.nan, math.nan), n)
+    half = float(stdtrit(n - 1, 0.975) * known.std(ddof=1) / math.sqrt(n))
+    return Mean(middle, (max(within[0], middle - half), min(within[1], middle + half)), n)
 
 
 def plain(figure: Figure) -> dict[str, Any]:

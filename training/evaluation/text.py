@@ -40,4 +40,4 @@ def bleu(truths: Sequence[str], named: Sequence[str]) -> Mean:
     middle, half = getattr(score, "_mean", -1), getattr(score, "_ci", -1)
     if half < 0:
         return Mean(score.score, (float("nan"), float("nan")), len(named))
-    return Mean(score.score, (middle - half, middle + half), len(named))
+    return Mean(score.score, (max(0.0, middle - half), min(100.0, middle + half)), len(named))

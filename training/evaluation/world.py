@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from models.protocols import DynamicsModel, Images, WorldModel
 from models.verification import predict, resized
 from training.evaluation.features import ImageFeatures
-from training.evaluation.intervals import Figure, mean, share
+from training.evaluation.intervals import UNIT, Figure, mean, share
 from training.evaluation.judge import Judge
 from training.evaluation.pictures import picture_scores
 from training.evaluation.probes import Alternative, margins, preferences
@@ -20,7 +21,8 @@ from training.evaluation.text import normalised
 
 SAMPLE, COPY, CEILING = "one sample", "copy of obs", "true next_obs, tokenized"
 
-_MEANS = ("changed_psnr_db", "unchanged_psnr_db", "changed_ssim", "l1")
+_MEANS = {"changed_psnr_db": (-math.inf, math.inf), "unchanged_psnr_db": (-math.inf, math.inf)}
+_MEANS |= {"changed_ssim": (-1.0, 1.0), "l1": UNIT}
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The pictures behind some rows, at the world model's size; `scores`, (batch, n), and `candidates` need a verifier."""
+    """The pictures behind some rows, at the world model's size; `scores` (batch, n) and `candidates`: by a verifier."""
 
     obs: Images
     next_obs: Images
@@ -143,16 +145,16 @@ def world_figures(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Figure]
 
 
 def _method_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Figure]:
-    figures: dict[str, Figure] = {name: mean(row[name] for row in rows) for name in _MEANS}
+    figures: dict[str, Figure] = {name: mean((row[name] for row in rows), within) for name, within in _MEANS.items()}
     figures["copy_rate"] = share(row["copied"] for row in rows)
     for name in rows[0].get("features", {}):
-        figures[f"cosine {name}"] = mean(row["features"][name] for row in rows)
+        figures[f"cosine {name}"] = mean((row["features"][name] for row in rows), (-1, 1))
     for name in ("referee", "oracle"):
         if name in rows[0]:
             figures[f"{name}_agrees"] = share(row[f"{name}_agrees"] for row in rows)
     if "judge" in rows[0]:
         for name in ("score", "editing_success", "minimal_editing"):
-            figures[f"judge_{name}"] = mean(row["judge"][name] for row in rows)
+            figures[f"judge_{name}"] = mean((row["judge"][name] for row in rows), (0, 10))
         figures["judge_unparsed"] = share(row["judge"]["state"] == "unparsed" for row in rows)
         figures["judge_unanswered"] = share(row["judge"]["state"] == "unanswered" for row in rows)
     return figures

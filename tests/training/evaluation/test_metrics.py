@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sacrebleu import corpus_bleu
 
 from tests.training.evaluation.fakes import SIZE, pairs, scene
-from training.evaluation.intervals import Share, mean, plain, share
+from training.evaluation.intervals import UNIT, Share, mean, plain, share
 from training.evaluation.pictures import changed, picture_scores
 from training.evaluation.probes import OPPOSITES, alternatives, opposite
 from training.evaluation.text import bleu, normalised, rouge
@@ -28,6 +28,7 @@ def test_means_and_shares() -> None:
     assert plain(mean([None])) == {"value": None, "low": None, "high": None, "n": 0}
     assert plain(mean([2.0])) == {"value": 2.0, "low": None, "high": None, "n": 1}
     assert str(mean([])) == "none"
+    assert mean([1.0, 1.0, 0.0], UNIT).interval[1] == 1
 
 
 def test_text() -> None:
