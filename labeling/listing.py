@@ -49,14 +49,24 @@ def list_work(lake: Lake, labeler_id: str, *, where: str | None, limit: int | No
         Refused: `where` is not a condition on `videos`.
     """
     wanted = "state = 'pending'" + (" OR state = 'failed' OR failed > 0" if retry_failed else "")
-    states = video_states(lake, labeler_id).table("states").filter(wanted)
+    connection = video_states(lake, labeler_id)
+    states = connection.table("states").filter(wanted)
+    if where is not None:
+        states = _matching(connection, states, where)
+    rows = states.order("added_at, uri").limit(limit if limit is not None else 2**62)
+    table = rows.project(
+        "video_id, uri, etag, dataset, split, (attempts + 1)::INTEGER AS attempt, []::VARCHAR[] AS decided"
+    ).to_arrow_table()
+    return table.cast(WORK)
+
+
+def _matching(
+    connection: duckdb.DuckDBPyConnection, states: duckdb.DuckDBPyRelation, where: str
+) -> duckdb.DuckDBPyRelation:
     try:
-        chosen = states.filter(where) if where else states
-        rows = chosen.order("added_at, uri").limit(limit if limit is not None else 2**62)
-        table = rows.project(
-            "video_id, uri, etag, dataset, split, (attempts + 1)::INTEGER AS attempt, []::VARCHAR[] AS decided"
-        ).to_arrow_table()
+        # Computed here and now: a condition may fail on a value only, as a cast does.
+        states.filter(where).create("matching")
     except duckdb.Error as error:
         reason = " ".join(str(error).split("LINE")[0].split())
         raise Refused(f"--where {where!r}: {reason}; it is a SQL condition on the columns of `videos`") from None
-    return table.cast(WORK)
+    return connection.table("matching")

@@ -16,7 +16,7 @@ from lake.errors import Refused, Superseded
 from lake.s3 import Unavailable, outage
 from lake.tables import Lake
 from models.errors import ModelRefused
-from worldlake import console, evaluate
+from worldlake import console
 from worldlake.options import Config, Endpoint, Json, LakeUri, Profile, Region, finite, open_lake, storage
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def label(
     where: Annotated[
         str | None, typer.Option(help="SQL condition on the table videos, e.g. \"dataset = 'ucf101'\".")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Label at most so many videos.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, max=2**62, help="Label at most so many videos.")] = None,
     max_hours: Annotated[
         float | None, typer.Option(min=0, callback=finite, help="Stop in good order after so many hours.")
     ] = None,
@@ -384,9 +384,6 @@ def demo(
     if json:
         console.print_json(result)
     return 0
-
-
-app.add_typer(evaluate.app, name="evaluate")
 
 
 if __name__ == "__main__":
