@@ -16,7 +16,7 @@ from lake.errors import Refused, Superseded
 from lake.s3 import Unavailable, outage
 from lake.tables import Lake
 from models.errors import ModelRefused
-from worldlake import console
+from worldlake import console, evaluate
 from worldlake.options import Config, Endpoint, Json, LakeUri, Profile, Region, finite, open_lake, storage
 
 if TYPE_CHECKING:
@@ -384,6 +384,9 @@ def demo(
     if json:
         console.print_json(result)
     return 0
+
+
+app.add_typer(evaluate.app, name="evaluate")
 
 
 if __name__ == "__main__":
