@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +24,11 @@ from models.loading import ModelSettings
 from worldlake import console
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HOST_PORT = re.compile(r"(?:ray://)?(?P<host>\[[\da-fA-F:.%]+\]|[^\s:/@]+):(?P<port>\d{1,5})")
+_ADDRESS = "give host:port of the cluster's head (10.0.0.1:6379), or unset RAY_ADDRESS to run on this machine"
+# A head that takes longer to accept a connection is not one to work with.
+_PROBE_S = 5.0
+_ENDED = b"\nworldlake: ended at once; what was committed stays, the same command goes on from there\n"
 
 
 def labeler_settings(model: dict[str, Any], sampling: dict[str, Any]) -> LabelerSettings:
@@ -77,7 +84,11 @@ def _device() -> str | None:
 
 
 def start_ray() -> None:
-    """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine; once a process."""
+    """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine; once a process.
+
+    Raises:
+        Refused: RAY_ADDRESS is no address, or nobody answers there.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's C++ core writes to this terminal past every logger; what matters of it comes back as an exception.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -87,14 +98,19 @@ def start_ray() -> None:
 
     if ray.is_initialized():
         return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _refuse_dead_address(address)
     try:
         ray.init(
-            include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
+            include_dashboard=None if address else False,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except ConnectionError as error:
-        raise Refused(f"no Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}") from None
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if not address:
+            raise
+        raise Refused(f"no Ray cluster at RAY_ADDRESS={address} ({error}): {_ADDRESS}") from None
     except OSError as error:
         if "AF_UNIX" not in str(error):
             raise
@@ -106,6 +122,19 @@ def start_ray() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def _refuse_dead_address(address: str) -> None:
+    """Ask before Ray does: it tries for more than a minute, and its errors are those of its insides."""
+    if address in ("auto", "local"):
+        return
+    parts = _HOST_PORT.fullmatch(address)
+    if parts is None:
+        raise Refused(f"RAY_ADDRESS={address} is no address: {_ADDRESS}")
+    try:
+        socket.create_connection((parts["host"].strip("[]"), int(parts["port"])), _PROBE_S).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise Refused(f"nobody answers at RAY_ADDRESS={address} ({error}): {_ADDRESS}") from None
 
 
 @contextmanager
