@@ -115,8 +115,8 @@ def test_filters() -> None:
             ids(where=wrong)
 
 
-def test_a_lake_at_a_pinned_version(tmp_path: Path) -> None:
-    lake = Lake(str(tmp_path / "lake"))
+def test_a_lake_at_a_pinned_version(place: str) -> None:
+    lake = Lake(place)
     fill(lake)
     everything = SelectionSettings(splits=(), per_dataset=None)
     before = select_triples(lake, everything)
