@@ -148,6 +148,7 @@ def draining(hours: float | None) -> Iterator[tuple[threading.Event, Callable[[]
     def on_signal(number: int, frame: object) -> None:
         # Not `stop`, which the time limit sets as well.
         if asked.is_set():
+            os.write(2, _ENDED)
             os._exit(128 + number)
         asked.set()
         stop.set()

@@ -29,4 +29,5 @@ def test_the_first_signal_drains_and_the_second_ends_at_once(hours: float, signa
         [sys.executable, "-c", PROGRAM, str(hours), str(signals)], capture_output=True, text=True, check=False
     )
     assert done.returncode == (0 if signals < 2 else 128 + signal.SIGTERM), done.stderr
+    assert ("ended at once" in done.stderr) == (signals == 2)
     assert done.stdout.strip() == ("" if signals == 2 else "stopping" if hours or signals else "going on")
