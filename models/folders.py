@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,11 @@ BUILTIN = Path(__file__).parent / "builtin" / "weights"
 
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 """Weights, configurations, chat templates and tokenizers: what is loaded, and so what is hashed."""
+
+REMEMBERED_BYTES = 32 << 20
+"""Smaller files are hashed in a moment."""
+SETTLED_NS = 2_000_000_000
+"""A file that changed a moment ago may change again without a new time: file systems round it, to 2 s at the worst."""
 
 
 def find_folder(name: str, revision: str | None) -> tuple[Path, str | None]:
@@ -84,13 +92,47 @@ def check_weights(folder: Path, pattern: str = "*.safetensors") -> None:
 
 
 def hash_files(folder: Path) -> dict[str, str]:
-    """sha256 in hex, by file name, of everything in the folder that decides what the model says."""
+    """sha256 in hex, by file name, of everything in the folder that decides what the model says.
+
+    Those of large files are remembered for the next time, in `$XDG_CACHE_HOME/worldlake/sha256`.
+    """
     names = sorted({path.name for pattern in WANTED for path in folder.glob(pattern)})
-    hashes = {}
-    for name in names:
-        with (folder / name).open("rb") as file:
-            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
+    return {name: _sha256(folder / name) for name in names}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        found = os.fstat(file.fileno())
+        note = _note(path, found) if found.st_size >= REMEMBERED_BYTES else None
+        if note and (known := _read_note(note)):
+            return known
+        is_settled = time.time_ns() - found.st_ctime_ns > SETTLED_NS
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if note and is_settled and os.fstat(file.fileno()).st_ctime_ns == found.st_ctime_ns:
+            # A cache that cannot be written costs the time of hashing, no more.
+            with suppress(OSError):
+                note.parent.mkdir(parents=True, exist_ok=True)
+                unfinished = note.with_suffix(f".{os.getpid()}")
+                unfinished.write_text(digest)
+                unfinished.replace(note)
+        return digest
+
+
+def _note(path: Path, found: os.stat_result) -> Path | None:
+    """Where the digest of a file in this state is kept; None where this user has no place for it."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    # Unlike the time of modification, that of change is not set by what copies or unpacks files.
+    state = (os.path.realpath(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+    name = hashlib.sha256(repr(state).encode()).hexdigest()
+    return Path(cache, "worldlake", "sha256", name) if os.path.isabs(cache) else None
+
+
+def _read_note(note: Path) -> str | None:
+    try:
+        known = note.read_text()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return known if re.fullmatch("[0-9a-f]{64}", known) else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
