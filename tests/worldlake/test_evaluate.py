@@ -19,6 +19,7 @@ from lake.tables import Lake, now
 from models.builtin.train_world import new_model, new_tokenizer, write_folder
 from models.sample_world import FPS, make_clip, span_between
 from tests.models.tiny import save_tiny
+from tests.training.evaluation.test_judge import endpoint, saying
 from worldlake.cli import main
 
 FRAMES, PAIRS = 120, 6
@@ -149,6 +150,28 @@ def test_a_world_model(
     (state,) = [state for state in states(Lake(lake)) if state.run_id == found["run_id"]]
     assert state.config["n"] == 2
     assert json.loads(run(capsys, monkeypatch, *arguments)[1])["figures"] == methods
+
+
+def test_a_judge(
+    lake: str, world: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    report = tmp_path / "report.html"
+    replies = [saying('{"reason": "<b>good", "editing_success": 8, "minimal_editing": 6}'), saying("no")]
+    with endpoint(lambda question, number: replies[number % 2]) as (url, asked):
+        arguments = ("--lake", lake, "--dataset", "sample", "--limit", "2", "--world", world, "-n", "1")
+        judge = ("--judge", url, "--judge-model", "judge-1", "--report", str(report), "--json")
+        code, out, err = run(capsys, monkeypatch, "world", *arguments, *judge)
+    assert code == 0, err
+    found = json.loads(out)["figures"]["one sample"]
+    assert (found["judge_score"]["value"], found["judge_score"]["n"]) == (6, 1)
+    assert (found["judge_unparsed"]["value"], found["judge_unparsed"]["n"]) == (0.5, 2)
+    assert asked[0][2]["model"] == "judge-1"
+    page = report.read_text()
+    assert "&lt;b&gt;good" in page
+    recorded = json.dumps([state.config for state in states(Lake(lake))])
+    assert "judge-1" in recorded
+    assert "secret" not in recorded + page + out
 
 
 def test_pairs_that_cannot_be_read_are_counted_and_sizes_mixed(
