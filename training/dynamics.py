@@ -47,12 +47,17 @@ def model_settings(settings: DynamicsTraining) -> ModelSettings:
     )
 
 
-class DynamicsTask:
-    """A Hugging Face model in training. Raises ModelRefused where it cannot be used."""
+def load_task(settings: DynamicsTraining, device: torch.device) -> DynamicsTask:
+    """The model that settings name, in training. Raises ModelRefused where it cannot be used."""
+    dynamics = load_dynamics(model_settings(settings), str(device))
+    assert isinstance(dynamics, HuggingFaceDynamics)
+    return DynamicsTask(dynamics, settings)
 
-    def __init__(self, settings: DynamicsTraining, device: torch.device) -> None:
-        dynamics = load_dynamics(model_settings(settings), str(device))
-        assert isinstance(dynamics, HuggingFaceDynamics)
+
+class DynamicsTask:
+    """A Hugging Face model in training."""
+
+    def __init__(self, dynamics: HuggingFaceDynamics, settings: DynamicsTraining) -> None:
         self._dynamics = dynamics
         self.model: nn.Module = dynamics.model
         self.outside: frozenset[nn.Parameter] = frozenset()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,7 +28,8 @@ _UPLOAD_EVERY_S = 60.0
 class Journal:
     """Writes lines as they come. Use as a context manager."""
 
-    def __init__(self, storage: StorageConfig, run_uri: str) -> None:
+    def __init__(self, storage: StorageConfig, run_uri: str, warn: Callable[[str], None]) -> None:
+        self._warn = warn
         self._storage, self._uri = storage, join(run_uri, "log")
         self._temporary = tempfile.TemporaryDirectory() if is_s3(run_uri) else None
         self._folder = Path(self._temporary.name if self._temporary else self._uri)
@@ -45,13 +46,26 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._events.close()
+        try:
+            self._events.close()
+            if self._temporary:
+                self._upload()
+        except OSError as error:
+            self._warn(f"the log in {self._uri} is not whole: {error}")
         if self._temporary:
-            self._upload()
             self._temporary.cleanup()
 
     def write(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Append lines; those of steps that were written before are of another attempt at them."""
+        """Append lines; those of steps that were written before are of another attempt at them.
+
+        What cannot be written is a warning: a training can do without its log.
+        """
+        try:
+            self._write(lines)
+        except OSError as error:
+            self._warn(f"the log in {self._folder} cannot be written: {error}")
+
+    def _write(self, lines: Iterable[dict[str, Any]]) -> None:
         with (self._folder / FILE).open("a", encoding="utf-8") as file:
             for line in lines:
                 file.write(json.dumps(line) + "\n")

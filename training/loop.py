@@ -76,7 +76,7 @@ class Trainer:
         task.model.train()
         if settings.activation_checkpointing:
             # Not re-entrant: with frozen embeddings nothing that enters a layer has a gradient.
-            task.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+            task.model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         self.model = self._wrapped()
         self.trained = {name: weight for name, weight in task.model.named_parameters() if weight.requires_grad}
         self.optimizer = self._new_optimizer()

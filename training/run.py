@@ -140,8 +140,10 @@ def train(
         _refuse_other(run, record, settings, base)
         if before and before.status == "finished":
             return summary
-    elif before:
-        raise Refused(f"run {run} of this lake has no {join(uri, 'run.json')}: give the --out it had, or another --run")
+    elif before and before.config.get("uri") != uri:
+        raise Refused(
+            f"run {run} of this lake is at {before.config.get('uri')}: give the --out it had, or another --run"
+        )
     versions = record.versions if record else _pin(lake, settings)
     config = settings.identity() | {"run": settings.model_dump(mode="json"), "uri": uri}
     hashes = {f"base/{name}": digest for name, digest in base.hashes.items()}
@@ -304,7 +306,7 @@ class _Driver:
         """Run the workers, write what they tell, and pass the wish to stop on."""
         fitting = _Fitting(job, gpus)
         asked = False
-        with Journal(self._lake.storage, self._uri) as journal:
+        with Journal(self._lake.storage, self._uri, self._books.on_error) as journal:
             while True:
                 ended = fitting.wait(1.0)
                 if self._stop.is_set() and not asked:

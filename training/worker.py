@@ -25,7 +25,7 @@ from models.errors import ModelRefused
 from models.folders import hash_files
 from training.board import StopSign
 from training.checkpoint import Checkpoints, Tensors, patiently
-from training.dynamics import DynamicsTask
+from training.dynamics import DynamicsTask, load_task
 from training.feed import Arrays, Rows, feed
 from training.loop import MOMENTS, StepResult, Trainer, whole
 from training.order import Order, micro_batches
@@ -89,7 +89,7 @@ def _new_task(job: Job, device: torch.device) -> WorldTask | DynamicsTask:
     if isinstance(job.settings, WorldTraining):
         return WorldTask(job.settings, job.folder)
     assert isinstance(job.settings, DynamicsTraining)
-    return DynamicsTask(job.settings, device)
+    return load_task(job.settings, device)
 
 
 class _Batches:

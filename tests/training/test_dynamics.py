@@ -1,0 +1,91 @@
+"""Dynamics models in training: the loss against one written out, and a run from triples to labels."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from lake.tables import Lake
+from models.loading import ModelSettings, load_dynamics
+from models.protocols import Images
+from tests.models.tiny import save_tiny
+from tests.training.tiny import add_triples
+from training.dynamics import load_task
+from training.feed import decode_images
+from training.run import train
+from training.settings import DynamicsTraining
+
+# Words that the tiny tokenizer has; one is longer than the others.
+ACTIONS = ["the hand moves left", "nothing happens", "the red ball moves slowly away from the door"]
+BASE: dict[str, Any] = {
+    "steps": 30, "batch_size": 4, "micro_batch_size": 2, "peak_lr": 1e-2, "warmup_steps": 2, "precision": "float32",
+}  # fmt: skip
+
+
+def settings(folder: Path, **changes: Any) -> DynamicsTraining:
+    return DynamicsTraining.checked(BASE | {"model": f"hf:{folder}"} | changes)
+
+
+@pytest.fixture(scope="module", params=["qwen2_vl", "idefics3"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def images(count: int) -> Images:
+    return np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+
+
+def test_the_loss_is_the_mean_over_pairs_of_the_mean_over_tokens(folder: Path) -> None:
+    task = load_task(settings(folder, image_size=32, method="full"), torch.device("cpu"))
+    obs, after = images(6)[:3], images(6)[3:]
+    together = task.loss(task.model, {"obs": obs, "next_obs": after, "action": ACTIONS})
+    means = []
+    for row, action in enumerate(ACTIONS):
+        inputs, labels = task._dynamics.sequences(obs[row : row + 1], after[row : row + 1], [action])
+        logprobs = task.model(**inputs).logits[0].log_softmax(-1)
+        start = logprobs.shape[0] - labels.shape[1]
+        tokens = [(start + i, int(token)) for i, token in enumerate(labels[0]) if token != -100]
+        # Every word and the end token.
+        assert len(tokens) == len(action.split()) + 1
+        means.append(-sum(logprobs[place - 1, token] for place, token in tokens) / len(tokens))
+    assert together.item() == pytest.approx(torch.stack(means).mean().item(), rel=1e-4)
+
+
+def test_lora_adapts_the_language_model_alone(folder: Path) -> None:
+    task = load_task(settings(folder, image_size=32), torch.device("cpu"))
+    trained = [name for name, weight in task.model.named_parameters() if weight.requires_grad]
+    assert len(trained) == 2 * 7 * 2, "two layers of seven matrices, each with A and B"
+    assert all("lora_" in name and "vision" not in name and "visual" not in name for name in trained)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
+
+
+def test_a_run_makes_an_adapter_that_names_what_it_was_shown(cluster: None, tmp_path: Path) -> None:
+    model = save_tiny("qwen2_vl", tmp_path / "model")
+    lake = Lake(str(tmp_path / "lake"))
+    # Images of another size than the model's: they are resized off the training process.
+    ids = add_triples(lake, 8, size=48)
+    assert len(ids) == 8
+    wanted = settings(model, image_size=32, lora_dropout=0.0)
+    done = train(lake, wanted, run="adapter", stop=threading.Event())
+    assert done.status == "finished"
+    asked = {"name": f"hf:{model}", "image_size": 32}
+    adapted = load_dynamics(ModelSettings(**asked, adapter=done.model), "cpu")
+    begun = load_dynamics(ModelSettings(**asked), "cpu")
+    rows = lake.read("triples", ["obs", "next_obs", "action"])
+    obs, after = (decode_images(rows[name], 32) for name in ("obs", "next_obs"))
+    actions = rows["action"].to_pylist()
+    assert adapted.score(obs, after, actions).mean() > begun.score(obs, after, actions).mean() + 0.5
