@@ -16,7 +16,7 @@ from lake.errors import Refused, Superseded
 from lake.s3 import Unavailable, outage
 from lake.tables import Lake
 from models.errors import ModelRefused
-from worldlake import console, evaluate
+from worldlake import console, evaluate, train
 from worldlake.options import Config, Endpoint, Json, LakeUri, Profile, Region, finite, open_lake, storage
 
 if TYPE_CHECKING:
@@ -386,6 +386,7 @@ def demo(
     return 0
 
 
+app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="evaluate")
 
 
