@@ -1,0 +1,127 @@
+"""How well the builtin world model foretells what an action does, in held-out clips of the sample world.
+
+    python -m bench.world                    the figures, into bench/results/world.json
+
+From a frame before every event and the event's name, candidates of the frame after it. The oracle, which knows the
+scene, says which action a picture shows; the ceiling is what the image tokenizer makes of the true frame: no prediction
+can be better. PSNR is of all pixels of a kind over all pairs. A move has a length that its name does not say, so that
+even a perfect model could not foretell the changed pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from models.builtin.pairs import decoded_frames, kind_of
+from models.loading import ModelSettings, load_dynamics
+from models.protocols import Images
+from models.sample_oracle import oracle_of
+from models.sample_world import Clip, encode_clip, make_clip
+from models.verification import predict
+from models.world import Emu3World
+from models.world_loading import WorldSettings, load_world
+from worldlake.accuracy import Share
+
+CHANGED = 12
+"""Grey levels of a pixel's largest channel difference above which it counts as changed: codec noise stays below."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A frame before an event of a clip."""
+
+    clip: Clip
+    frame: int
+    action: str
+
+
+def questions(seeds: Sequence[int]) -> tuple[list[Question], Images, Images]:
+    """All events of the clips, and the frames in the middle of the stills around them."""
+    asked, obs, after = [], [], []
+    for seed in seeds:
+        clip = make_clip(seed)
+        starts = [0, *(event.end_frame for event in clip.events)]
+        ends = [*(event.start_frame for event in clip.events), clip.frames - 1]
+        middles = [(start + end) // 2 for start, end in zip(starts, ends, strict=True)]
+        frames = decoded_frames(encode_clip(clip), sorted(set(middles)))
+        for i, event in enumerate(clip.events):
+            asked.append(Question(clip, middles[i], event.action))
+            obs.append(frames[i])
+            after.append(frames[i + 1])
+    return asked, np.stack(obs), np.stack(after)
+
+
+def psnr(images: Images, truth: Images, where: npt.NDArray[np.bool_]) -> float:
+    """Over the pixels `where`, shape (batch, height, width), in dB."""
+    error = np.square((images.astype(np.float64) - truth) / 255).mean(-1)[where].mean()
+    return round(float(-10 * np.log10(error)), 2)
+
+
+def changed_pixels(obs: Images, after: Images) -> npt.NDArray[np.bool_]:
+    difference = np.abs(obs.astype(np.int16) - after).max(-1)
+    return np.stack([cv2.dilate((d > CHANGED).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0 for d in difference])
+
+
+def share(hits: Sequence[bool]) -> dict[str, float | int]:
+    found = Share(sum(hits), len(hits))
+    low, high = found.interval
+    return {"pairs": found.total, "share": round(found.value, 4), "low": round(low, 4), "high": round(high, 4)}
+
+
+def figures(world: Emu3World, asked: list[Question], obs: Images, after: Images, n: int) -> dict[str, object]:
+    dynamics = load_dynamics(ModelSettings(name="builtin", batch_size=32), "cpu")
+    actions = [question.action for question in asked]
+    drawn = predict(world, dynamics, obs, actions, n, keep_candidates=True)
+    assert drawn.candidates is not None
+    ceiling = world.images.decode(world.images.encode(after)[0])
+    pictures = {"one candidate": drawn.candidates[:, 0], f"best of {n}": drawn.images, "tokenizer's ceiling": ceiling}
+    oracles = [oracle_of(question.clip, question.frame) for question in asked]
+    changed = changed_pixels(obs, after)
+    found: dict[str, object] = {}
+    for name, images in pictures.items():
+        hits = [o.judge(image).action == a for o, image, a in zip(oracles, images, actions, strict=True)]
+        kinds = defaultdict(list)
+        for action, hit in zip(actions, hits, strict=True):
+            kinds[kind_of(action)].append(hit)
+        named = [a.action for a in dynamics.annotate(obs, images)]
+        found[name] = {
+            "shows the action, says the oracle": share(hits),
+            "shows the action, by kind": {kind: share(each) for kind, each in sorted(kinds.items())},
+            "shows the action, says the dynamics model": share([x == a for x, a in zip(named, actions, strict=True)]),
+            "PSNR changed": psnr(images, after, changed),
+            "PSNR unchanged": psnr(images, after, ~changed),
+        }
+    found["obs itself"] = {"PSNR changed": psnr(obs, after, changed), "PSNR unchanged": psnr(obs, after, ~changed)}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", default="builtin")
+    parser.add_argument("--clips", type=int, default=60)
+    parser.add_argument("--first-seed", type=int, default=200_000)
+    parser.add_argument("-n", type=int, default=8)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "world.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    world = load_world(WorldSettings(name=arguments.world, batch_size=16), "cpu")
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.clips)
+    found = figures(world, *questions(seeds), arguments.n)
+    found |= {"seeds": [seeds.start, seeds.stop], "n": arguments.n, "machine": platform.machine()}
+    print(json.dumps(found, indent=1))
+    arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
