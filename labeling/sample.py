@@ -9,15 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from labeling.decoding import DecodeError
 from labeling.labeler import Labeler
 from labeling.segments import Segment, sample_segment
 from labeling.stop import Stop
-from labeling.stream import SAMPLES, VIDEO, block
-from lake.errors import SourceChanged
+from labeling.stream import SAMPLES, VIDEO, block, describe
 from lake.ids import triple_id
-from lake.isolation import ChildLost, Isolated
-from lake.s3 import is_transient, outage
+from lake.isolation import Isolated
+from lake.s3 import outage
 from lake.storage import StorageConfig
 
 _VIDEO_COLUMNS = [name for name, _ in VIDEO]
@@ -47,7 +45,7 @@ class SampleVideos:
                 if everywhere := outage(error):
                     # Ends the run: it would count every video that is left as failed.
                     raise everywhere from error
-                yield block([{**_columns(video), "scope": "video", **_describe(error)}], SAMPLES)
+                yield block([{**_columns(video), "scope": "video", **describe(error)}], SAMPLES)
 
     def _sample(self, video: dict[str, Any]) -> Iterator[pa.Table]:
         sampled, start = 0, None
@@ -111,14 +109,3 @@ def _span_failures(video: dict[str, Any], segment: Segment) -> Iterator[dict[str
 
 def _columns(video: dict[str, Any]) -> dict[str, Any]:
     return {name: video[name] for name in _VIDEO_COLUMNS}
-
-
-def _describe(error: Exception) -> dict[str, Any]:
-    is_decoding = isinstance(error, DecodeError | ChildLost)
-    is_reading = isinstance(error, SourceChanged | OSError) or is_transient(error)
-    return {
-        "stage": "decode" if is_decoding else "read" if is_reading else "sample",
-        "error_type": type(error).__name__,
-        "message": " ".join(str(error).split())[:500],
-        "transient": is_transient(error),
-    }

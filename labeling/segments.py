@@ -120,14 +120,15 @@ class _Clips:
             chosen = choose(scores, positions, self.settings.frames_per_clip, self.settings.min_interval)
             kept = [kept[index] for index in chosen]
         if len(kept) > 1:
-            images = [_jpeg(candidate.square, self.settings.jpeg_quality) for candidate in kept]
+            images = [encode_jpeg(candidate.square, self.settings.jpeg_quality) for candidate in kept]
             for (obs, next_obs), (obs_image, next_image) in zip(pairwise(kept), pairwise(images), strict=True):
                 motion = motion_between(obs.small, next_obs.small)
                 self.pairs.append(FramePair(obs.pts, next_obs.pts, obs_image, next_image, *motion))
         self._clip, self._position, self._last = [], 0, None
 
 
-def _jpeg(image: RGB, quality: int) -> bytes:
+def encode_jpeg(image: RGB, quality: int) -> bytes:
+    """An image as the tables keep it: JPEG, 4:4:4."""
     # Full colour resolution: what changes between two frames may be no more than the colour of something small.
     options = [
         cv2.IMWRITE_JPEG_QUALITY,

@@ -6,6 +6,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from labeling.decoding import DecodeError
+from lake.errors import SourceChanged
+from lake.isolation import ChildLost
+from lake.s3 import is_transient
+
 VIDEO: list[tuple[str, pa.DataType]] = [
     ("video_id", pa.string()),
     ("uri", pa.string()),
@@ -64,3 +69,15 @@ VERIFIED = pa.schema([*LABELLED, ("reasons", pa.list_(pa.string()))])
 def block(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """Rows as a block of the stream; columns that a row leaves out are null."""
     return pa.Table.from_pylist(rows, schema=schema)
+
+
+def describe(error: Exception) -> dict[str, Any]:
+    """The columns of `failures` that say why reading or decoding a video failed."""
+    is_decoding = isinstance(error, DecodeError | ChildLost)
+    is_reading = isinstance(error, SourceChanged | OSError) or is_transient(error)
+    return {
+        "stage": "decode" if is_decoding else "read" if is_reading else "sample",
+        "error_type": type(error).__name__,
+        "message": " ".join(str(error).split())[:500],
+        "transient": is_transient(error),
+    }

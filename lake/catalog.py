@@ -5,7 +5,7 @@ because triples made from it stay true. Only the newest state of a uri can still
 the row of the uri with the greatest `added_at`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
+from lake import forgotten, layouts
 from lake.errors import Refused
 from lake.ids import video_id
-from lake.layouts import FORMATS, SPLITS, hashed_split, place, something_labels
+from lake.manifest import NOT_TEXT, Place, Unusable, check_split, is_text, read_manifest
 from lake.probe import TIMEOUT_S, Header, ProbeError, Prober, prober
 from lake.runs import Run, new_run_id
 from lake.s3 import PATIENCE_S, Unavailable
@@ -33,9 +34,10 @@ _APP_ID = "ingest"
 
 @dataclass
 class IngestCounts:
-    """listed = new + known + failed, in videos; `known` includes files that failed before; `skipped` are no videos.
+    """listed = new + known + failed, in videos; `skipped` are no videos.
 
-    A file that is back in a state that it had before counts as new.
+    Of the known, `known_failed` could not be read before and `forgotten` were deleted by a `forget`: both are left
+    alone. A file that is back in a state that it had before counts as new.
     """
 
     listed: int = 0
@@ -43,6 +45,17 @@ class IngestCounts:
     known: int = 0
     failed: int = 0
     skipped: int = 0
+    known_failed: int = 0
+    forgotten: int = 0
+
+
+@dataclass(frozen=True)
+class _Again:
+    """What is not left alone: what failed before, what was forgotten; and what that is."""
+
+    failed: bool
+    forgotten: bool
+    keys: set[str]
 
 
 @dataclass(frozen=True)
@@ -50,10 +63,9 @@ class Source:
     """Where videos come from and how their paths are read."""
 
     uri: str
-    layout: str
+    place: Callable[[str], Place]
     dataset: str | None
     split: str | None
-    labels: dict[str, str]
 
 
 def ingest(
@@ -64,27 +76,29 @@ def ingest(
     layout: str = "auto",
     split: str | None = None,
     retry_failed: bool = False,
+    bring_back: bool = False,
     on_progress: Callable[[IngestCounts], None] = lambda counts: None,
+    places: Mapping[str, Mapping[str, Place]] | None = None,
 ) -> IngestCounts:
     """Catalogue the videos under the sources that are not yet; the lake is created if need be.
 
     What cannot be read goes into `failures` with its reason (stage `probe`) and is left alone afterwards, a transient
-    error after three attempts; ``retry_failed`` tries again. A listing that breaks off is a row with stage `list`.
+    error after three attempts; ``retry_failed`` tries again. What a `forget` deleted is left alone until
+    ``bring_back``. A listing that breaks off is a row with stage `list`.
 
     Args:
         dataset: data set of all videos; None: by layout, else the first folder of the path.
-        layout: one of ``FORMATS``.
+        layout: one of ``layouts.FORMATS``, or a YAML file with a ``manifest.Mapping``.
         split: split of all videos; None: by layout, else by a hash of the uri, so that a file that changes stays.
+        places: what manifests say, by normalised source and path; None: they are read here where the layout has any.
 
     Raises:
         Refused: unknown layout or split, no source, a source that cannot be read or that holds no video; or a `forget`
             is at work.
         s3.Unavailable: the store does not answer.
     """
-    if layout not in FORMATS:
-        raise Refused(f"unknown format {layout!r}: use one of {', '.join(FORMATS)}")
-    if split is not None and split not in SPLITS.values():
-        raise Refused(f"unknown split {split!r}: use train, validation or test")
+    mapping = layouts.find_mapping(layout)
+    check_split(split)
     if not sources:
         raise Refused("no source given: name a folder or s3://bucket/folder that holds videos")
     for uri in sources:
@@ -97,21 +111,29 @@ def ingest(
         Run(lake, new_run_id(), "ingest", config) as run,
         prober(lake.storage, TIMEOUT_S + patience_s) as probing,
     ):
-        counts = IngestCounts()
+        counts, again = IngestCounts(), _Again(retry_failed, bring_back, forgotten.keys(lake))
         run.counts = vars(counts)
         for uri in map(normalise, sources):
-            labels = something_labels(lake.storage, uri) if layout == "something" else {}
-            _ingest_source(
-                lake, Source(uri, layout, dataset, split, labels), probing, retry_failed, counts, on_progress
-            )
+            if mapping and mapping.manifest and places is None:
+                said: Mapping[str, Place] = read_manifest(lake.storage, uri, mapping).places
+            else:
+                said = (places or {}).get(uri, {})
+            place = _reader(uri, layout, said)
+            _ingest_source(lake, Source(uri, place, dataset, split), probing, again, counts, on_progress)
     return counts
+
+
+def _reader(source: str, layout: str, said: Mapping[str, Place]) -> Callable[[str], Place]:
+    """What is known of a path from the source's root: what a manifest said, else what the path says itself."""
+    mapping, name = layouts.find_mapping(layout), source.rsplit("/", 1)[-1]
+    return lambda relative: said.get(relative) or layouts.place(relative, name, layout, mapping)
 
 
 def _ingest_source(
     lake: Lake,
     source: Source,
     probing: Prober,
-    retry_failed: bool,
+    again: _Again,
     counts: IngestCounts,
     on_progress: Callable[[IngestCounts], None],
 ) -> None:
@@ -122,7 +144,8 @@ def _ingest_source(
         counts.skipped += len(page) - len(videos)
         if not videos:
             continue
-        pending = _unsettled(lake, videos, retry_failed)
+        wanted = _without_forgotten(lake, videos, again, counts)
+        pending = _unsettled(lake, wanted, again.failed, counts)
         rows, failures = _probed(source, pending, probing)
         lake.append("failures", failures)
         new = _append_videos(lake, rows)
@@ -196,17 +219,28 @@ def _seen(lake: Lake, table: DeltaTable, uris: list[str]) -> _Seen:
     return _Seen({row["video_id"] for row in rows}, {row["uri"]: row["video_id"] for row in rows})
 
 
-def _unsettled(lake: Lake, page: list[Entry], retry_failed: bool) -> dict[str, Entry]:
+def _without_forgotten(lake: Lake, page: list[Entry], again: _Again, counts: IngestCounts) -> list[Entry]:
+    away = [entry for entry in page if forgotten.key(entry.uri) in again.keys]
+    if away and again.forgotten:
+        forgotten.bring_back(lake, [entry.uri for entry in away])
+        return page
+    counts.forgotten += len(away)
+    return [entry for entry in page if entry not in away] if away else page
+
+
+def _unsettled(lake: Lake, page: list[Entry], retry_failed: bool, counts: IngestCounts) -> dict[str, Entry]:
     """The entries of a page, by video id, that are not catalogued and have not failed for good."""
     entries = {video_id(entry.uri, entry.etag): entry for entry in page}
-    named = [entry.uri for entry in page if _is_text(entry.uri)]
+    named = [entry.uri for entry in page if is_text(entry.uri)]
     settled = set(_seen(lake, lake.table("videos"), named).newest.values()) if named else set()
-    if not retry_failed:
+    if entries and not retry_failed:
         mine = (pc.field("stage") == "probe") & pc.field("video_id").isin(list(entries))
         attempts: dict[str, int] = {}
         for row in lake.read("failures", ["video_id", "transient"], mine).to_pylist():
             attempts[row["video_id"]] = attempts.get(row["video_id"], 0) + (1 if row["transient"] else MAX_ATTEMPTS)
-        settled |= {key for key, count in attempts.items() if count >= MAX_ATTEMPTS}
+        failed = {key for key, count in attempts.items() if count >= MAX_ATTEMPTS} - settled
+        counts.known_failed += len(failed)
+        settled |= failed
     return {key: entry for key, entry in entries.items() if key not in settled}
 
 
@@ -215,27 +249,31 @@ def _probed(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows for `videos` and rows for `failures`."""
     rows, failures = [], []
-    nameless = ProbeError("ValueError", "the file's name is not UTF-8: rename it", False)
-    nameable = {key: entry for key, entry in pending.items() if _is_text(entry.uri)}
+    nameless = ProbeError("ValueError", NOT_TEXT, False)
+    nameable = {key: entry for key, entry in pending.items() if is_text(entry.uri)}
     for key in pending.keys() - nameable.keys():
         failures.append(_failure(key, pending[key].uri, "probe", nameless))
     for key, result in zip(nameable, probing.probe(list(nameable.values())), strict=True):
         if isinstance(result, ProbeError):
             failures.append(_failure(key, nameable[key].uri, "probe", result))
-        else:
+            continue
+        try:
             rows.append(_video(source, key, nameable[key], result))
+        except Unusable as reason:
+            failures.append(
+                _failure(key, nameable[key].uri, "probe", ProbeError(reason.error_type, str(reason), False))
+            )
     return rows, failures
 
 
 def _video(source: Source, key: str, entry: Entry, header: Header) -> dict[str, Any]:
     relative = entry.uri.removeprefix(source.uri).lstrip("/") or entry.uri.rsplit("/", 1)[-1]
-    found = place(relative, source.uri.rsplit("/", 1)[-1], source.layout, source.labels)
-    split = source.split or found.split or hashed_split(found.group or entry.uri)
+    found = source.place(relative)
     return {
         "video_id": key,
         "uri": entry.uri,
         "dataset": source.dataset or found.dataset,
-        "split": split,
+        "split": source.split or found.split_of(entry.uri),
         "class_label": found.class_label,
         "bytes": entry.bytes,
         "etag": entry.etag,
@@ -256,8 +294,3 @@ def _failure(video: str | None, uri: str, stage: str, error: ProbeError) -> dict
         "decoder": f"pyav {av.__version__}",
         "failed_at": now(),
     }
-
-
-def _is_text(name: str) -> bool:
-    """Whether a file name is UTF-8; Linux takes any bytes, a table does not."""
-    return name.isprintable() or not any("\ud800" <= letter <= "\udfff" for letter in name)

@@ -1,105 +1,125 @@
-"""What the path of a video says about it: dataset, split and class label."""
+"""The data sets whose layout is known, as mappings, and what a path alone says about a video."""
 
-import json
+from __future__ import annotations
+
 import re
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any
 
-import pyarrow.fs as pafs
+import yaml
+from pydantic import ValidationError
 
 from lake.errors import Refused
-from lake.ids import content_id
-from lake.storage import StorageConfig, is_s3, join
+from lake.manifest import SPLITS, Mapping, Place
 
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validate": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
+# As the data sets are distributed; docs/sources.md shows the folders.
+_PRESETS: dict[str, dict[str, Any]] = {
+    "aurora": {
+        "manifest": r"(?:.*/)?train\.json",
+        "obs": "{input}",
+        "next_obs": "{output}",
+        "action": "{instruction}",
+        "parts": {"input": r"data/(?P<subset>[^/]+)/.*"},
+        "dataset": ["aurora-{subset}", "aurora"],
+        "split": "train",
+    },
+    "aurora-bench": {
+        "manifest": r"test\.json",
+        "obs": "{input}",
+        "next_obs": "{output}",
+        "action": ["{prompt}", "{instruction}"],
+        "dataset": "aurora-bench-{task}",
+        "split": "test",
+    },
+    "something": {
+        "manifest": r"(?:.*/)?(?:something-something-v2-)?(?P<split>train|validation|test)\.json",
+        "video": ["{id}.webm", "{id}.mp4"],
+        "action": "{label}",
+        "class_label": "{template}",
+        "split": "{split}",
+    },
+    "epic-kitchens": {
+        "manifest": r"(?:.*/)?EPIC_100_(?P<split>train|validation)\.csv",
+        "video": ["{video_id}.MP4", "{video_id}.mp4"],
+        "start_time": "{start_timestamp}",
+        "stop_time": "{stop_timestamp}",
+        "action": "{narration}",
+        "split": "{split}",
+    },
+    "kinetics": {
+        "paths": r"(?:(?P<split>train|val|validate|test)/)?(?:(?P<label>[^/]+)/)?[^/]+",
+        "video": "{path}",
+        "class_label": "{label}",
+        "split": "{split}",
+    },
+    # Clips of one group are cut from one recording: they share a split.
+    "ucf101": {
+        "paths": r"(?:(?s:.)*/)?v_(?P<label>\w+)_(?P<take>g\d+)_c\d+\.\w+",
+        "video": "{path}",
+        "class_label": "{label}",
+        "group": "{label}/{take}",
+    },
+    "moments": {
+        "paths": r"(?P<split>training|validation|testing)/(?P<label>[^/]+)/[^/]+",
+        "video": "{path}",
+        "class_label": "{label}",
+        "split": "{split}",
+    },
 }
-# Of a hundred videos without a split of their own.
-TRAIN, VALIDATION = 90, 5
+PRESETS = {name: Mapping.model_validate({"name": name, **fields}) for name, fields in _PRESETS.items()}
+FORMATS = ("auto", "folder", *PRESETS)
 
-# Relative paths, as the data sets are distributed. `group` marks clips cut from one recording: they share a split.
-_LAYOUTS = {
-    "kinetics": re.compile(r"(?:(?P<split>train|val|validate|test)/)?(?:(?P<label>[^/]+)/)?[^/]+\Z"),
-    "ucf101": re.compile(r"(?:.*/)?v_(?P<label>\w+)_(?P<group>g\d+)_c\d+\.\w+\Z", re.DOTALL),
-    "moments": re.compile(r"(?P<split>training|validation|testing)/(?P<label>[^/]+)/[^/]+\Z"),
-    "something": re.compile(r"(?:.*/)?(?P<id>\d+)\.webm\Z", re.DOTALL),
-}
 # What `auto` takes for Kinetics: a YouTube id with the first and last second, as the official downloader names clips.
-_KINETICS_NAME = re.compile(r"[\w-]{11}_\d{6}_\d{6}\.\w+\Z")
-
-FORMATS = ("auto", "folder", *_LAYOUTS)
+_KINETICS_NAME = re.compile(r"[\w-]{11}_\d{6}_\d{6}\.\w+")
 
 
-class Place(NamedTuple):
-    """What a path says; None where it says nothing."""
+def find_mapping(layout: str) -> Mapping | None:
+    """The mapping of a preset, or of a YAML file; None for `auto` and `folder`, which look at each path by itself.
 
-    dataset: str
-    split: str | None
-    class_label: str | None
-    #: Videos of one key belong in one split; None: the video stands for itself.
-    group: str | None
+    Raises Refused for another name, and for a file that is not a mapping.
+    """
+    if layout in FORMATS:
+        return PRESETS.get(layout)
+    path = Path(layout)
+    if path.suffix not in (".yaml", ".yml"):
+        raise Refused(f"unknown format {layout!r}: use one of {', '.join(FORMATS)}, or a mapping in a .yaml file")
+    try:
+        fields = yaml.safe_load(path.read_text())
+        return Mapping.model_validate({"name": path.stem, **fields} if isinstance(fields, dict) else fields)
+    except OSError as error:
+        raise Refused(f"cannot read the mapping {layout!r}: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise Refused(f"the mapping {layout!r} is wrong{' at ' + where if where else ''}: {first['msg']}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Refused(f"the mapping {layout!r} is not YAML: {error}") from None
 
 
-def place(relative: str, source_name: str, layout: str, labels: dict[str, str]) -> Place:
-    """Return what a path relative to its source says under a layout of ``FORMATS``.
+def place(relative: str, source_name: str, layout: str, mapping: Mapping | None) -> Place:
+    """Return what a path relative to its source says under a layout, whose mapping is given where it has one.
 
     A path that is not of the layout is read as ``folder``: the data set is its first folder that is not a split's name,
     else the source's own name.
     """
     if layout == "auto":
-        layout = _recognise(relative)
-    match = _LAYOUTS[layout].match(relative) if layout in _LAYOUTS else None
-    folders = relative.split("/")[:-1]
-    if match is None:
+        mapping = _recognise(relative)
+    if mapping is not None and mapping.paths is None:
+        # A video that no manifest names.
+        return Place(mapping.name, None, None, None)
+    match = mapping.paths.fullmatch(relative) if mapping and mapping.paths else None
+    if mapping is None or match is None:
+        folders = relative.split("/")[:-1]
         names = [name for name in folders if name.lower() not in SPLITS]
         split = next((SPLITS[name.lower()] for name in folders if name.lower() in SPLITS), None)
         return Place(names[0] if names else source_name, split, None, None)
-    found = match.groupdict()
-    label = labels.get(found["id"]) if "id" in found else found["label"]
-    group = f"{label}/{found['group']}" if "group" in found else None
-    return Place(layout, SPLITS.get(found.get("split") or ""), label, group)
+    groups = {name: value or "" for name, value in match.groupdict().items()}
+    return mapping.place(mapping.with_parts({**groups, "path": relative}))
 
 
-def _recognise(relative: str) -> str:
-    for layout in ("ucf101", "moments", "something"):
-        if _LAYOUTS[layout].match(relative):
-            return layout
-    return "kinetics" if _KINETICS_NAME.match(relative.rsplit("/", 1)[-1]) else "folder"
-
-
-def hashed_split(key: str) -> str:
-    """Return a split that depends on nothing but the key: 90 % train, 5 % validation, 5 % test."""
-    percent = int(content_id(key), 16) % 100
-    return "train" if percent < TRAIN else "validation" if percent < TRAIN + VALIDATION else "test"
-
-
-def something_labels(storage: StorageConfig, source: str) -> dict[str, str]:
-    """Return label by video id from the JSON files that Something-Something ships beside or under its videos.
-
-    Raises ``Refused`` for a JSON file there that is not a list of objects with ``id`` and ``template`` or ``label``.
-    """
-    labels: dict[str, str] = {}
-    for folder in (source, join(source, "labels")):
-        filesystem, path = storage.filesystem(folder)
-        if filesystem.get_file_info(path).type != pafs.FileType.Directory:
-            continue
-        for info in filesystem.get_file_info(pafs.FileSelector(path)):
-            if info.extension == "json" and info.type == pafs.FileType.File:
-                with filesystem.open_input_file(info.path) as file:
-                    labels.update(_labels(file.read(), f"s3://{info.path}" if is_s3(source) else info.path))
-    return labels
-
-
-def _labels(content: bytes, uri: str) -> dict[str, str]:
-    try:
-        return {str(item["id"]): item.get("template") or item["label"] for item in json.loads(content)}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Refused(
-            f"{uri!r} is not a label file of Something-Something (a list of objects with id and label): move it away"
-        ) from error
+def _recognise(relative: str) -> Mapping | None:
+    for name in ("ucf101", "moments"):
+        pattern = PRESETS[name].paths
+        if pattern and pattern.fullmatch(relative):
+            return PRESETS[name]
+    return PRESETS["kinetics"] if _KINETICS_NAME.fullmatch(relative.rsplit("/", 1)[-1]) else None

@@ -135,8 +135,11 @@ def _resolve(lake: Lake, what: str) -> list[str]:
     """Ids of the videos that an id, a uri or a data set name means."""
     uri = what if what.startswith("s3://") else normalise(what)
     named = (pc.field("video_id") == what) | pc.field("uri").isin([what, uri])
+    belongs = named | (pc.field("dataset") == what)
     found = {
-        *lake.read("videos", ["video_id"], named | (pc.field("dataset") == what))["video_id"].to_pylist(),
+        *lake.read("videos", ["video_id"], belongs)["video_id"].to_pylist(),
+        # Pairs of images are labelled without a video.
+        *lake.read("triples", ["video_id"], belongs)["video_id"].to_pylist(),
         # A video that could never be read is only here.
         *lake.read("failures", ["video_id"], named)["video_id"].to_pylist(),
     } - {None}

@@ -38,7 +38,7 @@ def query(lake: Lake, sql: str) -> Iterator[pa.RecordBatchReader]:
     """Run one SELECT and yield its result, which streams.
 
     There is a view for every table, ``current`` (triples of the labeler that finished last; empty before one has) and
-    ``triples_<first 8 digits>`` for every labeler.
+    ``triples_<first 8 digits>`` for every labeler (``triples_human_aurora`` for ``human:aurora``).
 
     Raises:
         Refused: wrong SQL, or anything but one SELECT, DESCRIBE, SHOW or EXPLAIN; also while the result is read.
@@ -77,17 +77,19 @@ def _connect(lake: Lake) -> tuple[duckdb.DuckDBPyConnection, list[str]]:
     for name, dataset in tables.items():
         connection.register(name, dataset)
     labelers = sorted({state.labeler_id for state in states if state.labeler_id})
-    ended = [state for state in states if state.labeler_id and state.status == "finished"]
+    ended = [state for state in states if state.kind == "label" and state.labeler_id and state.status == "finished"]
     finished = [state.labeler_id for state in sorted(ended, key=lambda state: state.heartbeat_at)]
     views = {"current": finished[-1] if finished else "", **{_view_name(one, labelers): one for one in labelers}}
     for name, labeler in views.items():
-        # A view takes no parameters; labeler ids are hexadecimal digits.
+        # A view takes no parameters; labeler ids are hexadecimal digits, or `human:` and a name without quotes.
         connection.execute(f"CREATE VIEW {name} AS SELECT * FROM triples WHERE labeler_id = '{labeler}'")
     connection.execute("SET TimeZone = 'UTC'; SET lock_configuration = true")
     return connection, [*tables, *views]
 
 
 def _view_name(labeler: str, labelers: list[str]) -> str:
+    if not labeler.isalnum():
+        return f"triples_{labeler.replace(':', '_').replace('-', '_')}"
     unique = sum(other.startswith(labeler[:8]) for other in labelers) == 1
     return f"triples_{labeler[:8] if unique else labeler}"
 

@@ -17,6 +17,7 @@ from lake.s3 import Unavailable, outage
 from lake.tables import Lake
 from models.errors import ModelRefused
 from worldlake import console, evaluate, train
+from worldlake.ingested import any_failed, in_words
 from worldlake.options import Config, Endpoint, Json, LakeUri, Profile, Region, finite, open_lake, storage
 
 if TYPE_CHECKING:
@@ -70,13 +71,25 @@ def ingest(
     lake: LakeUri,
     dataset: Annotated[str | None, typer.Option(help="Data set name; default: taken from the path.")] = None,
     format: Annotated[
-        str, typer.Option(help="Layout of the paths: auto, folder, kinetics, ucf101, moments, something.")
+        str,
+        typer.Option(
+            help="auto, folder, kinetics, ucf101, moments (what paths say); something, epic-kitchens, aurora, "
+            "aurora-bench (labelled pairs); or a mapping of your own in a .yaml file."
+        ),
     ] = "auto",
     split: Annotated[
         str | None, typer.Option(help="train, validation or test for all; default: path, else 90/5/5 by hash.")
     ] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Probe files again that failed before.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 when a file failed.")] = False,
+    image_size: Annotated[
+        int, typer.Option(min=16, max=4096, help="Side of obs and next_obs of labelled pairs in pixels.")
+    ] = 256,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
+    forgotten: Annotated[
+        bool, typer.Option("--forgotten", help="Also take in what `worldlake forget` deleted from this lake.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 3 when a file or a row failed, now or before.")
+    ] = False,
     endpoint_url: Endpoint = None,
     region: Region = None,
     profile: Profile = None,
@@ -85,20 +98,36 @@ def ingest(
 ) -> int:
     """Catalogue videos: list them, read their headers (not the files), add what is new to the table `videos`.
 
-    Running it again adds only what is new or changed. What cannot be read is in the table `failures` with its reason.
+    Rows that people labelled also become triples, of the labeler human:<data set>. Running it again adds only what is
+    new or changed. What cannot be read is in the table `failures` with its reason.
     """
-    counts = _catalogue(
-        Lake(lake, storage(endpoint_url, region, profile)), sources, dataset, format, split, retry_failed
-    )
+    from lake.layouts import find_mapping
+
+    target = Lake(lake, storage(endpoint_url, region, profile))
+    mapping = find_mapping(format)
+    if mapping and mapping.is_labelled:
+        from worldlake.labelled import labelled_command
+
+        return labelled_command(
+            target, sources, format, dataset, split, image_size,
+            retry_failed=retry_failed, bring_back=forgotten, strict=strict, json=json,
+        )  # fmt: skip
+    counts = _catalogue(target, sources, dataset, format, split, retry_failed, bring_back=forgotten)
     if json:
         console.print_json(vars(counts))
     else:
-        console.out.print(_in_words(counts))
-    return 3 if strict and counts.failed else 0
+        console.out.print("\n".join(in_words(counts, target.uri)), markup=False)
+    return 3 if strict and any_failed(counts) else 0
 
 
 def _catalogue(
-    lake: Lake, sources: list[str], dataset: str | None, layout: str, split: str | None, retry_failed: bool
+    lake: Lake,
+    sources: list[str],
+    dataset: str | None,
+    layout: str,
+    split: str | None,
+    retry_failed: bool,
+    bring_back: bool = False,
 ) -> IngestCounts:
     from lake.catalog import ingest as ingest_
 
@@ -110,15 +139,9 @@ def _catalogue(
             layout=layout,
             split=split,
             retry_failed=retry_failed,
+            bring_back=bring_back,
             on_progress=lambda counts: counter(counts.listed, vars(counts)),
         )
-
-
-def _in_words(counts: IngestCounts) -> str:
-    return (
-        f"{counts.listed:,} videos listed = {counts.new:,} new + {counts.known:,} known + {counts.failed:,} failed"
-        f" ({counts.skipped:,} other files skipped)"
-    )
 
 
 @app.command()
@@ -186,11 +209,12 @@ def label(
     from worldlake.label import label_command, labeler_settings
 
     target = Lake(lake, storage(endpoint_url, region, profile))
-    unread = 0
+    unread = False
     if sources:
         counts = _catalogue(target, sources, None, "auto", None, retry_failed)
-        unread = counts.failed
-        console.log.info("%s", _in_words(counts))
+        unread = any_failed(counts)
+        for line in in_words(counts, target.uri):
+            console.log.info("%s", line)
     settings = labeler_settings(
         model={
             "name": model,
@@ -318,7 +342,8 @@ def forget(
 ) -> int:
     """Delete a video or a data set from every table and its bytes from the store; list the models trained on it.
 
-    The source files are not touched. Refused while a run is at work.
+    The source files are not touched, and later ingests of them leave it alone: a hash of its uri is kept for that
+    (`worldlake ingest SRC --forgotten` brings it back). Refused while a run is at work.
     """
     from lake.maintenance import forget as forget_
 

@@ -28,6 +28,8 @@ _HOST_PORT = re.compile(r"(?:ray://)?(?P<host>\[[\da-fA-F:.%]+\]|[^\s:/@]+):(?P<
 _ADDRESS = "give host:port of the cluster's head (10.0.0.1:6379), or unset RAY_ADDRESS to run on this machine"
 # A head that takes longer to accept a connection is not one to work with.
 _PROBE_S = 5.0
+# Ray speaks gRPC, which is HTTP/2: both sides begin with a SETTINGS frame, type 4 in its fourth byte.
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 _ENDED = b"\nworldlake: ended at once; what was committed stays, the same command goes on from there\n"
 
 
@@ -132,9 +134,14 @@ def _refuse_dead_address(address: str) -> None:
     if parts is None:
         raise Refused(f"RAY_ADDRESS={address} is no address: {_ADDRESS}")
     try:
-        socket.create_connection((parts["host"].strip("[]"), int(parts["port"])), _PROBE_S).close()
+        with socket.create_connection((parts["host"].strip("[]"), int(parts["port"])), _PROBE_S) as connection:
+            connection.sendall(_HELLO)
+            greeting = connection.recv(9)
     except (OSError, OverflowError, UnicodeError) as error:
         raise Refused(f"nobody answers at RAY_ADDRESS={address} ({error}): {_ADDRESS}") from None
+    is_grpc = greeting[3:4] == b"\x04" or os.environ.get("RAY_USE_TLS", "0") != "0"
+    if not is_grpc:
+        raise Refused(f"what answers at RAY_ADDRESS={address} is no Ray head (its port is 6379): {_ADDRESS}")
 
 
 @contextmanager

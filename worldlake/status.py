@@ -2,25 +2,61 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from datetime import datetime
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from labeling.listing import video_states
+from lake import forgotten
 from lake.runs import RunState, states
+from lake.storage import normalise
 from lake.tables import Lake
 from worldlake import console
+from worldlake.ingested import why_unread
 
 
 def lake_status(lake: Lake) -> dict[str, Any]:
     """Videos, pairs and runs of every labeler of a lake, counted from the tables themselves."""
-    runs = [run for run in states(lake) if run.kind == "label"]
+    every_run = states(lake)
+    runs = [run for run in every_run if run.kind == "label"]
     labelers = dict.fromkeys(run.labeler_id for run in runs if run.labeler_id)
     return {
         "lake": lake.uri,
         "videos": lake.dataset("videos").count_rows(),
+        "unread": _unread(lake, every_run),
+        "forgotten": len(forgotten.keys(lake)),
         "labelers": [
             _labeler(lake, labeler_id, [run for run in runs if run.labeler_id == labeler_id]) for labeler_id in labelers
         ],
+        "labelled_by_people": _labelled_by_people(lake),
     }
+
+
+def _unread(lake: Lake, runs: list[RunState]) -> int:
+    """Files that could not be read and sources that could not be listed, unless a later ingest could."""
+    failed = lake.read("failures", ["uri", "stage", "failed_at"], pc.field("stage").isin(["probe", "list"]))
+    newest: dict[tuple[str, str], datetime] = {}
+    for row in failed.to_pylist():
+        key = row["stage"], row["uri"]
+        newest[key] = max(newest.get(key, row["failed_at"]), row["failed_at"])
+    read: dict[tuple[str, str], datetime] = {}
+    among = pc.field("uri").isin(pa.array([uri for _, uri in newest], pa.string()))
+    for row in lake.read("videos", ["uri", "added_at"], among).to_pylist():
+        key = "probe", row["uri"]
+        read[key] = max(read.get(key, row["added_at"]), row["added_at"])
+    for run in runs:
+        if run.kind == "ingest" and run.status == "finished":
+            read |= {("list", normalise(uri)): run.started_at for uri in run.config.get("sources", ())}
+    return sum(key not in read or read[key] < failed_at for key, failed_at in newest.items())
+
+
+def _labelled_by_people(lake: Lake) -> dict[str, int]:
+    """Triples by the labeler `human:<data set>` whose manifest they come from."""
+    theirs = lake.read("triples", ["labeler_id"], pc.starts_with(pc.field("labeler_id"), "human:"))
+    return dict(sorted(Counter(theirs["labeler_id"].to_pylist()).items()))
 
 
 def _labeler(lake: Lake, labeler_id: str, runs: list[RunState]) -> dict[str, Any]:
@@ -74,6 +110,11 @@ def print_status(found: dict[str, Any]) -> None:
     """`lake_status` as text."""
     out = console.out
     out.print(f"{found['lake']}: {found['videos']:,} videos", markup=False)
+    if found["unread"]:
+        why = why_unread(found["lake"])
+        out.print(f"{found['unread']:,} files or sources could not be read; why: {why}", markup=False)
+    if found["forgotten"]:
+        out.print(f"{found['forgotten']:,} videos were forgotten and are left alone by `worldlake ingest`")
     for labeler in found["labelers"]:
         videos, pairs = labeler["videos"], labeler["pairs"]
         out.print(f"\nlabeler {labeler['labeler_id']}, policy {labeler['policy_id']}")
@@ -104,5 +145,7 @@ def print_status(found: dict[str, Any]) -> None:
                 for run in labeler["runs"]
             ],
         )
+    for labeler_id, count in found["labelled_by_people"].items():
+        out.print(f"\n{labeler_id}: {count:,} triples", markup=False)
     if not found["labelers"]:
         out.print("nothing is labelled yet: worldlake label --lake " + found["lake"], markup=False)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from lake.catalog import IngestCounts, ingest
 from lake.errors import Refused
-from lake.layouts import FORMATS, hashed_split, place
+from lake.layouts import FORMATS, find_mapping, place
+from lake.manifest import hashed_split
 from lake.probe import read_header
 from lake.s3 import RangedObject
 from lake.storage import StorageConfig
@@ -80,7 +81,7 @@ def test_good_and_bad_files_of_a_folder_and_of_s3(place: str, clip: Path, tmp_pa
     assert {row["uri"] for row in rows(lake, "failures")} == {f"{where}/{name}" for name in reasons}
 
     version = lake.table("videos").version()
-    assert ingest(lake, [where]) == IngestCounts(listed=9, known=9, skipped=1)
+    assert ingest(lake, [where]) == IngestCounts(listed=9, known=9, skipped=1, known_failed=5)
     assert lake.table("videos").version() == version
     assert ingest(lake, [where], retry_failed=True).failed == 5
 
@@ -227,19 +228,19 @@ def test_sources_without_videos_are_refused(tmp_path: Path) -> None:
         ("auto", "val/yoga/abcdefghijk_000001_000011.mp4", ("kinetics", "validation", "yoga", None)),
         ("auto", "UCF-101/Archery/v_Archery_g07_c02.avi", ("ucf101", None, "Archery", "Archery/g07")),
         ("auto", "training/baking/x.mp4", ("moments", "train", "baking", None)),
-        ("auto", "20bn/78687.webm", ("something", None, "Holding something", None)),
+        ("something", "20bn/78687.webm", ("something", None, None, None)),
         ("auto", "cooking/deep/x.mp4", ("cooking", None, None, None)),
         ("folder", "train/x.mp4", ("source", "train", None, None)),
         ("ucf101", "x.mp4", ("source", None, None, None)),
     ],
 )
 def test_paths_say_dataset_split_and_label(layout: str, path: str, expected: tuple[str | None, ...]) -> None:
-    assert tuple(place(path, "source", layout, {"78687": "Holding something"})) == expected
+    assert tuple(place(path, "source", layout, find_mapping(layout))) == expected
 
 
 @given(st.sampled_from(FORMATS), st.lists(st.text(st.characters(exclude_characters="/"), min_size=1), min_size=1))
 def test_every_path_has_a_dataset(layout: str, parts: list[str]) -> None:
-    assert place("/".join(parts), "source", layout, {}).dataset
+    assert place("/".join(parts), "source", layout, find_mapping(layout)).dataset
 
 
 def test_hashed_splits_have_their_shares() -> None:
@@ -248,14 +249,28 @@ def test_hashed_splits_have_their_shares() -> None:
     assert shares == pytest.approx([0.9, 0.05, 0.05], abs=0.02)
 
 
-def test_labels_of_something(tmp_path: Path, clip: Path) -> None:
+def test_a_manifest_says_what_it_knows_of_videos(tmp_path: Path, clip: Path) -> None:
     source = tmp_path / "20bn"
     (source / "labels").mkdir(parents=True)
-    _encode(source / "7.webm", 1, "64x48", "-c:v", "libvpx-vp9")
-    (source / "labels" / "train.json").write_text('[{"id": "7", "template": "Holding [something]"}]')
+    for number in range(7, 9):
+        _encode(source / f"{number}.webm", 1, "64x48", "-c:v", "libvpx-vp9")
+    row = '{"id": "7", "label": "holding a cup", "template": "Holding [something]"}'
+    (source / "labels" / "validation.json").write_text(f"[{row}]")
     lake = Lake(str(tmp_path / "lake"))
-    assert ingest(lake, [str(source)], layout="something").new == 1
-    assert rows(lake, "videos")[0]["class_label"] == "Holding [something]"
+    assert ingest(lake, [str(source)], layout="something").new == 2
+    found = {row["uri"][-6:]: row for row in rows(lake, "videos")}
+    assert (found["7.webm"]["class_label"], found["7.webm"]["split"]) == ("Holding [something]", "validation")
+    assert (found["8.webm"]["class_label"], found["8.webm"]["dataset"]) == (None, "something")
     (source / "labels" / "train.json").write_text('{"7": 1}')
-    with pytest.raises(Refused, match="label file"):
+    with pytest.raises(Refused, match="not a list of rows"):
         ingest(lake, [str(source)], layout="something")
+
+
+def test_a_split_of_an_unknown_name_is_a_failure(tmp_path: Path, clip: Path) -> None:
+    (tmp_path / "videos" / "dev").mkdir(parents=True)
+    shutil.copy(clip, tmp_path / "videos" / "dev" / "a.mp4")
+    mapping = tmp_path / "mine.yaml"
+    mapping.write_text("paths: '(?P<set>\\w+)/.*'\nvideo: '{path}'\nsplit: '{set}'\n")
+    lake = Lake(str(tmp_path / "lake"))
+    assert ingest(lake, [str(tmp_path / "videos")], layout=str(mapping)).failed == 1
+    assert "split 'dev' is none of train" in rows(lake, "failures")[0]["message"]

@@ -38,7 +38,8 @@ def printed(lake: Lake, text: str, output: str) -> bytes:
 def test_every_table_and_every_labeler_has_a_view(filled: Filled) -> None:
     counts = {name: ask(filled.lake, f"SELECT count(*) AS n FROM {name}")[0]["n"] for name in sql._OPENING_ORDER}
     assert counts == {
-        "videos": 4, "triples": 40, "rejections": 40, "progress": 8, "failures": 0, "reviews": 0, "runs": 4,
+        "videos": 4, "triples": 40, "rejections": 40, "progress": 8, "failures": 0, "reviews": 0, "tokens": 0,
+        "runs": 4,
     }  # fmt: skip
     for labeler in LABELERS:
         [row] = ask(filled.lake, f"SELECT count(*) AS n, min(labeler_id) AS id FROM triples_{labeler[:8]}")
@@ -55,6 +56,17 @@ def test_current_is_empty_before_a_labeler_finishes(tmp_path: Path) -> None:
     with Run(lake, "run", "label", {}, labeler_id=LABELERS[0]):
         assert ask(lake, "FROM current") == []
         assert ask(lake, f"FROM triples_{LABELERS[0][:8]}") == []
+
+
+def test_what_people_labelled_has_a_view_and_is_not_current(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    lake.create()
+    for labeler in (LABELERS[0], "human:my-data", "human:mine"):
+        with Run(lake, labeler[-5:], "ingest" if labeler.startswith("human:") else "label", {}, labeler_id=labeler):
+            lake.append("triples", [{"triple_id": labeler, "labeler_id": labeler}])
+    for view, labeler in (("human_my_data", "human:my-data"), ("human_mine", "human:mine")):
+        assert ask(lake, f"SELECT triple_id FROM triples_{view}") == [{"triple_id": labeler}]
+    assert ask(lake, "SELECT triple_id FROM current") == [{"triple_id": LABELERS[0]}]
 
 
 @pytest.fixture

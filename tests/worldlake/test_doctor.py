@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -10,6 +18,7 @@ import pytest
 from lake.schemas import TABLES
 from lake.storage import StorageConfig
 from lake.tables import Lake
+from tests.runs import wait_until
 from tests.worldlake.command import worldlake
 from worldlake import doctor
 
@@ -55,6 +64,37 @@ def test_a_ray_address_that_leads_nowhere_is_one_line_at_once(
     assert (code, len(output.strip().splitlines())) == (2, 1), output
     assert f"RAY_ADDRESS={address}" in output
     assert "unset RAY_ADDRESS" in output
+
+
+def test_a_ray_address_of_something_else_is_one_line_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as web,
+    ):
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        for port in (silent.getsockname()[1], web.server_port):
+            monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+            code, output = worldlake("doctor", timeout_s=60)
+            assert code == 2
+            assert f"RAY_ADDRESS=127.0.0.1:{port}" in output
+        web.shutdown()
+
+
+def test_a_cluster_at_ray_address_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--port=0", "--block", "--num-cpus=1"]
+    options = ["--include-dashboard=false", f"--temp-dir={tmp_path}"]
+    with (tmp_path / "head").open("wb") as log:
+        head = subprocess.Popen([*start, *options], stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_until(lambda: re.search(r"--address='([\d.:]+)'", (tmp_path / "head").read_text()))
+        found = re.search(r"--address='([\d.:]+)'", (tmp_path / "head").read_text())
+        assert found is not None
+        monkeypatch.setenv("RAY_ADDRESS", found[1])
+        code, output = worldlake("doctor", timeout_s=100)
+        assert (code, f"at {found[1]}" in output) == (0, True), output
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait(60)
 
 
 def test_a_lake_that_is_not_there_yet_is_not_made(tmp_path: Path) -> None:

@@ -1,0 +1,173 @@
+"""Reading the frames that labelled rows name, in processes that may be killed, a few units at a time."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from queue import SimpleQueue
+from typing import Any
+
+from labeling.decoding import DecodeError
+from labeling.picking import Picked, Position, pick_frames, read_images
+from labeling.sampling import SamplingSettings
+from labeling.stream import describe
+from lake.isolation import ChildLost, Isolated
+from lake.manifest import Labelled, Moment
+from lake.s3 import outage
+from lake.storage import Entry, StorageConfig
+
+# Seconds that a minute of video, or a pair of images, may take: as in labelling.
+TIMEOUT_S = 300.0
+
+Frame = tuple[int, bytes]
+"""PTS and JPEG."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Rows of one video, or of one pair of images (obs, next_obs)."""
+
+    video_id: str
+    files: tuple[Entry, ...]
+    dataset: str
+    split: str
+    rows: tuple[Labelled, ...]
+
+    @property
+    def uri(self) -> str:
+        """The video, or the image that is obs."""
+        return self.files[0].uri
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether it is two images."""
+        return len(self.files) > 1
+
+
+@dataclass
+class Outcome:
+    """What reading a unit gave: its frames by row, and why rows have none (columns of `failures`).
+
+    `time_base` is seconds per PTS unit as (numerator, denominator); None for images, whose PTS are 0 and 1.
+    """
+
+    unit: Unit
+    time_base: tuple[int, int] | None = None
+    pairs: list[tuple[Labelled, Frame, Frame]] = field(default_factory=list)
+    failures: list[tuple[Labelled, dict[str, Any]]] = field(default_factory=list)
+
+
+class Reader:
+    """A process for every core, started when the first unit is read."""
+
+    def __init__(self, storage: StorageConfig, image_size: int) -> None:
+        self._storage, self._image_size, self._settings = storage, image_size, SamplingSettings()
+        self._children = [Isolated(TIMEOUT_S) for _ in os.sched_getaffinity(0)]
+        self._threads = ThreadPoolExecutor(len(self._children))
+        self._idle: SimpleQueue[Isolated] = SimpleQueue()
+        for child in self._children:
+            self._idle.put(child)
+
+    def read(self, units: Iterable[Unit]) -> Iterator[Outcome]:
+        """Yield the outcome of every unit as it comes; few are in memory at once.
+
+        Raises s3.Unavailable for what would befall every other unit as well.
+        """
+        running: set[Future[Outcome]] = set()
+        for unit in units:
+            running.add(self._threads.submit(self._read, unit))
+            if len(running) >= 2 * len(self._children):
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+
+    def stop(self) -> None:
+        """End the processes, whatever they are at."""
+        for child in self._children:
+            child.close()
+        self._threads.shutdown(cancel_futures=True)
+
+    def _read(self, unit: Unit) -> Outcome:
+        child = self._idle.get()
+        try:
+            with tempfile.TemporaryDirectory(prefix="worldlake-") as folder:
+                paths = [
+                    str(
+                        self._storage.fetch(
+                            file.uri, file.etag, Path(folder, f"{index}{PurePosixPath(file.uri).suffix}")
+                        )
+                    )
+                    for index, file in enumerate(unit.files)
+                ]
+                outcome = self._images(child, unit, paths) if unit.is_pair else self._frames(child, unit, paths[0])
+            # What was decoded must be of the bytes that were listed.
+            for file in unit.files:
+                self._storage.verify(file.uri, file.etag)
+            return outcome
+        except Exception as error:
+            if everywhere := outage(error):
+                raise everywhere from error
+            return Outcome(unit, failures=[(row, describe(error)) for row in unit.rows])
+        finally:
+            self._idle.put(child)
+
+    def _images(self, child: Isolated, unit: Unit, paths: list[str]) -> Outcome:
+        obs, next_obs = child.call(read_images, paths, self._settings, self._image_size)
+        return Outcome(unit, pairs=[(row, (0, obs), (1, next_obs)) for row in unit.rows])
+
+    def _frames(self, child: Isolated, unit: Unit, path: str) -> Outcome:
+        found = Outcome(unit)
+        frames: dict[Moment, Frame] = {}
+        reasons: dict[Moment, dict[str, Any]] = {}
+        for picked in self._segments(child, path, frozenset(moment for row in unit.rows for moment in row.moments)):
+            if isinstance(picked, Picked):
+                found.time_base = picked.time_base
+                frames |= picked.frames
+                reasons |= {moment: _failure("MissingFrame", reason) for moment, reason in picked.missing.items()}
+            else:
+                reasons |= picked
+        for row in unit.rows:
+            failed = next((reasons[moment] for moment in row.moments if moment in reasons), None)
+            obs, next_obs = (frames.get(moment) for moment in row.moments)
+            if failed is None and obs and next_obs and obs[0] < next_obs[0]:
+                found.pairs.append((row, obs, next_obs))
+            else:
+                found.failures.append((row, failed or _failure("SameFrame", "its two frames are the same one")))
+        return found
+
+    def _segments(
+        self, child: Isolated, path: str, wanted: frozenset[Moment]
+    ) -> Iterator[Picked | dict[Moment, dict[str, Any]]]:
+        """What was picked in each minute; where the video cannot be read any further, why the rest is missing."""
+        start: Position | None = None
+        while True:
+            try:
+                picked = child.call(pick_frames, path, wanted, start, self._settings, self._image_size)
+            except (DecodeError, ChildLost) as error:
+                yield dict.fromkeys(wanted, describe(error))
+                return
+            yield picked
+            if picked.goes_on is None:
+                return
+            start, wanted = picked.goes_on, wanted - picked.frames.keys() - picked.missing.keys()
+
+
+def _failure(error_type: str, message: str) -> dict[str, Any]:
+    return {"stage": "decode", "error_type": error_type, "message": message, "transient": False}
+
+
+@contextmanager
+def reader(storage: StorageConfig, image_size: int) -> Iterator[Reader]:
+    """A `Reader` whose processes are gone at the end."""
+    running = Reader(storage, image_size)
+    try:
+        yield running
+    finally:
+        running.stop()
