@@ -17,7 +17,7 @@ from training.loop import Forward
 from training.settings import DynamicsTraining
 from training.weights import choose_trained
 
-PAIR_COLUMNS = ["triple_id", "video_id", "obs", "next_obs"]
+PAIR_COLUMNS = ["triple_id", "obs", "next_obs"]
 """Of the table `triples`."""
 
 
