@@ -157,7 +157,7 @@ def test_a_run_reads_the_versions_it_began_with(tmp_path: Path, model: Path) -> 
     # Nothing was trained yet, and nothing pinned: the newest version.
     assert run(lake, settings(model), "pinned").triples == 20
     assert run(lake, settings(model, version=1), "older").triples == 10
-    with pytest.raises(Refused, match=r"run older of this lake is at .*/models/older: give its --out"):
+    with pytest.raises(Refused, match=r"run older of this lake is at .*/models/older: give the --out it had"):
         run(lake, settings(model, version=1), "older", out=str(tmp_path / "elsewhere"))
 
 
