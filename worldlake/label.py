@@ -112,8 +112,8 @@ def start_ray() -> None:
     except (ConnectionError, ValueError, RuntimeError) as error:
         if not address:
             raise
-        token = "a head with token authentication wants RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
-        raise Refused(f"no Ray cluster at RAY_ADDRESS={address} ({error}): {_ADDRESS}; {token}") from None
+        hint = "a head with token authentication wants RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        raise Refused(f"no Ray cluster at RAY_ADDRESS={address} ({error}): {_ADDRESS}; {hint}") from None
     except OSError as error:
         if "AF_UNIX" not in str(error):
             raise
