@@ -3,8 +3,8 @@
 An oracle knows the scene and the texture of obs, so it can draw what each action would lead to and name the one whose
 drawing is nearest to a predicted next_obs. It judges world models; it never sees the true next_obs.
 
-Given the true next_obs of 1,077 pairs of held-out clips it names the action of every one, also once they are blurred
-and noisy (PSNR 28.6 dB): `pytest -m long tests/models/test_sample_oracle.py`.
+Given the true next_obs of 1,077 pairs of held-out clips, it names the action of every one, also when they are blurred
+and noisy (PSNR 28.5 dB): `pytest -m long tests/models/test_sample_oracle.py`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Oracle:
     """Judges predictions of what follows one obs of the sample world."""
 
     def __init__(self, texture: npt.NDArray[np.float32], scene: Scene):
-        """Draw what each action leads to, 60 to 160 drawings.
+        """Draw what each action leads to, about 120 drawings, which take 1.5 MB.
 
         `texture` is what `texture_of` gave for the clip, float32 RGB of shape (2 * size, 2 * size, 3) for frames of
         `size` pixels; `scene` is the true scene of obs. ValueError for a texture of another shape.
@@ -129,7 +129,7 @@ class Oracle:
 
     def _draw(self, scene: Scene) -> Frame:
         # At the clip's size and then shrunk, as frames are stored: drawn at 64 pixels, pixel centres and edges lie
-        # elsewhere, which alone costs 5 to 10 dB.
+        # elsewhere, which alone costs 4 to 10 dB.
         image = draw(scene, self._texture, self._texture.shape[0] // 2)
         small = cv2.resize(image, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA)
         # Rounded: an evaluation keeps hundreds of oracles, and as floats their drawings would fill gigabytes.
@@ -191,7 +191,7 @@ def shows(clip: Clip, frame: int, predicted: Frame, action: str) -> bool:
 
 
 def _families(scene: Scene) -> Iterator[_Family]:
-    """All actions but appearances."""
+    """All actions but appearances, which start from what changed in the picture."""
     yield _Family(NOTHING, lambda: scene)
     for word in DIRECTIONS:
         yield _Family(f"the camera pans {word}", partial(_panned, scene, word), (_axis(PAN[0] * _LEAST, PAN[1], 8),))
