@@ -48,13 +48,13 @@ from models.objective import image_token_loss
 from models.world_loading import load_image_tokenizer
 from training.data import Chosen, choose, read
 from training.dynamics import DynamicsTask
-from training.feed import Rows, decode_images, feed
+from training.feed import Rows, decode_images, decode_tokens, feed
 from training.loop import Forward, Trainer
 from training.order import Order, micro_batches
 from training.settings import DynamicsTraining, Source, TrainingSettings, WorldTraining
 from training.tokens import make_tokens
 from training.weights import choose_trained
-from training.world import COLUMNS, WorldTask, decode_tokens
+from training.world import COLUMNS, WorldTask
 
 Batch = dict[str, Any]
 

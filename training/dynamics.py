@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import torch
 from torch import nn
 from torch.nn import functional
 
 from models.huggingface import HuggingFaceDynamics
 from models.loading import ModelSettings, load_dynamics
-from training.feed import Arrays, decode_images
 from training.loop import Forward
 from training.settings import DynamicsTraining
 from training.weights import choose_trained
 
-PAIR_COLUMNS = ["triple_id", "obs", "next_obs"]
+PAIR_COLUMNS = ["triple_id", "video_id", "obs", "next_obs"]
 """Of the table `triples`."""
-
-
-@dataclass(frozen=True)
-class DecodePairs:
-    """Both images of a triple, uint8 RGB, shape (rows, size, size, 3)."""
-
-    size: int
-
-    def __call__(self, rows: pa.Table) -> Arrays:
-        """The images of rows, in order."""
-        return {name: decode_images(rows[name], self.size) for name in ("obs", "next_obs")}
 
 
 def model_settings(settings: DynamicsTraining) -> ModelSettings:

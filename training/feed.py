@@ -1,4 +1,7 @@
-"""Micro-batches off the training process: a process of its own finds the rows, decodes them and is some ahead."""
+"""Micro-batches off the training process: a process of its own finds the rows, decodes them and is some ahead.
+
+It needs no torch, so nothing in here imports any.
+"""
 
 from __future__ import annotations
 
@@ -71,6 +74,26 @@ def feed(rows: Rows, wanted: Iterable[Indices]) -> Iterator[Arrays]:
         yield ray.get(coming.popleft())
 
 
+def decode_tokens(rows: pa.Table) -> Arrays:
+    """Codes, int32, and squared feature distances, float32, each of shape (rows, codes of an image)."""
+    return {
+        "obs": _codes(rows["obs_codes"]),
+        "next_obs": _codes(rows["next_codes"]),
+        "distances": np.stack([row.values.to_numpy() for row in rows["distances"]]),
+    }
+
+
+@dataclass(frozen=True)
+class DecodePairs:
+    """Both images of a triple, uint8 RGB, shape (rows, size, size, 3)."""
+
+    size: int
+
+    def __call__(self, rows: pa.Table) -> Arrays:
+        """The images of rows, in order."""
+        return {name: decode_images(rows[name], self.size) for name in ("obs", "next_obs")}
+
+
 def decode_images(encoded: pa.ChunkedArray, size: int) -> Images:
     """Encoded images as uint8 RGB, shape (rows, size, size, 3). ValueError for bytes that are no image."""
     return np.stack([_image(data.as_buffer(), size) for data in encoded])
@@ -94,3 +117,7 @@ def _first_rows(ids: pa.ChunkedArray) -> Indices:
         return order
     is_new = np.r_[True, pc.not_equal(sorted_ids[1:], sorted_ids[:-1]).to_numpy(zero_copy_only=False)]
     return order[is_new]
+
+
+def _codes(column: pa.ChunkedArray) -> Any:
+    return np.stack([np.frombuffer(row.as_buffer(), "<i4") for row in column])

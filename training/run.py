@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -22,11 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-import ray.train
-from ray.train.torch import TorchTrainer
-from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
 from lake.errors import Refused
 from lake.runs import Run, states
@@ -36,17 +33,16 @@ from models.loading import resolve
 from models.world_loading import WorldSettings, load_image_tokenizer, tokenizer_id, world_folder
 from training.board import News, new_board
 from training.data import Chosen, at_version, choose, read
-from training.dynamics import PAIR_COLUMNS, DecodePairs, model_settings
-from training.feed import Rows
+from training.dynamics import PAIR_COLUMNS, model_settings
+from training.feed import DecodePairs, Rows, decode_tokens
+from training.fitting import Fitting, refuse_too_few
 from training.journal import Journal
 from training.order import Order
 from training.settings import DynamicsTraining, TrainingSettings, WorldTraining
-from training.tokens import make_tokens, without_tokens
-from training.worker import Job, work
-from training.world import COLUMNS, decode_tokens
+from training.tokens import WithImages, make_tokens
+from training.worker import Job
+from training.world import COLUMNS
 
-# Workers that die are replaced so often; then the run ends, and the same command goes on.
-_FAILURES = 3
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -141,9 +137,7 @@ def train(
         if before and before.status == "finished":
             return summary
     elif before and before.config.get("uri") != uri:
-        raise Refused(
-            f"run {run} of this lake is at {before.config.get('uri')}: give the --out it had, or another --run"
-        )
+        raise Refused(f"run {run} of this lake is at {before.config.get('uri')}: give its --out, or another --run")
     versions = record.versions if record else _pin(lake, settings)
     config = settings.identity() | {"run": settings.model_dump(mode="json"), "uri": uri}
     hashes = {f"base/{name}": digest for name, digest in base.hashes.items()}
@@ -235,18 +229,17 @@ class _Driver:
         versions = self._books.tables_read
         chosen = choose(self._lake, self._settings.sources, versions)
         start_cluster()
-        gpus = _refuse_too_few(self._settings)
-        if isinstance(self._settings, WorldTraining):
-            if not self._make_tokens(chosen):
-                self._summary.status = "drained"
-                return
-            chosen = self._with_tokens(chosen)
+        gpus = refuse_too_few(self._settings)
+        if isinstance(self._settings, WorldTraining) and not self._make_tokens(chosen):
+            self._summary.status = "drained"
+            return
+        chosen, rows = self._read(chosen)
         record = record or _Record(
             self._settings.identity(), self._base.hashes, versions, _precision(self._settings, gpus)
         )
         _write_record(self._lake.storage, self._uri, record)
         self._settings = self._settings.model_copy(update={"precision": record.precision})
-        self._follow(self._job(chosen), gpus)
+        self._follow(self._job(chosen, rows), gpus)
 
     def _make_tokens(self, chosen: Chosen) -> bool:
         """Fill the table `tokens`, unless this run has pinned it before; False when asked to stop."""
@@ -268,43 +261,41 @@ class _Driver:
         versions["tokens"] = self._lake.table("tokens").version()
         return True
 
-    def _with_tokens(self, chosen: Chosen) -> Chosen:
-        """Without the triples whose images could not be read: they are in `failures`."""
-        images = load_image_tokenizer(self._base.folder, self._settings.image_size, "cpu")
-        self._tokenizer = tokenizer_id(images)
-        ids = chosen.table["triple_id"].combine_chunks()
-        missing = without_tokens(self._lake, ids, self._tokenizer, self._books.tables_read["tokens"])
-        self._books.counts["without tokens"] = len(missing)
-        return chosen.without(missing)
+    def _read(self, chosen: Chosen) -> tuple[Chosen, Rows]:
+        """The rows that an epoch needs, read once: in Ray's shared memory, and on its disks where they are too many.
 
-    def _job(self, chosen: Chosen) -> Job:
+        Triples whose images cannot be read are left out: they are in `failures`.
+        """
+        ids, versions = chosen.table["triple_id"].combine_chunks(), self._books.tables_read
+        if isinstance(self._settings, WorldTraining):
+            images = load_image_tokenizer(self._base.folder, self._settings.image_size, "cpu")
+            mine = pc.field("tokenizer_id") == tokenizer_id(images)
+            rows = read(self._lake, "tokens", versions["tokens"], COLUMNS, ids, mine)
+            decode: Any = decode_tokens
+        else:
+            rows = read(self._lake, "triples", versions["triples"], PAIR_COLUMNS, ids)
+            rows = rows.map_batches(WithImages(self._lake, self._books.run_id), batch_size=None, batch_format="pyarrow")
+            assert self._settings.image_size is not None
+            decode = DecodePairs(self._settings.image_size)
+        rows = rows.materialize()
+        there = pa.concat_tables(ray.get(rows.select_columns(["triple_id"]).to_arrow_refs()))["triple_id"]
+        lost = ids.filter(pc.invert(pc.is_in(ids, value_set=there.combine_chunks())))
+        self._books.counts["unreadable"] = len(lost)
+        chosen = chosen.without(lost)
+        return chosen, Rows(rows.to_arrow_refs(), ray.put(chosen.table["action"].combine_chunks()), decode)
+
+    def _job(self, chosen: Chosen, rows: Rows) -> Job:
         settings = self._settings
         order = Order(chosen.sources, settings.seed)
         steps = settings.steps or math.ceil(order.epoch_length * (settings.epochs or 1) / settings.batch_size)
         self._summary.triples, self._summary.steps = len(chosen.table), steps
         self._books.counts |= {"triples": len(chosen.table), "epoch length": order.epoch_length, "steps": steps}
         self._board = new_board()
-        return Job(
-            settings, self._base.folder, steps, order, self._rows(chosen), self._lake.storage, self._uri, self._board
-        )
-
-    def _rows(self, chosen: Chosen) -> Rows:
-        """The rows that an epoch needs, read once: in Ray's shared memory, and on its disks where they are too many."""
-        ids, versions = chosen.table["triple_id"].combine_chunks(), self._books.tables_read
-        if isinstance(self._settings, WorldTraining):
-            mine = pc.field("tokenizer_id") == self._tokenizer
-            rows = read(self._lake, "tokens", versions["tokens"], COLUMNS, ids, mine)
-            decode: Any = decode_tokens
-        else:
-            rows = read(self._lake, "triples", versions["triples"], PAIR_COLUMNS, ids)
-            assert self._settings.image_size is not None
-            decode = DecodePairs(self._settings.image_size)
-        actions = ray.put(chosen.table["action"].combine_chunks())
-        return Rows(rows.materialize().to_arrow_refs(), actions, decode)
+        return Job(settings, self._base.folder, steps, order, rows, self._lake.storage, self._uri, self._board)
 
     def _follow(self, job: Job, gpus: int) -> None:
         """Run the workers, write what they tell, and pass the wish to stop on."""
-        fitting = _Fitting(job, gpus)
+        fitting = Fitting(job, gpus)
         asked = False
         with Journal(self._lake.storage, self._uri, self._books.on_error) as journal:
             while True:
@@ -338,87 +329,9 @@ class _Driver:
         self._books.timings |= {"samples_per_s": last["samples_per_s"], "data_wait": last["data_wait"]}
 
 
-class _Fitting:
-    """Ray Train at work in a thread of its own, so that the driver can look around."""
-
-    def __init__(self, job: Job, gpus: int) -> None:
-        settings = job.settings
-        resources = {"GPU": 1.0, "CPU": 0.5} if gpus else {"CPU": _cpus_each(settings)}
-        # What Ray Train would keep there (it insists on a place) are checkpoints; ours go to the lake by
-        # `training.checkpoint`, which waits for a store that is away where Ray Train ends the run.
-        self._folder = tempfile.TemporaryDirectory()
-        self._trainer = TorchTrainer(
-            work,
-            train_loop_config={"job": job},
-            scaling_config=ScalingConfig(
-                num_workers=settings.workers, use_gpu=gpus > 0, resources_per_worker=resources
-            ),
-            run_config=RunConfig(
-                name="train",
-                storage_path=self._folder.name,
-                failure_config=FailureConfig(max_failures=_FAILURES),
-                logging_config=LoggingConfig(log_level="CRITICAL"),
-            ),
-        )
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._fit, name="ray train", daemon=True)
-        self._thread.start()
-
-    def wait(self, seconds: float | None) -> bool:
-        """Whether it has ended, waiting so long for it."""
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
-
-    def raise_error(self) -> None:
-        """Raise what ended the workers, when it was an error."""
-        if self._error is not None:
-            raise _cause(self._error)
-
-    def _fit(self) -> None:
-        try:
-            self._trainer.fit()
-        except BaseException as error:
-            self._error = error
-        finally:
-            self._folder.cleanup()
-
-
-def _refuse_too_few(settings: TrainingSettings) -> int:
-    """GPUs that the workers use: none, or one each. Raises Refused where the cluster has too few."""
-    resources = ray.cluster_resources()
-    gpus, least = int(resources.get("GPU", 0)), settings.worker_range[0]
-    if settings.device == "cpu" or (settings.device == "auto" and not gpus):
-        return 0
-    if gpus < least:
-        raise Refused(f"{least} workers need a GPU each and the cluster has {gpus}: use fewer workers, or device cpu")
-    return gpus
-
-
-def _cpus_each(settings: TrainingSettings) -> float:
-    # On a machine with fewer cores than workers they share them; a pool that grows must not.
-    if not isinstance(settings.workers, int):
-        return 1.0
-    return min(1.0, float(ray.cluster_resources().get("CPU", 1.0)) / settings.workers)
-
-
 def _precision(settings: TrainingSettings, gpus: int) -> str:
     if settings.precision != "auto":
         return settings.precision
     if not gpus:
         return "float32"
     return "bfloat16" if settings.method == "lora" else "mixed"
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What went wrong on a worker in one line, out of what Ray Train wraps it in."""
-    failures = getattr(error, "worker_failures", None)
-    if not failures:
-        return error
-    rank, failure = min(failures.items())
-    line = str(failure).strip().splitlines()[-1] if str(failure).strip() else type(failure).__name__
-    if "out of memory" in str(failure):
-        return Refused(
-            f"the model does not fit on worker {rank} ({line}): use a smaller micro_batch_size, "
-            "activation_checkpointing, strategy fsdp2 on more GPUs, or method lora"
-        )
-    return RuntimeError(f"worker {rank} failed {_FAILURES + 1} times, at last with: {line}")

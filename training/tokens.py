@@ -50,7 +50,7 @@ class Tokenize:
                 try:
                     rows += self._tokens(pair)
                 except ValueError as error:
-                    failures.append(self._failure(pair, error))
+                    failures.append(_failure(pair, self._run_id, "tokenize", error))
         file = self._lake.write_file(to_table("tokens", rows), "tokens", self._run_id) if rows else None
         return pa.table({"made": [pickle.dumps((file, failures))]})
 
@@ -73,19 +73,41 @@ class Tokenize:
             for row, (id_, video) in enumerate(zip(triples["triple_id"], triples["video_id"], strict=True))
         ]
 
-    def _failure(self, pair: pa.Table, error: ValueError) -> dict[str, Any]:
-        return {
-            "video_id": pair["video_id"][0].as_py(),
-            "triple_id": pair["triple_id"][0].as_py(),
-            "run_id": self._run_id,
-            "scope": "pair",
-            "stage": "tokenize",
-            "error_type": type(error).__name__,
-            "message": str(error),
-            "transient": False,
-            "attempt": 1,
-            "failed_at": now(),
-        }
+
+class WithImages:
+    """Rows of triples whose images can be decoded; the others go to `failures`."""
+
+    def __init__(self, lake: Lake, run_id: str) -> None:
+        self._lake, self._run_id = lake, run_id
+
+    def __call__(self, triples: pa.Table) -> pa.Table:
+        """Filter a block."""
+        failures: dict[int, dict[str, Any]] = {}
+        for row in range(len(triples)):
+            pair = triples.slice(row, 1)
+            try:
+                for column in ("obs", "next_obs"):
+                    # The size does not matter, and a small one costs least.
+                    decode_images(pair[column], 8)
+            except ValueError as error:
+                failures[row] = _failure(pair, self._run_id, "decode", error)
+        self._lake.append("failures", list(failures.values()))
+        return triples.filter(pa.array([row not in failures for row in range(len(triples))], pa.bool_()))
+
+
+def _failure(pair: pa.Table, run_id: str, stage: str, error: ValueError) -> dict[str, Any]:
+    return {
+        "video_id": pair["video_id"][0].as_py(),
+        "triple_id": pair["triple_id"][0].as_py(),
+        "run_id": run_id,
+        "scope": "pair",
+        "stage": stage,
+        "error_type": type(error).__name__,
+        "message": str(error),
+        "transient": False,
+        "attempt": 1,
+        "failed_at": now(),
+    }
 
 
 def make_tokens(
@@ -103,7 +125,7 @@ def make_tokens(
     Set `stop` to end early: what is committed stays, and is not made again. A file that was written and not committed
     when the process died is never seen; two runs at once may write a triple twice, with the same content.
     """
-    missing = without_tokens(lake, ids, tokenizer_id(load_image_tokenizer(folder, image_size, "cpu")))
+    missing = _without_tokens(lake, ids, tokenizer_id(load_image_tokenizer(folder, image_size, "cpu")))
     if not len(missing):
         return
     gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -133,12 +155,9 @@ def make_tokens(
     _commit(lake, files)
 
 
-def without_tokens(lake: Lake, ids: pa.Array, tokenizer: str, version: int | None = None) -> pa.Array:
-    """Those of `ids` that have no row under a tokenizer in `tokens`, at a version or the newest."""
-    table = lake.table("tokens")
-    if version is not None:
-        table.load_as_version(version)
-    found = lake.dataset("tokens", table).to_table(["triple_id"], filter=pc.field("tokenizer_id") == tokenizer)
+def _without_tokens(lake: Lake, ids: pa.Array, tokenizer: str) -> pa.Array:
+    """Those of `ids` that have no row under a tokenizer in `tokens`."""
+    found = lake.read("tokens", ["triple_id"], pc.field("tokenizer_id") == tokenizer)
     return ids.filter(pc.invert(pc.is_in(ids, value_set=found["triple_id"].combine_chunks())))
 
 

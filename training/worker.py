@@ -54,7 +54,7 @@ class Job:
 
 def work(config: dict[str, Any]) -> None:
     """Train to the end of the job, or to the step at which the driver wishes to stop."""
-    job: Job = config["job"]
+    job: Job = ray.get(config["job"])
     try:
         _train(job)
     except (Refused, ModelRefused) as error:

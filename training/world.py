@@ -5,29 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import torch
 from torch import nn
 
 from models.objective import change_weights, image_token_loss
 from models.world_loading import WorldSettings, as_world, load_emu3
-from training.feed import Arrays
 from training.loop import Forward
 from training.settings import WorldTraining
 from training.weights import choose_trained
 
 COLUMNS = ["triple_id", "tokenizer_id", "obs_codes", "next_codes", "distances"]
 """Of the table `tokens`."""
-
-
-def decode_tokens(rows: pa.Table) -> Arrays:
-    """Codes, int32, and squared feature distances, float32, each of shape (rows, codes of an image)."""
-    return {
-        "obs": _codes(rows["obs_codes"]),
-        "next_obs": _codes(rows["next_codes"]),
-        "distances": np.stack([row.values.to_numpy() for row in rows["distances"]]),
-    }
 
 
 class WorldTask:
@@ -54,7 +42,3 @@ class WorldTask:
         if self._floor is not None:
             weights = change_weights(torch.tensor(batch["distances"]), self._floor).to(logits.device)
         return image_token_loss(logits, labels[:, -keep:], weights)
-
-
-def _codes(column: pa.ChunkedArray) -> Any:
-    return np.stack([np.frombuffer(row.as_buffer(), "<i4") for row in column])

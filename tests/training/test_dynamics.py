@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import ray
 import torch
 
-from lake.tables import Lake
+from lake.tables import Lake, now
 from models.loading import ModelSettings, load_dynamics
 from models.protocols import Images
 from tests.models.tiny import save_tiny
-from tests.training.tiny import add_triples
+from tests.training.tiny import add_triples, picture
 from training.dynamics import load_task
 from training.feed import decode_images
 from training.run import train
@@ -78,14 +79,17 @@ def test_a_run_makes_an_adapter_that_names_what_it_was_shown(cluster: None, tmp_
     lake = Lake(str(tmp_path / "lake"))
     # Images of another size than the model's: they are resized off the training process.
     ids = add_triples(lake, 8, size=48)
-    assert len(ids) == 8
+    bad = {"video_id": "v", "triple_id": "bad", "split": "train", "action": "a", "dataset": "one", "obs": b"no image"}
+    lake.append("triples", [bad | {"next_obs": picture(0), "labeled_at": now()}])
     wanted = settings(model, image_size=32, lora_dropout=0.0)
     done = train(lake, wanted, run="adapter", stop=threading.Event())
-    assert done.status == "finished"
+    assert (done.status, done.triples) == ("finished", len(ids))
+    [failure] = lake.read("failures", ["triple_id", "stage", "message"]).to_pylist()
+    assert failure == {"triple_id": "bad", "stage": "decode", "message": "an image of a triple cannot be decoded"}
     asked = {"name": f"hf:{model}", "image_size": 32}
     adapted = load_dynamics(ModelSettings(**asked, adapter=done.model), "cpu")
     begun = load_dynamics(ModelSettings(**asked), "cpu")
-    rows = lake.read("triples", ["obs", "next_obs", "action"])
+    rows = lake.read("triples", ["obs", "next_obs", "action"], pc.field("triple_id") != "bad")
     obs, after = (decode_images(rows[name], 32) for name in ("obs", "next_obs"))
     actions = rows["action"].to_pylist()
     assert adapted.score(obs, after, actions).mean() > begun.score(obs, after, actions).mean() + 0.5

@@ -135,8 +135,16 @@ def test_two_workers_end_where_one_does(lake: Lake, model: Path, undisturbed: Su
         assert np.abs(weight - two[name]).mean() <= 1e-4, name
 
 
-def test_an_adapter_is_what_models_load(lake: Lake, model: Path) -> None:
+def test_an_adapter_is_what_models_load_and_unreadable_images_are_failures(tmp_path: Path, model: Path) -> None:
+    lake = Lake(str(tmp_path))
+    add_triples(lake, 5)
+    bad = {"video_id": "v", "triple_id": "bad", "split": "train", "action": "a", "dataset": "one", "obs": b"no image"}
+    lake.append("triples", [bad | {"next_obs": picture(0), "labeled_at": now()}])
     done = run(lake, settings(model, method="lora", lora_dropout=0.1), "lora")
+    assert done.triples == 5
+    [failure] = lake.read("failures", ["triple_id", "stage", "message"]).to_pylist()
+    assert failure == {"triple_id": "bad", "stage": "tokenize", "message": "an image of a triple cannot be decoded"}
+
     adapted = load_world(WorldSettings(name=f"hf:{model}", adapter=Path(done.model)), "cpu")
     begun = load_world(WorldSettings(name=f"hf:{model}"), "cpu")
     name = "model.text_model.layers.1.mlp.up_proj.weight"
@@ -150,25 +158,16 @@ def test_an_adapter_is_what_models_load(lake: Lake, model: Path) -> None:
 def test_a_run_reads_the_versions_it_began_with(tmp_path: Path, model: Path) -> None:
     lake = Lake(str(tmp_path))
     add_triples(lake, 10)
+    add_triples(lake, 10, first=10)
     stop = threading.Event()
     stop.set()
-    assert run(lake, settings(model), "pinned", stop=stop).status == "drained"
-    add_triples(lake, 10, first=10)
-    # Nothing was trained yet, and nothing pinned: the newest version.
-    assert run(lake, settings(model), "pinned").triples == 20
-    assert run(lake, settings(model, version=1), "older").triples == 10
-    with pytest.raises(Refused, match=r"run older of this lake is at .*/models/older: give the --out it had"):
+    # Asked to stop before its first step, it has pinned nothing.
+    assert run(lake, settings(model, version=1), "older", stop=stop).status == "drained"
+    with pytest.raises(Refused, match=r"run older of this lake is at .*/models/older: give its --out"):
         run(lake, settings(model, version=1), "older", out=str(tmp_path / "elsewhere"))
-
-
-def test_images_that_cannot_be_read_are_failures_and_the_rest_is_trained_on(tmp_path: Path, model: Path) -> None:
-    lake = Lake(str(tmp_path))
-    add_triples(lake, 5)
-    bad = {"video_id": "v", "triple_id": "bad", "split": "train", "action": "a", "dataset": "one", "obs": b"no image"}
-    lake.append("triples", [bad | {"next_obs": picture(0), "labeled_at": now()}])
-    assert run(lake, settings(model), "some").triples == 5
-    [failure] = lake.read("failures", ["triple_id", "stage", "message"]).to_pylist()
-    assert failure == {"triple_id": "bad", "stage": "tokenize", "message": "an image of a triple cannot be decoded"}
+    assert run(lake, settings(model, version=1), "older").triples == 10
+    [read] = [state.tables_read for state in states(lake) if state.run_id == "older"]
+    assert read["triples"] == 1
 
 
 def test_tokens_are_made_once(lake: Lake, model: Path, undisturbed: Summary) -> None:
@@ -297,4 +296,3 @@ def test_a_version_that_was_vacuumed_is_refused(tmp_path: Path, model: Path) -> 
     assert table.vacuum(0, dry_run=False, enforce_retention_duration=False, full=True)
     with pytest.raises(Refused, match=r"(are gone|were vacuumed).*choose a newer version"):
         run(lake, settings(model, version=1), "old")
-    assert run(lake, settings(model), "new").triples == 8
