@@ -12,6 +12,7 @@ import decimal
 import io
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
@@ -31,6 +32,9 @@ FORMATS = ("table", "csv", "json", "arrow")
 # More rows do not help a reader; the other formats give all.
 _TABLE_ROWS = 100
 _CELL_WIDTH = 60
+_NO_TABLE = re.compile(r"Catalog Error: (Table|View) with name")
+# DuckDB's names of errors that a query makes; those of reading files are not among them.
+_WHILE_STREAMING = re.compile(r"(Conversion|Invalid Input|Out of Range|Binder|Constraint|Not implemented) Error:")
 
 
 @contextmanager
@@ -56,6 +60,9 @@ def write_result(result: pa.RecordBatchReader, output: str, out: IO[bytes]) -> N
     """Write a result as ``table``, ``csv``, ``json`` (one array of objects) or ``arrow`` (an IPC stream).
 
     Bytes are base64 in CSV and JSON; the table, which shows the first 100 rows, says what they are: ``<jpeg 12 kB>``.
+
+    Raises:
+        Refused: ``json``, and two columns have one name.
     """
     if output == "arrow":
         with pa.ipc.new_stream(out, result.schema) as stream:
@@ -98,9 +105,22 @@ def _view_name(labeler: str, labelers: list[str]) -> str:
 def _explained(names: list[str]) -> Iterator[None]:
     try:
         yield
+    except duckdb.PermissionException as error:
+        raise Refused(f"only the tables of the lake can be read, no files: {', '.join(names)}") from error
     except duckdb.Error as error:
-        reason = " ".join(str(error).split("\n\nLINE")[0].split())
-        raise Refused(f"{reason}; there are {', '.join(names)}") from error
+        reason = _reason(error)
+        if _NO_TABLE.match(reason):
+            reason = f"{reason.split(' Did you mean')[0]} There are {', '.join(names)}"
+        raise Refused(reason) from error
+    except (OSError, pa.ArrowException) as error:
+        # What goes wrong while rows stream comes through Arrow as an error of input and output, without a number.
+        if not _WHILE_STREAMING.match(str(error)):
+            raise
+        raise Refused(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split("\n\nLINE")[0].split())
 
 
 def _refuse_other_statements(sql: str) -> None:
@@ -125,6 +145,9 @@ def _write_csv(result: pa.RecordBatchReader, out: IO[str]) -> None:
 
 
 def _write_json(result: pa.RecordBatchReader, out: IO[str]) -> None:
+    names = result.schema.names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise Refused(f"an object of JSON has every name once: give the columns {', '.join(twice)} other names with AS")
     between = "[\n"
     for row in _rows(result):
         named = dict(zip(result.schema.names, map(_plain, row), strict=True))
@@ -142,7 +165,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dt.datetime | dt.date | dt.time):
         return value.isoformat()
     if isinstance(value, decimal.Decimal):
-        return float(value)
+        # DuckDB adds up integers as decimals without a fraction; a float that is not the same number is no answer.
+        is_whole = value.as_tuple().exponent == 0
+        return int(value) if is_whole else float(value) if decimal.Decimal(repr(float(value))) == value else str(value)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -160,9 +160,35 @@ def test_anything_else_is_refused_in_one_line(filled: Filled, text: str) -> None
     assert "\n" not in str(caught.value)
 
 
-def test_wrong_sql_names_the_tables(filled: Filled) -> None:
+def test_only_an_unknown_table_names_the_tables(filled: Filled) -> None:
     with pytest.raises(Refused, match=r"nowhere.*triples.*current.*triples_aaaaaaaa"):
         ask(filled.lake, "SELECT * FROM nowhere")
+    for text in ("SELECT nothing FROM triples", "SELEC 1", "SELECT 'x'::INTEGER", "SELECT nothing()"):
+        with pytest.raises(Refused) as caught:
+            ask(filled.lake, text)
+        assert "triples_aaaaaaaa" not in str(caught.value)
+    with pytest.raises(Refused, match="only the tables of the lake can be read"):
+        ask(filled.lake, "SELECT * FROM read_csv('/etc/passwd')")
+
+
+@pytest.mark.parametrize("output", ["csv", "json", "arrow"])
+def test_an_error_half_way_is_refused_too(filled: Filled, output: str) -> None:
+    with pytest.raises(Refused, match=r"^Conversion Error: [^\n]*x[^\n]*$"):
+        printed(filled.lake, "SELECT (CASE range WHEN 250000 THEN 'x' ELSE '1' END)::INT FROM range(300000)", output)
+
+
+def test_numbers_are_what_they_are(filled: Filled) -> None:
+    some = f"{2**60 + 1}::HUGEINT AS h, 1.50::DECIMAL(9, 2) AS d, {'1' * 25}.5 AS l"
+    text = f"SELECT sum(n) AS s, {some} FROM (VALUES (2)) t(n)"
+    row = {"s": 2, "h": 2**60 + 1, "d": 1.5, "l": "1" * 25 + ".5"}
+    assert printed(filled.lake, text, "json").decode() == "[\n" + json.dumps(row) + "\n]\n"
+    assert printed(filled.lake, text, "csv").decode().splitlines()[1] == f"2,{2**60 + 1},1.5,{'1' * 25}.5"
+
+
+def test_no_column_gets_lost(filled: Filled) -> None:
+    assert printed(filled.lake, "SELECT 1 AS a, 2 AS a", "csv") == b"a,a\n1,2\n"
+    with pytest.raises(Refused, match="a other names with AS"):
+        printed(filled.lake, "SELECT 1 AS a, 2 AS a, 3 AS b", "json")
 
 
 def test_variables_of_the_program_are_no_tables(filled: Filled) -> None:
