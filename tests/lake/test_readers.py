@@ -5,10 +5,12 @@ Every engine runs in a process of its own: some of them cannot live beside each 
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pytest
 
 from lake.maintenance import forget, maintain
@@ -133,6 +135,66 @@ def check(reader: str, filled: Filled) -> None:
     }
     assert len(some) == 2
     assert read(reader, uri, wanted) == {key: expected[key] for key in some}
+
+
+# What the page takes as given, and how it looks there.
+_GIVEN = """
+import os, sys, json, hashlib
+LAKE = sys.argv[1]
+is_s3 = LAKE.startswith("s3://")
+names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+ENDPOINT, KEY, SECRET = (os.environ[name] if is_s3 else None for name in names)
+OPTIONS = {"aws_endpoint_url": ENDPOINT, "aws_allow_http": "true"} if is_s3 else None
+"""
+_CLICKHOUSE = """
+import chdb, io, pyarrow
+query = QUERY.replace("http://host:9000/bucket/lake", f"{ENDPOINT}/{LAKE.removeprefix('s3://')}")
+query = query.replace("'KEY', 'SECRET'", f"'{KEY}', '{SECRET}'").replace("/path/of/lake", LAKE)
+answer = chdb.query(query, "ArrowStream")
+with pyarrow.ipc.open_stream(io.BytesIO(answer.bytes())) as stream:
+    rows = stream.read_all().to_pylist()
+"""
+_SHOW = """
+rows = [tuple(row.values()) if isinstance(row, dict) else row for row in rows]
+text = lambda triple: triple.decode() if isinstance(triple, bytes) else triple
+digest = lambda images: hashlib.sha256(b"".join(images)).hexdigest()
+print(json.dumps({text(triple): digest(images) for triple, *images in rows}), flush=True)
+os._exit(0)
+"""
+_PAGE = Path(__file__).parents[2] / "docs" / "readers.md"
+
+
+def documented(is_s3: bool) -> dict[str, str]:
+    """By engine, a program around the snippet of the page that ends with the rows in `rows`."""
+    programs = {}
+    for section in _PAGE.read_text().split("\n## ")[1:]:
+        blocks = re.findall(r"```(python|sql)\n(.*?)```", section, re.DOTALL)
+        kind, text = blocks[0 if is_s3 else -1]
+        programs[section.splitlines()[0]] = text if kind == "python" else f"QUERY = {text!r}\n{_CLICKHOUSE}"
+    return programs
+
+
+def check_documented(filled: Filled) -> None:
+    wanted = filled.lake.read("triples", ["triple_id"], pc.field("confidence") > -0.15)["triple_id"].to_pylist()
+    expected = {key: hashlib.sha256(b"".join(filled.images[key])).hexdigest() for key in wanted}
+    assert 0 < len(expected) < len(filled.images)
+    uri = filled.lake.uri
+    programs = documented(uri.startswith("s3://"))
+    assert set(programs) == {"DuckDB", "Polars", "DataFusion", "Daft", "ClickHouse"}
+    for engine, program in programs.items():
+        command = [sys.executable, "-c", _GIVEN + program + _SHOW, uri]
+        folder = uri if Path(uri).is_dir() else None
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=folder, check=False)
+        assert done.returncode == 0, f"{engine}: {done.stderr[-2000:]}"
+        assert json.loads(done.stdout.splitlines()[-1]) == expected, engine
+
+
+def test_the_page_works_on_a_folder(local: Filled) -> None:
+    check_documented(local)
+
+
+def test_the_page_works_on_s3(bucket: Bucket) -> None:
+    check_documented(maintained(Lake(f"{bucket.uri}/lake")))
 
 
 @pytest.mark.parametrize("reader", READERS)
