@@ -18,6 +18,7 @@ COMPUTED = ("motion", "camera_motion", "confidence", "direction", "copy", "text"
 """The scores that labelling computes; a policy can bound no other."""
 
 _FOLDER = Path(__file__).parent / "policies"
+_EXAMPLE = "`default: {confidence: {min: -0.5}}`"
 
 
 class Bounds(BaseModel):
@@ -30,6 +31,8 @@ class Bounds(BaseModel):
 
     @model_validator(mode="after")
     def _ordered(self) -> Bounds:
+        if math.isnan(self.min) or math.isnan(self.max):
+            raise ValueError("nan is no bound: leave it out, or give a number")
         if not self.min <= self.max:
             raise ValueError(f"min {self.min} is above max {self.max}")
         return self
@@ -81,7 +84,7 @@ def load_policy(name: str) -> Policy:
     shipped = _FOLDER / f"{name}.yaml"
     path = shipped if shipped.exists() else Path(name)
     try:
-        return Policy.model_validate(yaml.safe_load(path.read_text()))
+        content = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
         ships = ", ".join(sorted(file.stem for file in _FOLDER.glob("*.yaml")))
         raise Refused(
@@ -89,7 +92,26 @@ def load_policy(name: str) -> Policy:
         ) from None
     except yaml.YAMLError as error:
         raise Refused(f"policy {name} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        found = "is empty" if content is None else f"holds {type(content).__name__}, not `key: value` lines"
+        raise Refused(f"policy {name} {found}: write bounds, such as {_EXAMPLE}")
+    try:
+        return Policy.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise Refused(f"policy {name}: {where}: {first['msg']}") from None
+        raise Refused(f"policy {name}: {_in_words(error)}") from None
+
+
+def _in_words(error: ValidationError) -> str:
+    first = error.errors()[0]
+    *above, last = path = [str(part) for part in first["loc"]] or ["the file"]
+    where = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        known = "default and datasets" if not above else "min and max"
+        return f"{'.'.join(above) or 'the file'} has {last!r}; there are {known}"
+    if first["type"] == "missing":
+        return f"it lacks {last!r}: write bounds for all data sets, such as {_EXAMPLE}"
+    if first["type"] in ("model_type", "dict_type"):
+        return f"{where} is {first['input']!r}: give bounds, such as {{min: -0.5, max: 1}}"
+    if first["type"].startswith("float") or first["type"] == "finite_number":
+        return f"{where} is {first['input']!r}: give a number"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
