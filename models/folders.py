@@ -24,13 +24,15 @@ SETTLED_NS = 2_000_000_000
 """A file that changed a moment ago may change again without a new time: file systems round it, to 2 s at the worst."""
 
 
-def find_folder(name: str, revision: str | None) -> tuple[Path, str | None]:
+def find_folder(name: str, revision: str | None, *, prefix: str = "hf:") -> tuple[Path, str | None]:
     """The folder of `builtin`, `hf:<folder>` or `hf:<owner>/<repository>`, and the commit where it is a repository.
 
     A repository is downloaded at `revision` (None: its main branch) where this machine does not have it.
-    Raises ModelRefused where there is none.
+    Raises ModelRefused where there is none; its remedy names folders and repositories with the `prefix`.
     """
     if name == "builtin":
+        if revision is not None:
+            raise ModelRefused(f"the builtin model has no revision {revision!r}; leave the revision out")
         return BUILTIN, None
     if not name.startswith("hf:") or name == "hf:":
         raise ModelRefused(f"unknown model {name!r}; use builtin, hf:<folder> or hf:<owner>/<repository>")
@@ -41,13 +43,15 @@ def find_folder(name: str, revision: str | None) -> tuple[Path, str | None]:
             raise ModelRefused(f"{folder} is a local folder and has no revision {revision!r}; leave the revision out")
         return folder.resolve(), None
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", target):
-        raise ModelRefused(f"no folder {target!r}; name an existing folder or a repository as hf:<owner>/<repository>")
-    snapshot = _download(target, revision)
+        raise ModelRefused(
+            f"no folder {target!r}; name an existing folder or a repository as {prefix}<owner>/<repository>"
+        )
+    snapshot = _download(target, revision, prefix)
     # The hub's cache names a snapshot's folder by its commit.
     return snapshot, snapshot.name
 
 
-def _download(repository: str, revision: str | None) -> Path:
+def _download(repository: str, revision: str | None, prefix: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -73,7 +77,7 @@ def _download(repository: str, revision: str | None) -> Path:
         # Offline mode, name resolution, proxies, time-outs, a full disk: each has a class of its own.
         raise ModelRefused(
             f"{repository} is not on this machine and cannot be downloaded ({type(error).__name__}); run `hf download "
-            f"{repository}` where there is a network and name the folder as hf:<folder>"
+            f"{repository}` where there is a network and name the folder as {prefix}<folder>"
         ) from error
     return Path(snapshot)
 
@@ -136,14 +140,16 @@ def _read_note(note: Path) -> str | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty where there is no such file. Raises ModelRefused where it is not JSON."""
+    """The object in a JSON file, empty where there is no such file. Raises ModelRefused where it is none."""
     if not path.exists():
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelRefused(f"{path} is not valid JSON; download the model again") from error
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        raise ModelRefused(f"{path} holds no JSON object; download the model again")
+    return content
 
 
 def image_processor_config(folder: Path) -> dict[str, Any]:

@@ -119,12 +119,13 @@ def _find(settings: ModelSettings, device: str | None) -> _Found:
         adapter, pinned["adapter"] = _find_adapter(settings.adapter)
         check_adapter(adapter, config)
     device = device or best_device()
-    image_size = _image_size(settings, config, folder)
-    pinned |= {
-        "dtype": chosen_dtype(settings.dtype, device),
-        "image_size": image_size,
-        "pair_layout": _pair_layout(settings, config),
-    }
+    try:
+        image_size, layout = _image_size(settings, config, folder), _pair_layout(settings, config)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelRefused(
+            f"the config.json or preprocessor_config.json of {folder} is broken ({error}); download the model again"
+        ) from error
+    pinned |= {"dtype": chosen_dtype(settings.dtype, device), "image_size": image_size, "pair_layout": layout}
     return _Found(folder, adapter, image_size, device, settings.model_copy(update=pinned))
 
 
@@ -134,7 +135,7 @@ def _find_adapter(name: str) -> tuple[Path, str]:
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser(), name
     repository, _, revision = name.partition("@")
-    folder, commit = find_folder(f"hf:{repository}", revision or None)
+    folder, commit = find_folder(f"hf:{repository}", revision or None, prefix="")
     return folder, f"{repository}@{commit}"
 
 

@@ -136,6 +136,16 @@ def not_json(folder: Path) -> dict[str, object]:
     return {}
 
 
+def no_object(folder: Path) -> dict[str, object]:
+    (folder / "config.json").write_text("[]")
+    return {}
+
+
+def wrong_object(folder: Path) -> dict[str, object]:
+    (folder / "config.json").write_text('{"model_type": "qwen2_vl", "vision_config": 3}')
+    return {}
+
+
 def adapter_of_another_model(folder: Path) -> dict[str, object]:
     return {"adapter": str(save_adapter(save_tiny("idefics3", folder / "other"), folder / "lora"))}
 
@@ -173,8 +183,11 @@ def adapter_pickled(folder: Path) -> dict[str, object]:
         (no_tokenizer, "tokenizer .* has no video token .*download it again"),
         (no_place_for_a_video, "leaves 0 places for 1 video.*try pair_layout images"),
         (not_json, "config.json is not valid JSON"),
+        (no_object, "config.json holds no JSON object"),
+        (wrong_object, "config.json .* is broken .*download the model again"),
+        (lambda _: {"name": "builtin", "revision": "main"}, "builtin model has no revision .*leave the revision out"),
         (lambda _: {"image_size": 40}, "image_size 40 is no multiple of the model's 16 pixels; use 32"),
-        (lambda _: {"adapter": "/no/such/adapter"}, "no folder '/no/such/adapter'"),
+        (lambda _: {"adapter": "/no/such/adapter"}, "no folder '/no/such/adapter'; .* a repository as <owner>"),
         (lambda folder: {"adapter": str(folder)}, "no adapter_config.json"),
         (adapter_of_another_model, "trained on Idefics3ForConditionalGeneration, not on Qwen2VL"),
         (adapter_of_another_size, "does not fit this model .*use it with the model"),
