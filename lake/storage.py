@@ -250,6 +250,8 @@ def _check_local(path: Path, must_exist: bool) -> None:
         if must_exist:
             raise Refused(f"{str(path)!r} does not exist: check the path")
         path = next(parent for parent in path.parents if parent.exists())
+        if not path.is_dir():
+            raise Refused(f"nothing can be created in {str(path)!r}, which is a file: name a folder")
         if not os.access(path, os.W_OK | os.X_OK):
             raise Refused(f"nothing can be created in {str(path)!r}: check its permissions")
     if not os.access(path, os.R_OK):

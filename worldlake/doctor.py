@@ -162,10 +162,10 @@ def _ray() -> Iterator[Finding]:
 def _lake(uri: str, storage: StorageConfig) -> Iterator[Finding]:
     try:
         lake = Lake(uri, storage)
-        lake.storage.check(lake.uri)
-        if not is_s3(lake.uri) and not Path(lake.uri).exists():
+        if not is_s3(lake.uri) and not Path(lake.uri).is_dir():
             yield _new_folder(Path(lake.uri))
             return
+        lake.storage.check(lake.uri)
         filesystem, root = lake.storage.filesystem(lake.uri)
         probe = f"{root}/doctor.tmp"
         with filesystem.open_output_stream(probe) as out:
@@ -175,12 +175,25 @@ def _lake(uri: str, storage: StorageConfig) -> Iterator[Finding]:
     except (Refused, Unavailable) as error:
         yield Finding("stops", "lake", str(error))
     except OSError as error:
-        yield Finding("stops", "lake", f"{uri} cannot be written: {_one_line(error)}",
-                      "check the permissions of the credentials")  # fmt: skip
+        whose = "the credentials" if is_s3(uri) else "the folder"
+        yield Finding(
+            "stops", "lake", f"{uri} cannot be written: {_one_line(error)}", f"check the permissions of {whose}"
+        )
 
 
 def _new_folder(folder: Path) -> Finding:
-    parent = next(path for path in folder.parents if path.exists())
-    if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK):
-        return Finding("fine", "lake", f"{folder} is not there yet and can be created")
-    return Finding("stops", "lake", f"{folder} cannot be created in {parent}", "choose a folder that you can write")
+    if folder.exists():
+        return Finding("stops", "lake", f"{folder} is a file", "name a folder")
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    made: list[Path] = []
+    try:
+        for path in reversed(missing):
+            path.mkdir()
+            made.append(path)
+    except OSError as error:
+        found = f"{folder} cannot be created: {_one_line(error)}"
+        return Finding("stops", "lake", found, "choose a folder that you can write")
+    finally:
+        for path in reversed(made):
+            path.rmdir()
+    return Finding("fine", "lake", f"{folder} is not there yet and can be created")

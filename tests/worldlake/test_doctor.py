@@ -104,6 +104,9 @@ def test_a_lake_that_is_not_there_yet_is_not_made(tmp_path: Path) -> None:
     assert findings(str(tmp_path / "some" / "lake"))["lake"].level == "fine"
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
-    found = findings(str(tmp_path / "file" / "lake"))["lake"]
-    assert found.level == "stops"
-    assert "file" in found.found
+    for name in ("file", "file/lake", "/proc/no/lake"):
+        found = findings(str(tmp_path / name))["lake"]
+        assert found.level == "stops"
+        assert name in found.found
+        assert "folder" in found.remedy
+        assert "credentials" not in found.remedy
