@@ -46,14 +46,14 @@ def list_work(lake: Lake, labeler_id: str, *, where: str | None, limit: int | No
     videos of which a pair failed.
 
     Raises:
-        Refused: `where` is not a condition on `videos`.
+        Refused: `where` is not a condition on `videos`, or no video of the lake satisfies it.
     """
     wanted = "state = 'pending'" + (" OR state = 'failed' OR failed > 0" if retry_failed else "")
     connection = video_states(lake, labeler_id)
-    states = connection.table("states").filter(wanted)
+    states = connection.table("states")
     if where is not None:
         states = _matching(connection, states, where)
-    rows = states.order("added_at, uri").limit(limit if limit is not None else 2**62)
+    rows = states.filter(wanted).order("added_at, uri").limit(limit if limit is not None else 2**62)
     table = rows.project(
         "video_id, uri, etag, dataset, split, (attempts + 1)::INTEGER AS attempt, []::VARCHAR[] AS decided"
     ).to_arrow_table()
@@ -69,4 +69,7 @@ def _matching(
     except duckdb.Error as error:
         reason = " ".join(str(error).split("LINE")[0].split())
         raise Refused(f"--where {where!r}: {reason}; it is a SQL condition on the columns of `videos`") from None
-    return connection.table("matching")
+    matching = connection.table("matching")
+    if len(states) and not len(matching):
+        raise Refused(f"--where {where!r} matches none of the lake's {len(states):,} videos")
+    return matching

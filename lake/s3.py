@@ -49,6 +49,7 @@ STEADY = Config(
 QUICK = Config(retries={"total_max_attempts": 2, "mode": "standard"}, connect_timeout=5, read_timeout=15)
 
 _BAD_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
+_ENDPOINT = "--endpoint-url or AWS_ENDPOINT_URL"
 _CHANGED = {"PreconditionFailed", "412", "NoSuchKey", "404"}
 
 
@@ -175,7 +176,7 @@ def explain(error: Exception, uri: str, endpoint: str | None) -> Refused | Unava
     if isinstance(error, NoCredentialsError):
         return _no_credentials()
     if not isinstance(error, ClientError):
-        return Unavailable(f"{where} does not answer ({type(error).__name__}): check AWS_ENDPOINT_URL and the network")
+        return Unavailable(f"{where} does not answer ({type(error).__name__}): check {_ENDPOINT}, and the network")
     code = error.response["Error"]["Code"]
     status = _status(error)
     if code == "NoSuchBucket":
@@ -328,7 +329,7 @@ def _build(settings: Settings, session: boto3.Session, behaviour: Config, path_s
             config=behaviour.merge(style),
         )
     except (BotoCoreError, ValueError) as error:
-        raise Refused(f"{_one_line(str(error))}: check AWS_ENDPOINT_URL (like http://host:port)") from error
+        raise Refused(f"{_one_line(str(error))}: check {_ENDPOINT} (like http://host:port)") from error
 
 
 def _custom_endpoint(s3: "S3Client") -> str | None:

@@ -5,8 +5,11 @@ Exit codes: 0 done, 1 crashed and worth retrying, 2 refused, 3 failures recorded
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from contextlib import nullcontext, redirect_stdout
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +21,7 @@ from lake.tables import Lake
 from models.errors import ModelRefused
 from worldlake import console, evaluate, train
 from worldlake.ingested import any_failed, in_words
-from worldlake.options import Config, Endpoint, Json, LakeUri, Profile, Region, finite, open_lake, storage
+from worldlake.options import Config, Endpoint, Json, LakeUri, Profile, Region, filled, finite, open_lake, storage
 
 if TYPE_CHECKING:
     from lake.catalog import IngestCounts
@@ -52,10 +55,15 @@ def main() -> None:
         code = _say(str(error), 1)
     except (typer.Abort, KeyboardInterrupt):
         code = _say("interrupted; what was committed stays, the same command goes on from there", 1)
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # a panic in a library that is written in Rust is no Exception
         if everywhere := outage(error):
             sys.exit(_say(str(everywhere), 1))
-        console.log.exception("crashed")
+        if not isinstance(error, Exception):
+            # It has written where it was by itself.
+            sys.exit(_say(f"crashed ({type(error).__name__}: {error}); please report the command", 1))
+        console.log.error("crashed", exc_info=error)
         code = _say(f"crashed ({type(error).__name__}); the same command goes on where this one stopped", 1)
     sys.exit(code or 0)
 
@@ -65,11 +73,28 @@ def _say(message: str, code: int) -> int:
     return code
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.out.print(f"worldlake {version('worldlake')}", markup=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def ingest(
     sources: Annotated[list[str], typer.Argument(help="Folders, files or s3://bucket/prefix with videos.")],
     lake: LakeUri,
-    dataset: Annotated[str | None, typer.Option(help="Data set name; default: taken from the path.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(callback=filled, help="Data set name; default: taken from the path.")
+    ] = None,
     format: Annotated[
         str,
         typer.Option(
@@ -148,11 +173,16 @@ def _catalogue(
 def label(
     lake: LakeUri,
     sources: Annotated[
-        list[str] | None, typer.Argument(help="Videos to ingest first; default: what the lake has.")
+        list[str] | None,
+        typer.Argument(help="Ingest these first. Then everything that is pending is labelled, not only these."),
     ] = None,
     model: Annotated[str, typer.Option(help="builtin, hf:<folder> or hf:<owner>/<repository>.")] = "builtin",
-    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a repository.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="PEFT adapter: a folder or <owner>/<repository>.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(callback=filled, help="Commit, tag or branch of a repository.")
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(callback=filled, help="PEFT adapter: a folder or <owner>/<repository>.")
+    ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="What the model is asked; default: a sentence that suits most.")
     ] = None,
@@ -168,15 +198,23 @@ def label(
     method: Annotated[
         str, typer.Option(help="motion (frames with the most motion) or uniform (every N-th).")
     ] = "motion",
-    frames_per_clip: Annotated[int, typer.Option(help="motion: frames kept of a clip (the paper's K).")] = 6,
-    min_interval: Annotated[int, typer.Option(help="motion: frames between kept frames (the paper's I).")] = 20,
-    uniform_stride: Annotated[int, typer.Option(help="uniform: frames from one to the next.")] = 30,
+    frames_per_clip: Annotated[
+        int | None, typer.Option(help="motion: frames kept of a clip (the paper's K); default: 6.")
+    ] = None,
+    min_interval: Annotated[
+        int | None, typer.Option(help="motion: frames between kept frames (the paper's I); default: 20.")
+    ] = None,
+    uniform_stride: Annotated[
+        int | None, typer.Option(help="uniform: frames from one to the next; default: 30.")
+    ] = None,
     decoder: Annotated[str, typer.Option(help="pyav or decord.")] = "pyav",
     policy: Annotated[
-        str | None, typer.Option(help="YAML file of thresholds, or builtin or default; default: by model.")
+        str | None,
+        typer.Option(callback=filled, help="YAML file of thresholds, or builtin or default; default: by model."),
     ] = None,
     where: Annotated[
-        str | None, typer.Option(help="SQL condition on the table videos, e.g. \"dataset = 'ucf101'\".")
+        str | None,
+        typer.Option(callback=filled, help="SQL condition on the table videos, e.g. \"dataset = 'ucf101'\"."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, max=2**62, help="Label at most so many videos.")] = None,
     max_hours: Annotated[
@@ -206,7 +244,7 @@ def label(
     Stop it as you like: Ctrl-C or SIGTERM drains (what was begun is finished and committed), a second one ends at once.
     The same command goes on where the last one stopped. Ray runs on this machine, or on the cluster of RAY_ADDRESS.
     """
-    from worldlake.label import label_command, labeler_settings
+    from worldlake.label import label_command, labeler_settings, of_method
 
     target = Lake(lake, storage(endpoint_url, region, profile))
     unread = False
@@ -229,9 +267,13 @@ def label(
         },
         sampling={
             "method": method,
-            "frames_per_clip": frames_per_clip,
-            "min_interval": min_interval,
-            "uniform_stride": uniform_stride,
+            **of_method(
+                method,
+                {
+                    "motion": {"frames_per_clip": frames_per_clip, "min_interval": min_interval},
+                    "uniform": {"uniform_stride": uniform_stride},
+                },
+            ),
             "decoder": decoder,
         },
     )
@@ -280,7 +322,9 @@ def status(
 
 @app.command()
 def sql(
-    query: Annotated[str, typer.Argument(help="One SELECT; SHOW TABLES lists the tables and views.")],
+    query: Annotated[
+        str, typer.Argument(help="One SELECT, or - to read it from standard input; SHOW TABLES lists the tables.")
+    ],
     lake: LakeUri,
     format: Annotated[str, typer.Option(help="table, csv, json or arrow (an IPC stream).")] = "table",
     endpoint_url: Endpoint = None,
@@ -291,15 +335,23 @@ def sql(
     """Query the lake: one read-only SELECT over its tables, streamed.
 
     There is a view triples_<first 8 digits> for every labeler, and `current` is the labeler that finished last. Images
-    are read only when a query names obs or next_obs; CSV and JSON show them as base64.
+    are read only when a query names obs or next_obs; CSV and JSON show them as base64. A query in a file, also one that
+    begins with a comment: worldlake sql - --lake LAKE < query.sql
     """
     from lake.sql import FORMATS, write_result
     from lake.sql import query as query_
 
     if format not in FORMATS:
         raise Refused(f"--format {format}: use {', '.join(FORMATS)}")
+    if query == "-":
+        query = sys.stdin.read()
     with query_(open_lake(lake, storage(endpoint_url, region, profile)), query) as result:
-        write_result(result, format, sys.stdout.buffer)
+        try:
+            write_result(result, format, sys.stdout.buffer)
+        except BrokenPipeError:
+            # Whoever read, `head` perhaps, has seen enough: end as a program does that SIGPIPE ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
     return 0
 
 
@@ -309,7 +361,9 @@ def maintain(
     cluster: Annotated[
         bool, typer.Option("--cluster", help="Also sort pairs by data set and video: a rewrite.")
     ] = False,
-    keep_hours: Annotated[int, typer.Option(help="Keep files that were needed in the last hours, at least 24.")] = 24,
+    keep_hours: Annotated[
+        int, typer.Option(min=24, max=87_600, help="Keep files that were needed in the last hours.")
+    ] = 24,
     endpoint_url: Endpoint = None,
     region: Region = None,
     profile: Profile = None,
@@ -392,8 +446,8 @@ def doctor(
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the sample videos, the lake and the report go.")] = Path("demo"),
     videos: Annotated[list[Path] | None, typer.Option(help="Your own video files or folders; may be repeated.")] = None,
-    clips: Annotated[int, typer.Option(min=1, help="Clips of the sample world to write.")] = 24,
-    seed: Annotated[int, typer.Option(help="Which clips: another seed, other clips.")] = 0,
+    clips: Annotated[int, typer.Option(min=1, max=10_000, help="Clips of the sample world to write.")] = 24,
+    seed: Annotated[int, typer.Option(min=0, max=50_000, help="Which clips: another seed, other clips.")] = 0,
     json: Json = False,
     config: Config = None,
 ) -> int:

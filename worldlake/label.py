@@ -20,6 +20,7 @@ from labeling.run import RunSettings, Summary, label
 from labeling.sampling import SamplingSettings
 from lake.errors import Refused
 from lake.tables import Lake
+from models.errors import ModelRefused
 from models.loading import ModelSettings
 from worldlake import console
 
@@ -39,7 +40,27 @@ def labeler_settings(model: dict[str, Any], sampling: dict[str, Any]) -> Labeler
     Raises:
         Refused, ModelRefused: a value is impossible.
     """
-    return LabelerSettings(model=ModelSettings(**model), sampling=_checked(SamplingSettings, sampling))
+    try:
+        chosen = ModelSettings(**model)
+    except ModelRefused as error:
+        if isinstance(error.__cause__, ValidationError):
+            raise _option_refused(error.__cause__) from None
+        raise
+    return LabelerSettings(model=chosen, sampling=_checked(SamplingSettings, sampling))
+
+
+def of_method(method: str, options: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Of the options by method those that were given.
+
+    Raises:
+        Refused: an option of another method was given.
+    """
+    for other, values in options.items():
+        for name, value in values.items():
+            if value is not None and other != method and method in options:
+                option = name.replace("_", "-")
+                raise Refused(f"--{option} belongs to --method {other}, not to {method}: leave one of them out")
+    return {name: value for values in options.values() for name, value in values.items() if value is not None}
 
 
 def label_command(
@@ -203,6 +224,10 @@ def _checked(model: Any, values: dict[str, Any]) -> Any:
     try:
         return model(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        option = ".".join(str(part) for part in first["loc"]).replace("_", "-")
-        raise Refused(f"--{option}: {first['msg']} (given: {first['input']!r})") from None
+        raise _option_refused(error) from None
+
+
+def _option_refused(error: ValidationError) -> Refused:
+    first = error.errors()[0]
+    option = ".".join(str(part) for part in first["loc"]).replace("_", "-")
+    return Refused(f"--{option}: {first['msg']} (given: {first['input']!r})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 import yaml
@@ -19,20 +19,73 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        values = yaml.load(path.read_text(), _Loader)  # noqa: S506 - a SafeLoader
     except OSError as error:
         raise Refused(f"--config {path}: {error.strerror}: give a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise Refused(f"--config {path} is not YAML: {error}") from None
+    if values is None:
+        values = {}
     if not isinstance(values, dict):
         raise Refused(f"--config {path}: expected `option: value` lines")
-    values = {str(key).replace("-", "_"): value for key, value in values.items()}
-    names = {parameter.name for parameter in context.command.params} - {"config"}
-    if unknown := sorted(set(values) - names):
-        known = ", ".join(sorted(name.replace("_", "-") for name in names if name))
-        raise Refused(f"--config {path}: no option {', '.join(unknown)} here; there are {known}")
-    context.default_map = {**(context.default_map or {}), **values}
+    parameters = {parameter.name: parameter for parameter in context.command.params if parameter.name != "config"}
+    defaults: dict[str, Any] = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in parameters:
+            known = ", ".join(sorted(one.replace("_", "-") for one in parameters if one))
+            raise Refused(f"--config {path}: no option {key} here; there are {known}")
+        if name in defaults:
+            raise Refused(f"--config {path}: {key} is given twice")
+        defaults[name] = _of_type(f"--config {path}: {key}", parameters[name], value)
+    context.default_map = {**(context.default_map or {}), **defaults}
     return path
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses what it would silently forget: all but the last value of a key."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys differ."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_KINDS: dict[type, tuple[tuple[type, ...], str]] = {
+    str: ((str,), "text, in quotes where it looks like a number"),
+    Path: ((str,), "text, in quotes where it looks like a number"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    bool: ((bool,), "true or false"),
+}
+
+
+def _of_type(what: str, parameter: Any, value: Any) -> Any:
+    """A value of a YAML file as the parameter wants it: typer would make text of anything."""
+    annotation = parameter.type_descriptor.annotation
+    is_list = get_origin(annotation) is list
+    kind = get_args(annotation)[0] if is_list else annotation
+    if value is None or kind not in _KINDS:
+        return value
+    types, in_words = _KINDS[kind]
+    if is_list:
+        given = value if isinstance(value, list) else [value]
+        # A mapping is text in braces on the command line.
+        if not all(isinstance(one, (*types, dict)) for one in given):
+            raise Refused(f"{what}: give {in_words}, or a list of such, not {value!r}")
+        return given
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise Refused(f"{what}: give {in_words}, not {value!r}")
+    return value
+
+
+def filled(context: typer.Context, parameter: typer.CallbackParam, value: str | None) -> str | None:
+    """Refuse text that says nothing: it would count as not given."""
+    if value is not None and not value.strip():
+        raise typer.BadParameter("it is empty: leave the option out", ctx=context, param_hint=parameter.opts[0])
+    return value
 
 
 def finite(context: typer.Context, parameter: typer.CallbackParam, value: float | None) -> float | None:
@@ -48,9 +101,13 @@ Config = Annotated[
 ]
 LakeUri = Annotated[str, typer.Option("--lake", help="Where the tables lie: a folder or s3://bucket/prefix.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
-Endpoint = Annotated[str | None, typer.Option(help="S3 endpoint; default: the AWS environment and profile.")]
-Region = Annotated[str | None, typer.Option(help="S3 region; default: the AWS environment and profile.")]
-Profile = Annotated[str | None, typer.Option(help="AWS profile; default: the AWS environment.")]
+Endpoint = Annotated[
+    str | None, typer.Option(callback=filled, help="S3 endpoint; default: the AWS environment and profile.")
+]
+Region = Annotated[
+    str | None, typer.Option(callback=filled, help="S3 region; default: the AWS environment and profile.")
+]
+Profile = Annotated[str | None, typer.Option(callback=filled, help="AWS profile; default: the AWS environment.")]
 
 
 def storage(endpoint_url: str | None, region: str | None, profile: str | None) -> StorageConfig:

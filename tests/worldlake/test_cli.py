@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from lake.catalog import ingest
 from lake.tables import Lake
 from models.sample_world import write_folder
 from tests.conftest import Bucket
-from tests.worldlake.command import worldlake
+from tests.worldlake.command import PROGRAM, worldlake
+from worldlake import cli
 
 COMMANDS = ("demo", "ingest", "label", "status", "sql", "maintain", "forget", "doctor")
 
@@ -65,10 +68,30 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
         (["sql", "SELEC 1", "--lake", "LAKE"], "syntax error"),
         (["sql", "SELECT colour FROM triples", "--lake", "LAKE"], "colour"),
         (["sql", "DROP TABLE triples", "--lake", "LAKE"], "read only"),
-        (["sql", "SELECT * FROM read_csv('/etc/passwd')", "--lake", "LAKE"], "disabled"),
+        (["sql", "SELECT * FROM read_csv('/etc/passwd')", "--lake", "LAKE"], "only the tables of the lake"),
+        (["sql", "SELECT 1 AS a, 2 AS a", "--lake", "LAKE", "--format", "json"], "names with AS"),
         (["sql", "SELECT 1", "--lake", "LAKE", "--format", "xml"], "arrow"),
         (["forget", "nobody", "--lake", "LAKE"], "nobody"),
         (["maintain", "--lake", "LAKE", "--keep-hours", "1"], "24"),
+        (["maintain", "--lake", "LAKE", "--keep-hours", "99999999999999"], "--keep-hours"),
+        (["demo", "--seed", "-1"], "--seed"),
+        (["demo", "--clips", "10001"], "--clips"),
+        (["ingest", "VIDEOS", "--lake", "NEW", "--dataset", ""], "--dataset"),
+        (["label", "--lake", "BAD_CONFIG/lake"], "is a file"),
+        (["label", "--lake", "LAKE", "--where", " "], "--where"),
+        (["label", "--lake", "LAKE", "--where", "dataset = 'nobody'"], "matches none of the lake's 1 videos"),
+        (["label", "--lake", "LAKE", "--policy", ""], "--policy"),
+        (["label", "--lake", "LAKE", "--policy", "EMPTY_POLICY"], "is empty"),
+        (["label", "--lake", "LAKE", "--revision", "main"], "leave the revision out"),
+        (["label", "--lake", "LAKE", "--batch-size", "0"], "--batch-size"),
+        (["label", "--lake", "LAKE", "--method", "uniform", "--min-interval", "5"], "--min-interval belongs to"),
+        (["label", "--lake", "LAKE", "--method", "uniform", "--frames-per-clip", "5"], "--frames-per-clip belongs to"),
+        (["label", "--lake", "LAKE", "--uniform-stride", "5"], "--uniform-stride belongs to --method uniform"),
+        (["status", "--config", "TWICE_CONFIG"], "lake is given twice"),
+        (["label", "--lake", "LAKE", "--config", "SPELT_TWICE_CONFIG"], "image_size is given twice"),
+        (["status", "--config", "LIST_CONFIG"], "not ['a', 'b']"),
+        (["status", "--config", "NUMBER_CONFIG"], "lake: give text"),
+        (["label", "--lake", "LAKE", "--config", "WORD_CONFIG"], "limit: give a whole number"),
         (["demo", "--videos", "/no/such/videos"], "/no/such/videos"),
         (["demo", "--folder", "/proc/demo"], "/proc/demo"),
     ],
@@ -78,6 +101,16 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], says: str, 
     (tmp_path / "bad-policy.yaml").write_text("default: {confidense: {min: 0}}")
     (tmp_path / "agreement-policy.yaml").write_text("default: {agreement: {min: 0}}")
     (tmp_path / "bad-config.yaml").write_text("colour: red")
+    files = {
+        "EMPTY_POLICY": "",
+        "TWICE_CONFIG": "lake: a\nlake: b\n",
+        "SPELT_TWICE_CONFIG": "image-size: 64\nimage_size: 128\n",
+        "LIST_CONFIG": "lake: [a, b]\n",
+        "NUMBER_CONFIG": "lake: 7\n",
+        "WORD_CONFIG": "limit: many\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
     names = {
         "LAKE": lake,
         "NEW": str(tmp_path / "new"),
@@ -86,6 +119,8 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], says: str, 
         "BAD_POLICY": str(tmp_path / "bad-policy.yaml"),
         "AGREEMENT_POLICY": str(tmp_path / "agreement-policy.yaml"),
         "BAD_CONFIG": str(tmp_path / "bad-config.yaml"),
+        "BAD_CONFIG/lake": str(tmp_path / "bad-config.yaml" / "lake"),
+        **{name: str(tmp_path / name) for name in files},
     }
     code, output = worldlake(*(names.get(argument, argument) for argument in arguments))
     assert code == 2, output
@@ -106,6 +141,50 @@ def test_config_gives_defaults_and_the_command_line_wins(lake: str, tmp_path: Pa
     assert json.loads(worldlake("sql", "SELECT count(*) AS n FROM videos", "--config", str(config))[1]) == [{"n": 1}]
     code, output = worldlake("sql", "SELECT count(*) AS n FROM videos", "--config", str(config), "--format", "csv")
     assert (code, output) == (0, "n\n1\n")
+
+
+def test_config_gives_one_text_or_a_list_where_an_option_is_repeated(lake: str, tmp_path: Path) -> None:
+    videos = Path(lake).parent / "videos"
+    for sources in (str(videos), [str(videos)]):
+        config = tmp_path / "config.yaml"
+        config.write_text(json.dumps({"lake": str(tmp_path / "new"), "sources": sources, "json": True, "split": None}))
+        code, output = worldlake("ingest", "--config", str(config))
+        assert (code, json.loads(output)["listed"]) == (0, 1), output
+
+
+def test_a_query_is_read_from_standard_input(lake: str) -> None:
+    query = "-- how many\nSELECT count(*) AS n FROM videos\n"
+    command = [PROGRAM, "sql", "-", "--lake", lake, "--format", "csv"]
+    done = subprocess.run(command, input=query, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "n\n1\n"), done.stderr
+
+
+def test_a_reader_that_has_seen_enough_ends_a_query_quietly(lake: str) -> None:
+    command = [PROGRAM, "sql", "SELECT * FROM range(1000000)", "--lake", lake, "--format", "csv"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "range\n"
+        process.stdout.close()
+        assert (process.wait(60), process.stderr.read()) == (141, "")
+
+
+def test_a_panic_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class PanicException(BaseException):
+        pass
+
+    def panic(**_: object) -> None:
+        raise PanicException("called `Option::unwrap()` on a `None` value")
+
+    monkeypatch.setattr(cli, "app", panic)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr().err.strip().splitlines()
+    assert (ended.value.code, len(said), "unwrap" in said[0]) == (1, 1, True)
+
+
+def test_version() -> None:
+    assert worldlake("--version") == (0, f"worldlake {version('worldlake')}\n")
 
 
 def test_reports_as_json(lake: str) -> None:
@@ -131,7 +210,11 @@ def test_s3_that_cannot_be_used_is_said_in_one_line(bucket: Bucket, monkeypatch:
         code, output = refused("status", "--lake", f"{bucket.uri}/lake")
         assert code == 2
         assert "AWS_SECRET_ACCESS_KEY" in output
+    code, output = refused("status", "--lake", f"{bucket.uri}/lake", "--endpoint-url", "nonsense")
+    assert code == 2
+    assert "--endpoint-url" in output
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     code, output = refused("label", "--lake", f"{bucket.uri}/lake")
     assert code == 1
     assert "does not answer" in output
+    assert "--endpoint-url" in output
