@@ -180,6 +180,20 @@ def test_epic_kitchens(root: Path, lake: Lake) -> None:
     ingest_again(lake, root, "epic-kitchens", counts)
     [forgotten] = {row["video_id"] for row in rows(lake, "triples") if row["split"] == "train"}
     assert forget(lake, forgotten).rows["triples"] == 2
+    stays_away_until_asked_for(lake, root, "epic-kitchens", 2)
+
+
+def stays_away_until_asked_for(lake: Lake, root: Path, layout: str, triples: int) -> None:
+    """What was just forgotten, with so many triples, comes back with `bring_back` only."""
+    before = lake.dataset("triples").count_rows()
+    for _ in range(2):
+        counts = ingest_labelled(lake, [str(root)], layout)[1]
+        assert (counts.triples, counts.failed, counts.listed) == (0, 0, counts.known)
+    assert lake.dataset("triples").count_rows() == before
+    back = ingest_labelled(lake, [str(root)], layout, LabelledOptions(bring_back=True))[1]
+    assert (back.triples, lake.dataset("triples").count_rows()) == (triples, before + triples)
+    again = ingest_labelled(lake, [str(root)], layout)[1]
+    assert (again.triples, again.known) == (0, again.listed)
 
 
 def test_new_rows_of_a_video_are_added(root: Path, lake: Lake) -> None:
@@ -342,6 +356,7 @@ def test_the_command(root: Path, lake: Lake) -> None:
     code, printed = worldlake("ingest", str(root), "--lake", lake.uri, "--format", "aurora-bench", "--image-size", "64")
     assert (code, "256 pixels wide" in printed) == (2, True)
     assert forget(lake, "aurora-bench-ag").rows["triples"] == 1
+    stays_away_until_asked_for(lake, root, "aurora-bench", 1)
 
 
 @pytest.mark.parametrize(
