@@ -186,10 +186,9 @@ class OnTheFly:
     def __call__(self, rows: pa.Table) -> Batch:
         """Decode and tokenise."""
         size = self._images.image_size
-        (obs, z_obs), (after, z_after) = (
-            self._images.encode(decode_images(rows[name], size)) for name in ("obs", "next_obs")
+        obs, after, distances = self._images.encode_pairs(
+            *(decode_images(rows[name], size) for name in ("obs", "next_obs"))
         )
-        distances = np.square(z_obs - z_after).sum(-1)
         return {"obs": obs, "next_obs": after, "distances": distances, "action": np.array(rows["action"].to_pylist())}
 
 

@@ -28,7 +28,7 @@ from models.loading import ModelSettings, load_dynamics
 from models.protocols import Images
 from models.sample_oracle import oracle_of
 from models.sample_world import Clip, encode_clip, make_clip
-from models.verification import predict
+from models.verification import predict, resized
 from models.world import Emu3World
 from models.world_loading import WorldSettings, load_world
 from worldlake.accuracy import Share
@@ -84,8 +84,9 @@ def figures(world: Emu3World, asked: list[Question], obs: Images, after: Images,
     actions = [question.action for question in asked]
     drawn = predict(world, dynamics, obs, actions, n, keep_candidates=True)
     assert drawn.candidates is not None
-    ceiling = world.images.decode(world.images.encode(after)[0])
+    ceiling = world.images.decode(world.images.encode(resized(after, world.image_size))[0])
     pictures = {"one candidate": drawn.candidates[:, 0], f"best of {n}": drawn.images, "tokenizer's ceiling": ceiling}
+    pictures = {name: resized(images, after.shape[1]) for name, images in pictures.items()}
     oracles = [oracle_of(question.clip, question.frame) for question in asked]
     changed = changed_pixels(obs, after)
     found: dict[str, object] = {}

@@ -21,10 +21,13 @@ _BATCH = 64
 class ImageTokenizer:
     """`Emu3VQVAE` for square images of one size.
 
+    `hold` is the squared distance of features up to which a place of a pair counts as unchanged: see `encode_pairs`.
     Raises ValueError where the size is no multiple of the tokenizer's patch.
     """
 
-    def __init__(self, vq: Any, *, image_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, vq: Any, *, image_size: int, mean: Sequence[float], std: Sequence[float], hold: float = 0.0
+    ) -> None:
         patch = int(vq.spatial_scale_factor)
         if image_size % patch:
             raise ValueError(f"image size {image_size} is no multiple of {patch}")
@@ -32,8 +35,9 @@ class ImageTokenizer:
         self.side = image_size // patch
         """Codes in a row, and in a column."""
         self.codebook_size = int(vq.config.codebook_size)
-        self.identity = {"image_size": image_size, "mean": list(mean), "std": list(std)}
-        """What decides the codes of an image, beside the weights."""
+        self.identity = {"image_size": image_size, "mean": list(mean), "std": list(std), "hold": hold}
+        """What decides the codes of a pair, beside the weights."""
+        self.hold = hold
         self.vq = vq
         self._mean = torch.tensor(mean, dtype=torch.float32, device=vq.device).view(3, 1, 1)
         self._std = torch.tensor(std, dtype=torch.float32, device=vq.device).view(3, 1, 1)
@@ -65,6 +69,18 @@ class ImageTokenizer:
             grid = latents.transpose(1, 2).reshape(len(latents), 1, -1, self.side, self.side)
             codes.append(self.vq.quantize(grid).flatten(1).to(torch.int32).cpu().numpy())
         return np.concatenate(codes), np.concatenate(features)
+
+    def encode_pairs(self, obs: Images, next_obs: Images) -> tuple[Codes, Codes, npt.NDArray[np.float32]]:
+        """Codes of both images of pairs, and squared distances of their features, float32, shape of the codes.
+
+        Noise takes a feature near the border of two codes across it. So next_obs keeps obs's code wherever the distance
+        is below `hold`: else a world model would learn to foretell noise. With `hold` 0 each image is coded alone.
+        ValueError as `encode`.
+        """
+        codes, z_obs = self.encode(obs)
+        next_codes, z_next = self.encode(next_obs)
+        distances = np.square(z_obs - z_next).sum(-1)
+        return codes, np.where(distances < self.hold, codes, next_codes), distances
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> Images:

@@ -109,7 +109,7 @@ class Emu3World:
         scores = []
         for start in range(0, len(obs), self._batch_size):
             stop = start + self._batch_size
-            before, after = (self.images.encode(images[start:stop])[0] for images in (obs, next_obs))
+            before, after, _ = self.images.encode_pairs(obs[start:stop], next_obs[start:stop])
             inputs, labels = self.sequences(before, actions[start:stop], after)
             logits = self.model(**inputs, logits_to_keep=self.next_tokens + 1, use_cache=False).logits[:, :-1]
             counted = labels[0, -self.next_tokens :] != -100

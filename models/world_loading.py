@@ -132,13 +132,13 @@ def _as_tokenizer(vq: Any, folder: Path, image_size: int | None) -> ImageTokeniz
     size = image_size or (images.get("size") or {}).get("height") or _EMU3_SIZE
     mean, std = images.get("image_mean", (0.5, 0.5, 0.5)), images.get("image_std", (0.5, 0.5, 0.5))
     try:
-        return ImageTokenizer(vq, image_size=size, mean=mean, std=std)
+        return ImageTokenizer(vq, image_size=size, mean=mean, std=std, hold=images.get("hold", 0.0))
     except ValueError as error:
         raise ModelRefused(f"{folder}: {error}; use another image_size") from error
 
 
 def tokenizer_id(images: ImageTokenizer) -> str:
-    """Sixteen hex digits that identify the image tokenizer: its weights, image size and normalisation.
+    """Sixteen hex digits that identify the image tokenizer: its weights, image size, normalisation and `hold`.
 
     A fine-tuned world model keeps the tokenizer of the one it began as, and so its id, whatever dtype it is loaded in.
     """

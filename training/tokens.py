@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -56,10 +55,9 @@ class Tokenize:
 
     def _tokens(self, triples: pa.Table) -> list[dict[str, Any]]:
         size = self._images.image_size
-        (obs, z_obs), (following, z_next) = (
-            self._images.encode(decode_images(triples[column], size)) for column in ("obs", "next_obs")
+        obs, following, distances = self._images.encode_pairs(
+            *(decode_images(triples[column], size) for column in ("obs", "next_obs"))
         )
-        distances = np.square(z_obs - z_next).sum(-1)
         return [
             {
                 "triple_id": id_.as_py(),

@@ -270,12 +270,16 @@ def save(out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimize
 
 def export(out: Path, weights: Path) -> None:
     """Write the model of the last checkpoint as a Hugging Face folder, in bfloat16: 5 MB."""
-    tokenizer = new_tokenizer()
-    model = new_model(len(tokenizer))
+    model = new_model(len(new_tokenizer()))
     model.load_state_dict(torch.load(out / "checkpoint.pt", weights_only=True)["model"])
+    write_folder(model.bfloat16(), weights)
+
+
+def write_folder(model: Qwen2VLForConditionalGeneration, weights: Path) -> None:
+    """Write a model of `new_model` with all that `models.loading` reads."""
     model.generation_config = GenerationConfig(eos_token_id=END, pad_token_id=PAD, max_new_tokens=16, do_sample=False)
-    model.bfloat16().save_pretrained(weights)
-    tokenizer.save_pretrained(weights, save_jinja_files=False)
+    model.save_pretrained(weights)
+    new_tokenizer().save_pretrained(weights, save_jinja_files=False)
     edge = {"shortest_edge": IMAGE_SIZE**2, "longest_edge": IMAGE_SIZE**2}
     images: dict[str, object] = {"image_processor_type": "Qwen2VLImageProcessor", "image_mean": MEAN}
     images |= {"image_std": STD, "size": edge, "patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3TextConfig, PreTrainedTokenizerFast
 
 from models.builtin import train_tokenizer
-from models.builtin.pairs import IMAGE_SIZE, UNCLEAR, Pairs, all_actions, clip_pairs
+from models.builtin.pairs import UNCLEAR, Pairs, all_actions, clip_pairs
 from models.builtin.train import (
     EVALUATION_CLIPS,
     FIRST_EVALUATION_SEED,
@@ -33,7 +33,7 @@ from models.builtin.train import (
     save,
     training_batch,
 )
-from models.builtin.train_tokenizer import CODES, MEAN, STD
+from models.builtin.train_tokenizer import CODES, IMAGE_SIZE, MEAN, STD, shrunk, unchanged_patches
 from models.image_tokens import ImageTokenizer
 from models.objective import change_weights, image_token_loss
 from models.world import Emu3World
@@ -55,11 +55,14 @@ SPECIAL = {
 FLOOR = 0.3
 """Least weight of a token: unchanged places are to be copied, so they must be learned too."""
 
+FLIPPING = 0.02
+"""Share of unchanged places that may have another code in next_obs all the same; it fixes the tokenizer's `hold`."""
+
 
 def new_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word and an image size; the codes of images come after them, and are never written as text."""
     words = sorted({word for action in all_actions() for word in action.split()})
-    side = IMAGE_SIZE // 8
+    side = IMAGE_SIZE // 4
     vocabulary = {token: i for i, token in enumerate([*SPECIAL.values(), *words, f"{side}*{side}"])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, SPECIAL["unk_token"]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -77,7 +80,7 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> Emu3ForConditionalGeneration:
-    """The untrained model: 2.4 M parameters, and the tokenizer's 1.1 M.
+    """The untrained model: 2.6 M parameters, and the tokenizer's 1.0 M.
 
     The base of the rotary embedding is small because sequences are short: 160 tokens, where Emu3's own has 10^6.
     """
@@ -116,12 +119,11 @@ def fit(arguments: argparse.Namespace) -> None:
     """Train for `--steps` steps, with a checkpoint and an evaluation every `--every`."""
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(1)
-    world = _assembled(arguments.tokenizer)
+    world, held_out = assembled(arguments.tokenizer), held_out_pairs()
     text = world.model.model.text_model
     trained = nn.ModuleList([text, world.model.lm_head])
     optimizer = torch.optim.AdamW(trained.parameters(), betas=(0.9, 0.98), weight_decay=0.05)
-    pairs = of_actions(read_shards(arguments.data, arguments.shards))
-    held_out = of_actions(joined([clip_pairs(FIRST_EVALUATION_SEED + i) for i in range(EVALUATION_CLIPS)]))
+    pairs = shrunk(of_actions(read_shards(arguments.data, arguments.shards)))
     first = resume(arguments.out, trained, optimizer)
     started, total = time.monotonic(), 0.0
     for step in range(first, arguments.steps):
@@ -144,25 +146,40 @@ def fit(arguments: argparse.Namespace) -> None:
             save(arguments.out, step + 1, trained, optimizer)
 
 
-def _assembled(tokenizer_checkpoint: Path) -> Emu3World:
-    """The untrained model over the trained image tokenizer."""
+def assembled(tokenizer_checkpoint: Path) -> Emu3World:
+    """The untrained model over the trained image tokenizer, whose weights are those that are written: bfloat16."""
     tokenizer = new_tokenizer()
     model = new_model(tokenizer)
-    vq = train_tokenizer.load(tokenizer_checkpoint)
+    vq = train_tokenizer.load(tokenizer_checkpoint).bfloat16().float()
     model.model.vqmodel.load_state_dict(vq.state_dict())
+    model.model.vqmodel.eval().requires_grad_(False)
     images = ImageTokenizer(model.model.vqmodel, image_size=IMAGE_SIZE, mean=MEAN, std=STD)
+    images = ImageTokenizer(images.vq, image_size=IMAGE_SIZE, mean=MEAN, std=STD, hold=_hold(images))
     return Emu3World(model, tokenizer, images)
+
+
+def _hold(images: ImageTokenizer) -> float:
+    """The squared distance of features that all but `FLIPPING` of the unchanged places of held-out pairs stay below."""
+    pairs = held_out_pairs()
+    obs, after = (pairs.frames[pairs.index[:, i]] for i in (0, 1))
+    distances = images.encode_pairs(obs, after)[2]
+    patch = images.image_size // images.side
+    still = unchanged_patches(images.pixels(obs), images.pixels(after), patch).bool().numpy()
+    return float(f"{np.quantile(distances[still], 1 - FLIPPING):.2g}")
+
+
+def held_out_pairs() -> Pairs:
+    """Pairs of clips that are not trained on, at the tokenizer's size."""
+    return shrunk(of_actions(joined([clip_pairs(FIRST_EVALUATION_SEED + i) for i in range(EVALUATION_CLIPS)])))
 
 
 def _loss(world: Emu3World, pairs: Pairs) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16):
-        obs, z_obs = world.images.encode(pairs.frames[pairs.index[:, 0]])
-        after, z_after = world.images.encode(pairs.frames[pairs.index[:, 1]])
-    distances = torch.from_numpy(np.square(z_obs - z_after).sum(-1))
-    inputs, labels = world.sequences(obs, pairs.actions, after)
-    with torch.autocast("cpu", torch.bfloat16):
+        obs, after, distances = world.images.encode_pairs(*(pairs.frames[pairs.index[:, i]] for i in (0, 1)))
+        inputs, labels = world.sequences(obs, pairs.actions, after)
         logits = world.model(**inputs, logits_to_keep=world.next_tokens + 1, use_cache=False).logits
-    return image_token_loss(logits[:, :-1], labels[:, -world.next_tokens :], change_weights(distances, FLOOR))
+    weights = change_weights(torch.from_numpy(distances), FLOOR)
+    return image_token_loss(logits[:, :-1], labels[:, -world.next_tokens :], weights)
 
 
 @torch.no_grad()
@@ -171,7 +188,7 @@ def evaluate(world: Emu3World, pairs: Pairs) -> dict[str, float]:
     right, differ = [], []
     for start in range(0, len(pairs.actions), 64):
         index, actions = pairs.index[start : start + 64], pairs.actions[start : start + 64]
-        obs, after = (world.images.encode(pairs.frames[index[:, i]])[0] for i in (0, 1))
+        obs, after, _ = world.images.encode_pairs(*(pairs.frames[index[:, i]] for i in (0, 1)))
         inputs, labels = world.sequences(obs, actions, after)
         logits = world.model(**inputs, logits_to_keep=world.next_tokens + 1, use_cache=False).logits[:, :-1]
         labels = labels[:, -world.next_tokens :]
@@ -184,18 +201,18 @@ def evaluate(world: Emu3World, pairs: Pairs) -> dict[str, float]:
 
 def export(arguments: argparse.Namespace) -> None:
     """Write the model of the last checkpoint, with its image tokenizer, as a Hugging Face folder in bfloat16."""
-    world = _assembled(arguments.tokenizer)
+    world = assembled(arguments.tokenizer)
     trained = nn.ModuleList([world.model.model.text_model, world.model.lm_head])
     trained.load_state_dict(torch.load(arguments.out / "checkpoint.pt", weights_only=True)["model"])
-    write_folder(world.model.bfloat16(), arguments.weights)
+    write_folder(world.model.bfloat16(), arguments.weights, world.images.hold)
 
 
-def write_folder(model: Emu3ForConditionalGeneration, folder: Path) -> None:
+def write_folder(model: Emu3ForConditionalGeneration, folder: Path, hold: float = 0.0) -> None:
     """Write a model of `new_model` with all that `models.world_loading` reads."""
     model.save_pretrained(folder)
     new_tokenizer().save_pretrained(folder)
     images: dict[str, object] = {"image_processor_type": "Emu3ImageProcessor", "image_mean": MEAN, "image_std": STD}
-    images["size"] = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    images |= {"size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE}, "hold": hold}
     (folder / "preprocessor_config.json").write_text(json.dumps(images, indent=2) + "\n")
 
 

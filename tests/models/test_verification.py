@@ -112,7 +112,7 @@ def test_real_models(tmp_path: Path) -> None:
     actions = ["the red shape moves left", "it gets darker"]
     found = predict(world, dynamics, obs, actions, 3, keep_candidates=True)
     assert found.candidates is not None
-    assert found.images.shape == (2, 64, 64, 3)
+    assert found.images.shape == (2, 32, 32, 3)
     small = resized(obs, 32)
     for i in range(3):
         alone = dynamics.score(small, resized(found.candidates[:, i], 32), actions)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from models.builtin.pairs import clip_pairs
+from models.builtin.train_tokenizer import shrunk
 from models.builtin.train_world import new_model, new_tokenizer, write_folder
 from models.errors import ModelRefused
 from models.objective import change_weights, image_token_loss
@@ -39,7 +40,7 @@ def world(folder: Path) -> Emu3World:
 
 @pytest.fixture(scope="module")
 def images() -> tuple[Images, Images]:
-    pairs = clip_pairs(77)
+    pairs = shrunk(clip_pairs(77))
     return pairs.frames[pairs.index[:4, 0]], pairs.frames[pairs.index[:4, 1]]
 
 
@@ -48,12 +49,33 @@ def test_codes_and_pictures_are_those_of_the_stock_model(world: Emu3World, image
     codes, features = world.images.encode(obs)
     assert features.shape == (4, 64, 16)
     pixels = world.images.pixels(obs)
-    stock = world.model.model.get_image_tokens(pixels, torch.tensor([[64, 64]] * 4)).view(4, 72)
+    stock = world.model.model.get_image_tokens(pixels, torch.tensor([[32, 32]] * 4)).view(4, 72)
     assert torch.equal(world._rows(codes), stock)
     ends = torch.zeros(4, 3, dtype=torch.long)
     decoded = world.model.model.decode_image_tokens(image_tokens=torch.cat([stock, ends], 1), height=8, width=8)
     expected = ((decoded * 0.5 + 0.5) * 255).round().clamp(0, 255).permute(0, 2, 3, 1).numpy()
     assert np.array_equal(world.images.decode(codes), expected)
+
+
+def test_next_obs_keeps_codes_of_obs_where_features_are_nearer_than_hold(
+    folder: Path, world: Emu3World, images: tuple[Images, Images]
+) -> None:
+    codes, next_codes, distances = world.images.encode_pairs(*images)
+    (alone, z_obs), (next_alone, z_next) = (world.images.encode(frames) for frames in images)
+    assert np.array_equal(codes, alone)
+    assert np.array_equal(next_codes, next_alone)
+    assert distances == pytest.approx(np.square(z_obs - z_next).sum(-1), rel=1e-4)
+    hold = float(np.median(distances[codes != next_codes]))
+    write_folder(world.model, folder.parent / "holds", hold)
+    holds = load_world(WorldSettings(name=f"hf:{folder.parent / 'holds'}"), "cpu")
+    held, next_held, _ = holds.images.encode_pairs(*images)
+    kept = distances < hold
+    assert np.array_equal(held, codes)
+    assert np.array_equal(next_held[kept], codes[kept])
+    assert np.array_equal(next_held[~kept], next_codes[~kept])
+    assert 0 < (next_held != codes).sum() < (next_codes != codes).sum()
+    # It decides the codes of pairs, so that those made with another one are not taken for its own.
+    assert tokenizer_id(holds.images) != tokenizer_id(world.images)
 
 
 def test_a_batch_of_one_scores_as_a_batch_of_four(world: Emu3World, images: tuple[Images, Images]) -> None:
@@ -96,7 +118,7 @@ def test_a_seed_gives_the_same_candidates_and_another_seed_others(
 ) -> None:
     obs, _ = images
     first = world.sample(obs, ACTIONS, 3, seed=5)
-    assert first.shape == (4, 3, 64, 64, 3)
+    assert first.shape == (4, 3, 32, 32, 3)
     assert first.dtype == np.uint8
     assert np.array_equal(first, world.sample(obs, ACTIONS, 3, seed=5))
     assert not np.array_equal(first, world.sample(obs, ACTIONS, 3, seed=6))
@@ -153,8 +175,8 @@ def test_a_tokenizer_is_known_by_its_weights_and_image_size(
     [
         ({"name": "hf:/nowhere/at/all"}, "no folder"),
         ({"name": "gpt"}, "unknown model"),
-        ({"image_size": 60}, "no multiple of 8"),
-        ({"image_size": 128}, "cannot write 16"),
+        ({"image_size": 30}, "no multiple of 4"),
+        ({"image_size": 64}, "cannot write 16"),
     ],
 )
 def test_what_is_no_world_model_is_refused(folder: Path, settings: dict[str, object], message: str) -> None:

@@ -1,0 +1,81 @@
+"""What one seed of the claims works with: labelled pairs, pairs without labels, and questions to be tested with.
+
+No clip comes twice, within a seed or among seeds, and none was seen by the image tokenizer or the pretrained model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.world import Question, questions
+from models.builtin.pairs import Pairs, clip_pairs
+from models.builtin.train import joined
+from models.protocols import Images
+from models.sample_world import FIRST_TRAINING_SEED
+
+_FIRST_SEED = 300_000_000
+_CLIPS_APART = 1_000_000
+_TEST_CLIPS = 24
+_PRETRAINING_CLIPS = 480
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Pairs with a true name, pairs whose names set the thresholds, pairs without a name."""
+
+    labelled: int = 1000
+    few: int = 150
+    calibration: int = 200
+    unlabelled: int = 6000
+
+
+@dataclass(frozen=True)
+class Data:
+    """`few` are the first of `labelled`. The names in `unlabelled` are for measuring only: no model is shown them."""
+
+    labelled: Pairs
+    few: Pairs
+    calibration: Pairs
+    unlabelled: Pairs
+
+
+def training_data(seed: int, sizes: Sizes) -> Data:
+    """All that is trained on under a seed."""
+    first = _FIRST_SEED + seed * _CLIPS_APART
+    wanted = sizes.labelled + sizes.calibration + sizes.unlabelled
+    parts: list[Pairs] = []
+    while sum(len(part.actions) for part in parts) < wanted:
+        parts.append(clip_pairs(first + len(parts)))
+    pairs = joined(parts)
+    cuts = np.cumsum([sizes.labelled, sizes.calibration, sizes.unlabelled])
+    labelled, calibration, unlabelled = (
+        some(pairs, range(stop - size, stop))
+        for stop, size in zip(cuts, (sizes.labelled, sizes.calibration, sizes.unlabelled), strict=True)
+    )
+    return Data(labelled, some(labelled, range(sizes.few)), calibration, unlabelled)
+
+
+def test_questions(seed: int) -> tuple[list[Question], Images, Images]:
+    """Events of clips that no model has seen: see `bench.world.questions`."""
+    first = _FIRST_SEED + seed * _CLIPS_APART + _CLIPS_APART // 2
+    return questions(range(first, first + _TEST_CLIPS))
+
+
+def some(pairs: Pairs, rows: Sequence[int]) -> Pairs:
+    """Some of the pairs."""
+    return Pairs(pairs.frames, pairs.index[list(rows)], [pairs.actions[row] for row in rows])
+
+
+def named(pairs: Pairs, actions: Sequence[str | None]) -> Pairs:
+    """The pairs under other names; without those that have none."""
+    rows = [row for row, action in enumerate(actions) if action is not None]
+    return Pairs(pairs.frames, pairs.index[rows], [action for action in actions if action is not None])
+
+
+def pretraining_pairs() -> Pairs:
+    """Pairs of clips that the image tokenizer was trained on, with their actions left out."""
+    pairs = joined([clip_pairs(FIRST_TRAINING_SEED + i) for i in range(_PRETRAINING_CLIPS)])
+    return Pairs(pairs.frames, pairs.index, [""] * len(pairs.actions))
