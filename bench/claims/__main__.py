@@ -92,9 +92,7 @@ class Seed:
             "few + verified": self._pool(self.data.few, weak_labels["accepted"]),
             "few + unfiltered": self._pool(self.data.few, weak_labels["actions"]),
         }
-        worlds = {
-            name: self._world(name, pairs, None if "plain" in name else 0.3) for name, pairs in pools.items()
-        }
+        worlds = {name: self._world(name, pairs, None if "plain" in name else 0.3) for name, pairs in pools.items()}
         self._names("good", good)
         self._names("weak", weak)
         for name, world in worlds.items():
