@@ -461,9 +461,8 @@ def demo(
 
     Needs no cluster, no network and no GPU. Running it again goes on where it stopped.
 
-    With --full the builtin models forget what actions are called. A dynamics model is taught by a few labelled clips and
-    labels the others; a world model trained on what was verified is compared with one trained on the labelled clips
-    alone.
+    With --full the builtin models forget what actions are called. A few labelled clips teach the dynamics model, which
+    labels the others; a world model trained on what was verified is compared with one trained on those few alone.
     """
     # With --json standard output holds the document and nothing else.
     with redirect_stdout(sys.stderr) if json else nullcontext():

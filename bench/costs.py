@@ -1,0 +1,109 @@
+"""Hours of GPUs and cores that each stage takes at the paper's scale, from counted operations and measured rates.
+
+    python -m bench.costs --hours 1000 --triples 28000 --epochs 40 --mfu 0.45
+    python -m bench.costs --mfu 0.45 --price 2.5        with the price of a GPU-hour
+
+Operations are counted from the shapes; tests/bench holds the count against torch's own. What share of a GPU's peak a
+stage reaches (--mfu) is an assumption here; `python -m bench.gpu_label` and `python -m bench.training steps` measure it
+where there is a GPU. Cores are from bench/results/decoders.json, which is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+FPS = 30
+PAIRS_PER_HOUR = 1800
+"""Pairs of an hour of video: clips of 10 s, six frames of each, five neighbouring pairs (the paper's K = 6)."""
+H100_TFLOPS = 989
+"""Dense bfloat16, by the maker's data sheet."""
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """The shape of a causal language model, without its embedding: width, layers, and width of keys and values."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    key_value: int
+    vocabulary: int
+
+    @property
+    def matrices(self) -> int:
+        """Weights that every token is multiplied with."""
+        own = 2 * self.hidden**2 + 2 * self.hidden * self.key_value + 3 * self.hidden * self.intermediate
+        return own * self.layers
+
+    def forward(self, tokens: int, answered: int) -> float:
+        """Operations for `tokens`, of which the last `answered` get logits."""
+        return 2 * self.matrices * tokens + self.attention(tokens) + 2 * self.hidden * self.vocabulary * answered
+
+    def attention(self, tokens: int) -> float:
+        """Of these the products of queries, keys and values, as if nothing were masked."""
+        return 4 * tokens**2 * self.hidden * self.layers
+
+
+EMU3 = Transformer(4096, 14336, 32, 1024, 184622)
+QWEN_3B = Transformer(2048, 11008, 36, 256, 151936)
+QWEN_VISION_WEIGHTS = 0.63e9
+"""Of Qwen2.5-VL's vision tower, for each of its patches."""
+
+WORLD_TOKENS, WORLD_ANSWER = 2 * 64 * 65 + 24, 64 * 65
+DYNAMICS_PATCHES, DYNAMICS_TOKENS, DYNAMICS_ANSWER = (448 // 14) ** 2, 256 + 60 + 12, 12
+
+
+def flop_of_step(forward: float, method: str) -> float:
+    """Operations of a training step: forward, gradients of activations, and for `full` those of the weights."""
+    return forward * (3 if method == "full" else 2)
+
+
+def labelling() -> float:
+    """Of a pair: the answer, and two more looks at it (reversed, unchanged), each with vision tower and prompt."""
+    vision = 2 * QWEN_VISION_WEIGHTS * DYNAMICS_PATCHES
+    return 3 * (vision + QWEN_3B.forward(DYNAMICS_TOKENS, DYNAMICS_ANSWER))
+
+
+def stages(hours: float, triples: int, epochs: float) -> dict[str, float]:
+    """Operations by stage."""
+    pairs, seen = hours * PAIRS_PER_HOUR, triples * epochs
+    dynamics = labelling() / 3
+    world = EMU3.forward(WORLD_TOKENS, WORLD_ANSWER)
+    return {
+        f"label {pairs:,.0f} pairs, Qwen2.5-VL-3B": pairs * labelling(),
+        f"train dynamics, LoRA, {triples:,} pairs x 3": triples * 3 * flop_of_step(dynamics, "lora"),
+        f"train world, Emu3-8B, LoRA, {triples:,} triples x {epochs:g}": seen * flop_of_step(world, "lora"),
+        f"train world, Emu3-8B, full, {triples:,} triples x {epochs:g}": seen * flop_of_step(world, "full"),
+    }
+
+
+def cores(hours: float) -> dict[str, float]:
+    """Core-hours to sample pairs from so much video at `FPS`, by codec and size, from the measured rate."""
+    measured = json.loads((RESULTS / "decoders.json").read_text())["speed"]
+    rates = {name: by["pyav"]["frames"] / by["pyav"]["sampling_s"] for name, by in measured.items()}
+    return {name: hours * FPS / rate for name, rate in rates.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hours", type=float, default=1000, help="of video")
+    parser.add_argument("--triples", type=int, default=28_000, help="trained on: the paper's 7,000 of four data sets")
+    parser.add_argument("--epochs", type=float, default=40)
+    parser.add_argument("--mfu", type=float, default=0.45, help="share of the peak that is reached: an assumption")
+    parser.add_argument("--peak-tflops", type=float, default=H100_TFLOPS)
+    parser.add_argument("--price", type=float, help="of a GPU-hour")
+    options = parser.parse_args()
+    for name, operations in stages(options.hours, options.triples, options.epochs).items():
+        hours = operations / (options.peak_tflops * 1e12 * options.mfu) / 3600
+        cost = f"{hours * options.price:10,.0f}" if options.price else ""
+        print(f"{name:58} {operations / 1e15:10,.0f} PFLOP {hours:8,.1f} GPU-hours{cost}")
+    for kind, taken in cores(options.hours).items():
+        print(f"{f'sample {options.hours:,.0f} h of video, {kind}':58} {taken:24,.0f} core-hours")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.costs import Transformer, flop_of_step, stages
+from bench.training import RandomWorld
+from training.settings import WorldTraining
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_operations_are_those_that_torch_counts(method: str) -> None:
+    settings: Any = {"steps": 1, "batch_size": 1, "micro_batch_size": 1, "method": method, "precision": "float32"}
+    if method == "lora":
+        settings["lora_rank"] = 1
+    task = RandomWorld("tiny-emu3", WorldTraining.checked(settings), torch.device("cpu"))
+    batch = task.batch(1)
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.backward(task.loss(task.model, batch))
+    shape = Transformer(hidden=128, intermediate=256, layers=2, key_value=64, vocabulary=1024)
+    tokens = batch["input_ids"].shape[1]
+    # On a CPU torch does not count attention.
+    counted = flop_of_step(shape.forward(tokens, 73) - shape.attention(tokens), method)
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_costs_grow_with_what_is_done() -> None:
+    once, twice = stages(1000, 10_000, 10), stages(2000, 20_000, 10)
+    assert [b / a for a, b in zip(once.values(), twice.values(), strict=True)] == pytest.approx([2] * 4)
