@@ -43,10 +43,11 @@ class WorldModel(Protocol):
 
     image_size: int
 
-    def sample(self, obs: Images, actions: Sequence[str], n: int, *, seed: int = 0) -> Images:
+    def sample(self, obs: Images, actions: Sequence[str], n: int, *, seed: int | Sequence[int] = 0) -> Images:
         """Candidate next observations, uint8, shape (batch, n, height, width, 3).
 
-        The same seed gives the same candidates on one machine; obs and action are read once for all n.
+        The same seed, one for all or one for each obs, gives the same candidates on one machine; obs and action are
+        read once for all n.
         """
         ...
 

@@ -38,7 +38,7 @@ def predict(
     actions: Sequence[str],
     n: int,
     *,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     keep_candidates: bool = False,
 ) -> Verified:
     """Draw `n` next observations of each pair of obs and action, and choose by the dynamics model's score.

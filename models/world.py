@@ -82,19 +82,21 @@ class Emu3World:
         return _append(inputs, following), torch.cat([labels, counted], 1)
 
     @torch.no_grad()
-    def sample(self, obs: Images, actions: Sequence[str], n: int, *, seed: int = 0) -> Images:
+    def sample(self, obs: Images, actions: Sequence[str], n: int, *, seed: int | Sequence[int] = 0) -> Images:
         """Draw `n` next observations of each pair: uint8, shape (batch, n, height, width, 3).
 
-        Raises ValueError where the images are not uint8 of the model's size, or actions are more or fewer than images.
+        `seed` is one for the call, or one for each obs: what is drawn for an obs depends on its own seed, and not on
+        what it is batched with. Raises ValueError where the images are not uint8 of the model's size, or actions or
+        seeds are more or fewer than images.
         """
-        if len(actions) != len(obs):
-            raise ValueError(f"{len(actions)} actions for {len(obs)} observations")
-        generator = torch.Generator(self.model.device).manual_seed(seed)
+        seeds = [_mixed(seed, row) for row in range(len(obs))] if isinstance(seed, int) else seed
+        if not len(actions) == len(seeds) == len(obs):
+            raise ValueError(f"{len(actions)} actions and {len(seeds)} seeds for {len(obs)} observations")
         candidates = []
         for start in range(0, len(obs), self._batch_size):
             stop = start + self._batch_size
             codes = self.images.encode(obs[start:stop])[0]
-            candidates.append(self._draw(codes, actions[start:stop], n, generator))
+            candidates.append(self._draw(codes, actions[start:stop], n, seeds[start:stop]))
         decoded = self.images.decode(np.concatenate(candidates))
         return decoded.reshape(len(obs), n, *decoded.shape[1:])
 
@@ -118,8 +120,12 @@ class Emu3World:
             scores.append(logprobs.gather(-1, chosen)[..., 0].mean(-1).cpu().numpy())
         return np.concatenate(scores).astype(np.float32)
 
-    def _draw(self, obs: Codes, actions: Sequence[str], n: int, generator: torch.Generator) -> Codes:
+    def _draw(self, obs: Codes, actions: Sequence[str], n: int, seeds: Sequence[int]) -> Codes:
         """Codes of `n` candidates of each, int32, shape (batch * n, rows * columns)."""
+        total = self.images.side**2
+        # Drawn on the CPU, before anything: the same on every device and in every batch.
+        draws = [torch.rand(n, total, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        luck = torch.cat(draws).to(self.model.device)
         inputs = self._prompts(obs, actions)
         mask = inputs["attention_mask"].repeat_interleave(n, 0)
         outputs = self.model(**inputs, logits_to_keep=1, use_cache=True)
@@ -128,9 +134,8 @@ class Emu3World:
         logits = outputs.logits[:, -1].repeat_interleave(n, 0)
         code_ids = self._code_ids.to(logits.device)
         drawn: list[torch.Tensor] = []
-        total = self.images.side**2
         while True:
-            drawn.append(self._pick(self._over_codes(logits), generator))
+            drawn.append(self._pick(self._over_codes(logits), luck[:, len(drawn)]))
             if len(drawn) == total:
                 return torch.stack(drawn, 1).to(torch.int32).cpu().numpy()
             step = code_ids[drawn[-1]][:, None]
@@ -147,11 +152,13 @@ class Emu3World:
                 use_cache=True,
             ).logits[:, -1]
 
-    def _pick(self, logprobs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def _pick(self, logprobs: torch.Tensor, luck: torch.Tensor) -> torch.Tensor:
+        """One code a row: the first at which the cumulative probability exceeds `luck`, which is uniform in [0, 1)."""
         settings = self._sampling
         if settings.temperature == 0:
             return logprobs.argmax(-1)
-        return torch.multinomial(filtered(logprobs, settings).exp(), 1, generator=generator)[:, 0]
+        reached = filtered(logprobs, settings).double().exp().cumsum(-1)
+        return torch.searchsorted(reached, luck[:, None].double() * reached[:, -1:], right=True)[:, 0]
 
     def _over_codes(self, logits: torch.Tensor) -> torch.Tensor:
         return logits[..., self._code_ids.to(logits.device)].float().log_softmax(-1)
@@ -177,6 +184,10 @@ class Emu3World:
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+
+def _mixed(seed: int, row: int) -> int:
+    return int(np.random.SeedSequence([seed, row]).generate_state(1)[0])
 
 
 def filtered(logprobs: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:

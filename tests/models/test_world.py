@@ -105,7 +105,7 @@ def test_what_is_drawn_greedily_is_what_a_full_forward_finds_likeliest(
 ) -> None:
     world = load_world(WorldSettings(name=f"hf:{folder}", sampling=SamplingSettings(temperature=0)), "cpu")
     codes = world.images.encode(images[0])[0]
-    drawn = world._draw(codes, ACTIONS, 2, torch.Generator())
+    drawn = world._draw(codes, ACTIONS, 2, range(4))
     assert np.array_equal(drawn[0::2], drawn[1::2])
     inputs, labels = world.sequences(codes, ACTIONS, drawn[0::2])
     logits = world.model(**inputs, logits_to_keep=world.next_tokens + 1).logits[:, :-1]
@@ -123,8 +123,25 @@ def test_a_seed_gives_the_same_candidates_and_another_seed_others(
     assert np.array_equal(first, world.sample(obs, ACTIONS, 3, seed=5))
     assert not np.array_equal(first, world.sample(obs, ACTIONS, 3, seed=6))
     assert not np.array_equal(first[:, 0], first[:, 1])
-    with pytest.raises(ValueError, match="3 actions for 4"):
+    with pytest.raises(ValueError, match="3 actions and 4 seeds for 4"):
         world.sample(obs, ACTIONS[:3], 1)
+
+
+def test_what_is_drawn_for_an_obs_depends_on_its_seed_alone(
+    folder: Path, world: Emu3World, images: tuple[Images, Images]
+) -> None:
+    obs, _ = images
+    together = world.sample(obs, ACTIONS, 2, seed=[7, 8, 9, 7])
+    one_by_one = load_world(WorldSettings(name=f"hf:{folder}", batch_size=1), "cpu")
+    assert np.array_equal(one_by_one.sample(obs[::-1].copy(), ACTIONS[::-1], 2, seed=[7, 9, 8, 7])[::-1], together)
+    assert np.array_equal(world.sample(obs[2:3], ACTIONS[2:3], 2, seed=[9])[0], together[2])
+
+
+def test_codes_are_drawn_as_often_as_they_are_likely(world: Emu3World) -> None:
+    probabilities = torch.tensor([0.5, 0.0, 0.3, 0.2])
+    luck = (torch.arange(1000) + 0.5) / 1000
+    drawn = world._pick(probabilities.log().expand(1000, 4), luck)
+    assert drawn.bincount(minlength=4).tolist() == [500, 0, 300, 200]
 
 
 @given(
