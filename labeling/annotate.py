@@ -18,28 +18,36 @@ from models.protocols import DynamicsModel, Images
 
 
 class Annotate:
-    """A Ray actor that holds a model. Frame pairs in, the same rows with action and scores out.
+    """A Ray actor that holds a model. Frame pairs in, the same rows with action and scores out: see `LabelPairs`."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        self._refusal: ModelRefused | None = None
+        try:
+            self._label = LabelPairs(load_dynamics(settings))
+        except ModelRefused as refusal:
+            # Ray tells of a constructor that raises in words only; of a call that raises it hands on the exception.
+            self._refusal = refusal
+
+    def __call__(self, samples: pa.Table) -> pa.Table:
+        """See `LabelPairs`. Raises ModelRefused where the model could not be loaded."""
+        if self._refusal:
+            raise self._refusal
+        return self._label(samples)
+
+
+class LabelPairs:
+    """Labels frame pairs by a model, and scores the labels.
 
     `direction` = log p(a | o, o') − log p(a | o', o) and `copy` = log p(a | o, o') − log p(a | o, o), as mean
     log-probabilities per token (an action that the reversed pair, or no change at all,
     explains as well is not one that happened here).
     """
 
-    def __init__(self, settings: ModelSettings) -> None:
-        self._refusal: ModelRefused | None = None
-        try:
-            self._model: DynamicsModel = load_dynamics(settings)
-        except ModelRefused as refusal:
-            # Ray tells of a constructor that raises in words only; of a call that raises it hands on the exception.
-            self._refusal = refusal
+    def __init__(self, model: DynamicsModel) -> None:
+        self._model = model
 
     def __call__(self, samples: pa.Table) -> pa.Table:
-        """Label the rows of a block (`SAMPLES`) that hold a pair; every row comes back (`LABELLED`), in order.
-
-        Raises ModelRefused where the model could not be loaded.
-        """
-        if self._refusal:
-            raise self._refusal
+        """Label the rows of a block (`SAMPLES`) that hold a pair; every row comes back (`LABELLED`), in order."""
         pairs = samples.filter(pc.is_valid(samples["obs"])).select(["triple_id", "obs", "next_obs"]).to_pylist()
         labels = self._label(pairs)
         rows = samples.to_pylist()

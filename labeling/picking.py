@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
-import cv2
-import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageOps
-
-from labeling.decoding import RGB, DecodeError, Decoder, Frame, Gap, open_video
+from labeling.decoding import DecodeError, Decoder, Frame, Gap, open_video
+from labeling.images import encode_jpeg, square_jpeg
 from labeling.sampling import SamplingSettings
-from labeling.segments import encode_jpeg
 from lake.manifest import Moment
 
 # How far a time may lie after the last frame and still mean that one: annotators and containers round.
@@ -154,31 +148,11 @@ class _Search:
 
 
 def read_images(paths: list[str], settings: SamplingSettings, image_size: int) -> list[bytes]:
-    """Images as JPEG (4:4:4, RGB, square): shorter side resized to `image_size`, centre cropped, without alpha.
-
-    Raises DecodeError for a file that is not a whole image.
-    """
-    return [encode_jpeg(_square(_read(path), image_size), settings.jpeg_quality) for path in paths]
-
-
-def _read(path: str) -> npt.NDArray[np.uint8]:
-    content = Path(path).read_bytes()
-    try:
-        # Not OpenCV: it fills up an image that is cut off, and says nothing.
-        with Image.open(io.BytesIO(content)) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever a broken image provokes is that image's failure
-        raise DecodeError(f"{Path(path).name} is not a whole image: {error}") from None
-
-
-def _square(image: npt.NDArray[np.uint8], size: int) -> RGB:
-    height, width = image.shape[:2]
-    scale = size / min(width, height)
-    width, height = max(size, round(width * scale)), max(size, round(height * scale))
-    # Averages what falls into one pixel: the other filters skip pixels when they shrink, and small things with them.
-    scaled = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    square: RGB = np.ascontiguousarray(scaled[top : top + size, left : left + size])
-    return square
+    """Images as JPEG: see `images.square_jpeg`. Raises DecodeError for a file that is not a whole image."""
+    jpegs = []
+    for path in map(Path, paths):
+        try:
+            jpegs.append(square_jpeg(path.read_bytes(), image_size, settings.jpeg_quality))
+        except DecodeError as error:
+            raise DecodeError(f"{path.name} is {error}") from None
+    return jpegs

@@ -10,6 +10,7 @@ from itertools import chain, pairwise
 import cv2
 
 from labeling.decoding import RGB, Decoder, DecoderName, Frame, Gap, Gray, open_video
+from labeling.images import encode_jpeg
 from labeling.sampling import (
     CUT_SIDE,
     SamplingSettings,
@@ -125,19 +126,6 @@ class _Clips:
                 motion = motion_between(obs.small, next_obs.small)
                 self.pairs.append(FramePair(obs.pts, next_obs.pts, obs_image, next_image, *motion))
         self._clip, self._position, self._last = [], 0, None
-
-
-def encode_jpeg(image: RGB, quality: int) -> bytes:
-    """An image as the tables keep it: JPEG, 4:4:4."""
-    # Full colour resolution: what changes between two frames may be no more than the colour of something small.
-    options = [
-        cv2.IMWRITE_JPEG_QUALITY,
-        quality,
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
-    ]
-    encoded: bytes = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
-    return encoded
 
 
 @dataclass

@@ -13,7 +13,8 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -38,20 +39,24 @@ _WHILE_STREAMING = re.compile(r"(Conversion|Invalid Input|Out of Range|Binder|Co
 
 
 @contextmanager
-def query(lake: Lake, sql: str) -> Iterator[pa.RecordBatchReader]:
+def query(
+    lake: Lake, sql: str, parameters: Mapping[str, object] | None = None, *, seconds: float | None = None
+) -> Iterator[pa.RecordBatchReader]:
     """Run one SELECT and yield its result, which streams.
 
     There is a view for every table, ``current`` (triples of the labeler that finished last; empty before one has) and
-    ``triples_<first 8 digits>`` for every labeler (``triples_human_aurora`` for ``human:aurora``).
+    ``triples_<first 8 digits>`` for every labeler (``triples_human_aurora`` for ``human:aurora``). ``$name`` in the
+    query stands for a parameter. After ``seconds``, reading included, the query is stopped.
 
     Raises:
-        Refused: wrong SQL, or anything but one SELECT, DESCRIBE, SHOW or EXPLAIN; also while the result is read.
+        Refused: wrong SQL, or anything but one SELECT, DESCRIBE, SHOW or EXPLAIN, or it took too long; also while the
+            result is read.
     """
     connection, names = _connect(lake)
     try:
-        with connection, _explained(names):
+        with connection, _explained(names, seconds), _interrupted(connection, seconds):
             _refuse_other_statements(sql)
-            yield connection.sql(sql).to_arrow_reader(_BATCH_ROWS)
+            yield connection.sql(sql, params=dict(parameters or {})).to_arrow_reader(_BATCH_ROWS)
     finally:
         connection.close()
 
@@ -102,9 +107,22 @@ def _view_name(labeler: str, labelers: list[str]) -> str:
 
 
 @contextmanager
-def _explained(names: list[str]) -> Iterator[None]:
+def _interrupted(connection: duckdb.DuckDBPyConnection, seconds: float | None) -> Iterator[None]:
+    timer = threading.Timer(threading.TIMEOUT_MAX if seconds is None else seconds, connection.interrupt)
+    timer.daemon = True
+    timer.start()
     try:
         yield
+    finally:
+        timer.cancel()
+
+
+@contextmanager
+def _explained(names: list[str], seconds: float | None) -> Iterator[None]:
+    try:
+        yield
+    except duckdb.InterruptException as error:
+        raise Refused(f"the query took longer than {seconds:g} s: ask for less") from error
     except duckdb.PermissionException as error:
         raise Refused(f"only the tables of the lake can be read, no files: {', '.join(names)}") from error
     except duckdb.Error as error:
@@ -114,6 +132,8 @@ def _explained(names: list[str]) -> Iterator[None]:
         raise Refused(reason) from error
     except (OSError, pa.ArrowException) as error:
         # What goes wrong while rows stream comes through Arrow as an error of input and output, without a number.
+        if "INTERRUPT" in str(error):
+            raise Refused(f"the query took longer than {seconds:g} s: ask for less") from error
         if not _WHILE_STREAMING.match(str(error)):
             raise
         raise Refused(_reason(error)) from error
@@ -140,7 +160,7 @@ def _write_csv(result: pa.RecordBatchReader, out: IO[str]) -> None:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(result.schema.names)
     for row in _rows(result):
-        values = [_plain(value) for value in row]
+        values = [plain(value) for value in row]
         writer.writerow([json.dumps(value) if isinstance(value, list | dict) else value for value in values])
 
 
@@ -150,14 +170,14 @@ def _write_json(result: pa.RecordBatchReader, out: IO[str]) -> None:
         raise Refused(f"an object of JSON has every name once: give the columns {', '.join(twice)} other names with AS")
     between = "[\n"
     for row in _rows(result):
-        named = dict(zip(result.schema.names, map(_plain, row), strict=True))
+        named = dict(zip(result.schema.names, map(plain, row), strict=True))
         out.write(between + json.dumps(named, ensure_ascii=False, allow_nan=False))
         between = ",\n"
     out.write("[]\n" if between == "[\n" else "\n]\n")
 
 
-def _plain(value: Any) -> Any:
-    """A value that JSON has."""
+def plain(value: Any) -> Any:
+    """A value of a result as JSON has it: bytes as base64, NaN as null, times in ISO 8601."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, float) and not math.isfinite(value):
@@ -169,9 +189,9 @@ def _plain(value: Any) -> Any:
         is_whole = value.as_tuple().exponent == 0
         return int(value) if is_whole else float(value) if decimal.Decimal(repr(float(value))) == value else str(value)
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 

@@ -19,7 +19,7 @@ from lake.errors import Refused, Superseded
 from lake.s3 import Unavailable, outage
 from lake.tables import Lake
 from models.errors import ModelRefused
-from worldlake import console, evaluate, train
+from worldlake import console, evaluate, serve, train
 from worldlake.ingested import any_failed, in_words
 from worldlake.options import Config, Endpoint, Json, LakeUri, Profile, Region, filled, finite, open_lake, storage
 
@@ -486,6 +486,8 @@ def _full_demo(folder: Path, videos: list[Path] | None, clips: int | None, seed:
     return run_full_demo(folder / "full", seed)
 
 
+app.command()(serve.serve)
+app.add_typer(serve.keys, name="keys")
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="evaluate")
 

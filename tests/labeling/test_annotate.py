@@ -74,7 +74,7 @@ def test_a_model_at_fault_is_not_a_thousand_bad_pairs(annotate: Annotate, monkey
     def fail(*args: object) -> None:
         raise RuntimeError("CUDA error: out of memory")
 
-    monkeypatch.setattr(annotate._model, "annotate", fail)
+    monkeypatch.setattr(annotate._label._model, "annotate", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         annotate(block([pair(number) for number in range(3)], SAMPLES))
 
@@ -84,14 +84,14 @@ def test_a_block_of_bad_pairs_alone_is_not_the_fault_of_the_model(
 ) -> None:
     broken = [{**pair(number), "obs": b"no image"} for number in range(3)]
     assert [row["error_type"] for row in annotate(block(broken, SAMPLES)).to_pylist()] == ["ValueError"] * 3
-    answer = annotate._model.annotate
+    answer = annotate._label._model.annotate
 
     def only_black(obs: Images, next_obs: Images) -> Any:
         if obs.any():
             raise IndexError("this pair is poison")
         return answer(obs, next_obs)
 
-    monkeypatch.setattr(annotate._model, "annotate", only_black)
+    monkeypatch.setattr(annotate._label._model, "annotate", only_black)
     rows = annotate(block([pair(number) for number in range(3)], SAMPLES)).to_pylist()
     assert [row["error_type"] for row in rows] == ["IndexError"] * 3
 

@@ -1,0 +1,55 @@
+"""Images as the tables keep them, and as models are shown them."""
+
+from __future__ import annotations
+
+import io
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from labeling.decoding import RGB, DecodeError
+
+
+def encode_jpeg(image: RGB, quality: int) -> bytes:
+    """An image as the tables keep it: JPEG, 4:4:4."""
+    # Full colour resolution: what changes between two frames may be no more than the colour of something small.
+    options = [
+        cv2.IMWRITE_JPEG_QUALITY,
+        quality,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    ]
+    encoded: bytes = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
+    return encoded
+
+
+def square_jpeg(content: bytes, size: int, quality: int) -> bytes:
+    """An image file as JPEG (4:4:4, RGB, square): shorter side resized to `size`, centre cropped, without alpha.
+
+    Raises DecodeError for what is not a whole image.
+    """
+    return encode_jpeg(_square(_read(content), size), quality)
+
+
+def _read(content: bytes) -> npt.NDArray[np.uint8]:
+    try:
+        # Not OpenCV: it fills up an image that is cut off, and says nothing.
+        with Image.open(io.BytesIO(content)) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a broken image provokes is that image's failure
+        raise DecodeError(f"not a whole image: {error}") from None
+
+
+def _square(image: npt.NDArray[np.uint8], size: int) -> RGB:
+    height, width = image.shape[:2]
+    scale = size / min(width, height)
+    width, height = max(size, round(width * scale)), max(size, round(height * scale))
+    # Averages what falls into one pixel: the other filters skip pixels when they shrink, and small things with them.
+    scaled = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    left, top = (width - size) // 2, (height - size) // 2
+    square: RGB = np.ascontiguousarray(scaled[top : top + size, left : left + size])
+    return square

@@ -1,0 +1,34 @@
+"""`/healthz`, `/readyz`, `/metrics`: for those who run the service. They need no key and say nothing about the lake."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from serve.problems import busy, responses
+from serve.services import Services
+
+
+def router(services: Services) -> APIRouter:
+    """The endpoints."""
+    api = APIRouter(tags=["health"])
+
+    @api.get("/healthz", summary="The process answers")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @api.get("/readyz", summary="The lake answers; models were warm before the first request", responses=responses(503))
+    async def readyz() -> dict[str, str]:
+        try:
+            await asyncio.wait_for(asyncio.to_thread(services.lake.table, "triples"), 5)
+        except Exception as error:  # whatever keeps the lake from answering
+            raise busy(f"the lake does not answer ({type(error).__name__})", 5) from None
+        return {"status": "ready", "labeler_id": services.labeler_id}
+
+    @api.get("/metrics", summary="For Prometheus", response_class=Response)
+    async def metrics() -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return api

@@ -1,0 +1,60 @@
+"""The HTTP application: endpoints, errors and limits put together. Needs no cluster, only something that answers."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+from serve import problems
+from serve.api import health, label, lake, predict
+from serve.middleware import Envelope
+from serve.schemas import LabelIn
+from serve.services import Services
+
+_ABOUT = """Live labels and verified predictions, by the models of `worldlake label` and `worldlake evaluate`.
+
+Errors are problem details (RFC 9457). `Authorization: Bearer wl_...`; keys have the scopes label, predict, read, admin.
+"""
+
+
+def build_app(services: Services) -> FastAPI:
+    """The application over given models and a given lake."""
+    app = FastAPI(title="worldlake", version=version("worldlake"), description=_ABOUT, redoc_url=None)
+    problems.install(app)
+    app.include_router(health.router(services))
+    app.include_router(label.router(services))
+    if services.world_size is not None:
+        app.include_router(predict.router(services))
+    app.include_router(lake.router(services))
+    app.add_middleware(Envelope, body_bytes=services.limits.body_bytes)
+    _document(app)
+    return app
+
+
+def _document(app: FastAPI) -> None:
+    """Complete the OpenAPI document: schemas that no signature names, and the key."""
+    made = app.openapi()
+    schemas = made["components"]["schemas"]
+    named: dict[str, type[BaseModel]] = {"ProblemDocument": problems.ProblemDocument, "LabelIn": LabelIn}
+    for name, model in named.items():
+        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= schema.pop("$defs", {}) | {name: schema}
+    made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in made["paths"].items():
+        if path.startswith("/v1/"):
+            for operation in operations.values():
+                operation["security"] = [{"key": []}]
+                # What FastAPI says of invalid input by itself is not what is sent.
+                operation["responses"].update(problems.responses(422))
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    app.openapi_schema = _with_text_keys(made)
+
+
+def _with_text_keys(document: dict) -> dict:  # type: ignore[type-arg]
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"] = {str(status): each for status, each in operation["responses"].items()}
+    return document

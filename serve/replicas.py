@@ -1,0 +1,107 @@
+"""The models behind the service: Ray Serve deployments that gather requests into batches.
+
+They call what the batch path calls (`labeling.annotate`, `models.verification`), so that a pair is labelled alike live
+and in a lake.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from ray import serve
+
+from labeling.annotate import LabelPairs, decode_images
+from labeling.stream import SAMPLES, block
+from models.loading import ModelSettings, load_dynamics
+from models.protocols import Images
+from models.world_loading import WorldSettings, load_world
+
+Rows = list[dict[str, Any]]
+
+_CHECK_EVERY_S = 30.0
+"""A model that has answered so recently is healthy."""
+
+
+class Dynamics:
+    """Names what happened in frame pairs, and says how likely given actions are."""
+
+    def __init__(self, settings: ModelSettings, device: str, batch_pairs: int, wait_s: float) -> None:
+        """Load the model, and let it label a black pair: what would fail fails before the service is ready."""
+        self._model = load_dynamics(settings, device)
+        self._label_pairs = LabelPairs(self._model)
+        self._answered_at = 0.0
+        self.label.set_max_batch_size(batch_pairs)
+        self.label.set_batch_wait_timeout_s(wait_s)
+        self.score.set_max_batch_size(batch_pairs)
+        self.score.set_batch_wait_timeout_s(wait_s)
+        self.check_health()
+
+    @serve.batch(batch_size_fn=lambda requests: sum(map(len, requests)))  # type: ignore[untyped-decorator]
+    async def label(self, requests: list[Rows]) -> list[Rows]:
+        """Rows with `triple_id`, `obs` and `next_obs` (encoded) of several requests; each gets its own, labelled."""
+        labelled = self._label_pairs(block([row for rows in requests for row in rows], SAMPLES))
+        self._answered_at = time.monotonic()
+        return _split(labelled, requests)
+
+    @serve.batch(batch_size_fn=lambda requests: sum(len(images) for _, images, _ in requests))  # type: ignore[untyped-decorator]
+    async def score(self, requests: list[tuple[bytes, Images, str]]) -> list[list[float]]:
+        """For each request (obs as JPEG, candidates, action): log p(action | obs, candidate) of each candidate."""
+        obs = np.concatenate([np.repeat(decode_images([jpeg]), len(images), axis=0) for jpeg, images, _ in requests])
+        candidates = np.concatenate([images for _, images, _ in requests])
+        actions = [action for _, images, action in requests for _ in images]
+        scores = self._model.score(obs, candidates, actions)
+        self._answered_at = time.monotonic()
+        ends = np.cumsum([len(images) for _, images, _ in requests])
+        return [part.tolist() for part in np.split(scores, ends[:-1])]
+
+    def check_health(self) -> None:
+        """Ask the model something, unless it has just answered. Ray replaces a replica for which this raises."""
+        if time.monotonic() - self._answered_at > _CHECK_EVERY_S:
+            black = np.zeros((1, self._model.image_size, self._model.image_size, 3), np.uint8)
+            self._model.annotate(black, black)
+            self._answered_at = time.monotonic()
+
+
+def _split(labelled: pa.Table, requests: list[Rows]) -> list[Rows]:
+    """Every request's rows: a label belongs to the pair whose id it carries, and to no other."""
+    of_pair = {row["triple_id"]: row for row in labelled.to_pylist()}
+    if len(of_pair) != sum(map(len, requests)):
+        raise RuntimeError("two pairs of a batch have one id")
+    return [[of_pair[row["triple_id"]] for row in request] for request in requests]
+
+
+class World:
+    """Draws what an action may lead to."""
+
+    def __init__(self, settings: WorldSettings, device: str, batch: int, wait_s: float) -> None:
+        """Load the model, and let it draw once."""
+        self._model = load_world(settings, device)
+        self._answered_at = 0.0
+        self.sample.set_max_batch_size(batch)
+        self.sample.set_batch_wait_timeout_s(wait_s)
+        self.check_health()
+
+    @serve.batch(batch_size_fn=lambda requests: sum(n for _, _, n, _ in requests))  # type: ignore[untyped-decorator]
+    async def sample(self, requests: list[tuple[Images, str, int, int]]) -> list[Images]:
+        """For each request (obs, action, n, seed) its n candidates; what a seed draws depends on no other request."""
+        of_equal_n: dict[int, list[int]] = defaultdict(list)
+        for place, (_, _, n, _) in enumerate(requests):
+            of_equal_n[n].append(place)
+        drawn: dict[int, Images] = {}
+        for n, places in of_equal_n.items():
+            obs = np.stack([requests[place][0] for place in places])
+            actions, seeds = [requests[place][1] for place in places], [requests[place][3] for place in places]
+            drawn |= dict(zip(places, self._model.sample(obs, actions, n, seed=seeds), strict=True))
+        self._answered_at = time.monotonic()
+        return [drawn[place] for place in range(len(requests))]
+
+    def check_health(self) -> None:
+        """As of `Dynamics`."""
+        if time.monotonic() - self._answered_at > _CHECK_EVERY_S:
+            black = np.zeros((1, self._model.image_size, self._model.image_size, 3), np.uint8)
+            self._model.sample(black, ["nothing happens"], 1)
+            self._answered_at = time.monotonic()

@@ -1,0 +1,137 @@
+"""The Ray Serve application: an ingress and a deployment for each model, started and kept up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.config import HTTPOptions
+from starlette.types import ASGIApp
+
+from labeling.labeler import Labeler, resolve_labeler
+from labeling.policy import Policy, load_policy
+from lake.errors import Refused
+from lake.tables import Lake
+from models.world_loading import load_image_tokenizer, world_folder
+from serve.app import build_app
+from serve.guard import Guard
+from serve.keys import Keys
+from serve.replicas import Dynamics, World
+from serve.services import Remote, Services
+from serve.settings import Limits, ServeSettings
+from serve.uploads import Uploads
+
+NAME = "worldlake"
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+_DRAIN_S = 60.0
+"""A replica that is stopped finishes what it has accepted, so long."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings, resolved and checked: what a service will be."""
+
+    lake: Lake
+    settings: ServeSettings
+    labeler: Labeler
+    policy: Policy
+    world_size: int | None
+    device: str
+    needs_keys: bool
+
+
+def plan(lake: Lake, settings: ServeSettings, host: str) -> Plan:
+    """Check everything before a model is loaded. Ray is connected.
+
+    Raises:
+        Refused, ModelRefused: a model, the policy or the lake cannot be used, or other machines could reach the
+            service and there are no keys.
+    """
+    device = settings.device or ("cuda" if ray.cluster_resources().get("GPU") else "cpu")
+    labeler = resolve_labeler(settings.labeler, device)
+    policy = load_policy(settings.policy)
+    size = None
+    if settings.world is not None:
+        folder, _ = world_folder(settings.world)
+        size = load_image_tokenizer(folder, settings.world.image_size, "cpu").image_size
+    keys = Keys(lake).read()
+    if not keys and host not in _LOCAL:
+        raise Refused(
+            f"--host {host} lets other machines in, and there is no key: worldlake keys create NAME --scope label "
+            f"--lake {lake.uri}"
+        )
+    return Plan(lake, settings, labeler, policy, size, device, bool(keys))
+
+
+@serve.ingress()
+class Ingress:
+    """Reads requests, decodes uploads, asks the models, answers."""
+
+    def __init__(self, plan: Plan, dynamics: Any, world: Any | None) -> None:
+        settings = plan.settings
+        quality = settings.labeler.sampling.jpeg_quality
+        self._services = Services(
+            lake=plan.lake,
+            models=Remote(dynamics, world),
+            guard=Guard(Keys(plan.lake) if plan.needs_keys else None),
+            uploads=Uploads(plan.labeler.image_size, quality, settings.limits.pixels),
+            policy=plan.policy,
+            labeler_id=plan.labeler.id,
+            dynamics_size=plan.labeler.image_size,
+            world_size=plan.world_size,
+            limits=settings.limits,
+        )
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """What Ray Serve hands requests to."""
+        return build_app(self._services)
+
+
+def start(plan: Plan, host: str, port: int) -> None:
+    """Start the application and return once its models are warm. `stop` ends it."""
+    serve.start(http_options=HTTPOptions(host=host, port=port))
+    serve.run(_application(plan), name=NAME, route_prefix="/", logging_config={"enable_access_log": False})
+
+
+def stop() -> None:
+    """Finish what was accepted, and end the application."""
+    serve.delete(NAME)
+    serve.shutdown()
+
+
+def _application(plan: Plan) -> Any:
+    settings = plan.settings
+    shared: dict[str, Any] = {
+        "ray_actor_options": {"num_cpus": 0, "num_gpus": 1 if plan.device == "cuda" else 0},
+        "max_queued_requests": settings.queue,
+        # Twice a batch: while one is computed the next gathers.
+        "max_ongoing_requests": 2 * settings.batch_pairs,
+        "graceful_shutdown_timeout_s": _DRAIN_S,
+        "health_check_timeout_s": 60,
+    } | _scaling(settings)
+    batch = (plan.device, settings.batch_pairs, settings.batch_wait_s)
+    dynamics = serve.deployment(Dynamics).options(**shared).bind(plan.labeler.settings.model, *batch)
+    world = (
+        serve.deployment(World).options(**shared).bind(settings.world, *batch) if settings.world is not None else None
+    )
+    ingress = serve.deployment(Ingress).options(
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=settings.queue + _in_flight(settings.limits),
+        graceful_shutdown_timeout_s=_DRAIN_S,
+    )
+    return ingress.bind(plan, dynamics, world)
+
+
+def _scaling(settings: ServeSettings) -> dict[str, Any]:
+    least, most = settings.replicas
+    if least == most:
+        return {"num_replicas": least}
+    wanted = settings.batch_pairs
+    return {"autoscaling_config": {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": wanted}}
+
+
+def _in_flight(limits: Limits) -> int:
+    # Requests that read the lake or decode beside those that wait for a model.
+    return 4 * limits.pairs

@@ -1,0 +1,130 @@
+"""What goes in and out of the API, with examples: the OpenAPI document is made of these."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Annotated, Any, Literal
+
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+
+Action = Annotated[str, Field(min_length=1, max_length=1000, examples=["the red shape moves left"])]
+
+
+class PairIn(BaseModel):
+    """Two images of the same scene, the first taken shortly before the second: JPEG, PNG or WebP, as base64."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    obs: Base64Bytes
+    next_obs: Base64Bytes
+
+
+class LabelIn(BaseModel):
+    """Frame pairs to label."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    pairs: list[PairIn] = Field(min_length=1)
+
+
+class Label(BaseModel):
+    """What happened between two frames, how sure the model is, and what the policy says of it."""
+
+    action: str | None = Field(examples=["the red shape moves left"], description="null: this pair failed")
+    confidence: float | None = Field(examples=[-0.004], description="mean log-probability per token of the action")
+    scores: dict[str, float | None] = Field(
+        examples=[{"motion": 0.02, "camera_motion": 0.0, "direction": 4.2, "copy": 3.9, "text": 1.0}],
+        description="as the table triples has them",
+    )
+    verdict: Literal["accepted", "rejected", "failed"]
+    reasons: list[str] = Field(examples=[[]], description="verifiers that reject it; of a failure, its message")
+
+
+class LabelOut(BaseModel):
+    """Labels in the order of the pairs."""
+
+    labeler_id: str = Field(examples=["6f70371c69f4950b"], description="that of `worldlake label` with the same model")
+    policy_id: str = Field(examples=["dd43f367fc4eb960"])
+    labels: list[Label]
+
+
+class PredictIn(BaseModel):
+    """An image (JPEG, PNG or WebP, as base64) and an action: what will it look like afterwards?"""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: Base64Bytes
+    action: Action
+    n: int = Field(4, ge=1, description="candidates, of which the dynamics model chooses one; 1: plain sampling")
+    seed: int = Field(0, ge=0, lt=2**32, description="the same seed draws the same candidates")
+    all_candidates: bool = Field(False, description="also return the candidates that were not chosen")
+
+
+class Candidate(BaseModel):
+    """A predicted next observation."""
+
+    image: str = Field(description="PNG as base64, of the world model's size")
+    score: float | None = Field(
+        examples=[-0.01], description="verification: log p(action | obs, image), mean per token; null: none was given"
+    )
+
+
+class PredictOut(BaseModel):
+    """The candidate in which the dynamics model sees the action most clearly."""
+
+    best: Candidate
+    candidates: list[Candidate] | None = Field(None, description="all of them, in the order in which they were drawn")
+
+
+class Triple(BaseModel):
+    """A row of the table `triples` without its images."""
+
+    triple_id: str
+    labeler_id: str
+    policy_id: str | None
+    video_id: str
+    uri: str | None
+    dataset: str | None
+    split: str | None
+    obs_time_s: float | None
+    next_time_s: float | None
+    action: str
+    motion: float | None
+    confidence: float | None
+    direction: float | None
+    copy_: float | None = Field(alias="copy")
+    labeled_at: dt.datetime | None
+
+
+class TriplesOut(BaseModel):
+    """A page of triples in the order of their ids."""
+
+    triples: list[Triple]
+    next: str | None = Field(description="give it as `after` for the next page; null: this is the last")
+
+
+class SqlIn(BaseModel):
+    """One SELECT over the tables of the lake."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sql: str = Field(
+        min_length=1, max_length=20_000, examples=["SELECT action, count(*) AS pairs FROM current GROUP BY action"]
+    )
+
+
+class SqlOut(BaseModel):
+    """Rows as objects; images are base64."""
+
+    columns: list[str]
+    rows: list[list[Any]]
+    truncated: bool = Field(description="there were more rows")
+
+
+class LabelerOut(BaseModel):
+    """Who has labelled in this lake."""
+
+    labeler_id: str
+    policy_id: str | None
+    triples: int
+    rejections: int

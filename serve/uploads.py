@@ -1,0 +1,120 @@
+"""Uploaded images, looked at where a hang or a crash of a decoder can be survived."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from labeling.decoding import DecodeError
+from labeling.images import square_jpeg
+from labeling.sampling import flow_picture, motion_between
+from lake.isolation import ChildLost, Isolated
+from serve.problems import bad_request
+
+Result = TypeVar("Result")
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+TIMEOUT_S = 10.0
+"""For a request's images: a photograph takes some ten milliseconds."""
+
+
+class TooLarge(DecodeError):
+    """An image of too many pixels."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images as the lake would keep them, and the motion between them as sampling measures it."""
+
+    obs: bytes
+    next_obs: bytes
+    motion: float
+    camera_motion: float
+
+
+class Uploads:
+    """Decodes uploads, one request at a time, in a process that is killed when it takes too long."""
+
+    def __init__(self, size: int, quality: int, max_pixels: int) -> None:
+        """`size` is the side of the model's images in pixels, `quality` that of their JPEGs."""
+        self._size, self._quality, self._max_pixels = size, quality, max_pixels
+        self._process = Isolated(TIMEOUT_S, memory_bytes=2 << 30)
+        self._lock = asyncio.Lock()
+
+    async def pairs(self, contents: list[tuple[bytes, bytes]]) -> list[Pair]:
+        """Frame pairs of uploaded files. Raises Problem for what is no image, or too large a one."""
+        return await self._call(_pairs, contents)
+
+    async def images(self, contents: list[bytes]) -> list[bytes]:
+        """Uploaded files as square JPEGs. Raises Problem likewise."""
+        return await self._call(_images, contents)
+
+    async def _call(self, function: Callable[..., list[Result]], contents: Sequence[object]) -> list[Result]:
+        async with self._lock:
+            try:
+                return await asyncio.to_thread(
+                    self._process.call, function, contents, self._size, self._quality, self._max_pixels
+                )
+            except TooLarge as error:
+                raise bad_request("too-many-pixels", str(error)) from None
+            except DecodeError as error:
+                raise bad_request("image", str(error)) from None
+            except ChildLost:
+                raise bad_request("image", "an image could not be decoded in time: send a plain JPEG") from None
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.close()
+
+
+def _pairs(contents: list[tuple[bytes, bytes]], size: int, quality: int, max_pixels: int) -> list[Pair]:
+    pairs = []
+    for row, files in enumerate(contents):
+        names = (f"pairs[{row}].obs", f"pairs[{row}].next_obs")
+        obs, next_obs = (
+            _normalised(content, name, size, quality, max_pixels) for content, name in zip(files, names, strict=True)
+        )
+        pairs.append(Pair(obs, next_obs, *motion_between(*(_luma(image) for image in (obs, next_obs)))))
+    return pairs
+
+
+def _images(contents: list[bytes], size: int, quality: int, max_pixels: int) -> list[bytes]:
+    return [_normalised(content, "image", size, quality, max_pixels) for content in contents]
+
+
+def _normalised(content: bytes, name: str, size: int, quality: int, max_pixels: int) -> bytes:
+    """As the lake keeps images. What came out of the lake stays as it is, so that it gets the label it has there."""
+    try:
+        with warnings.catch_warnings():
+            # Its own limit on pixels comes after ours.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                width, height = image.size
+                is_ours = image.format == "JPEG" and image.size == (size, size) and image.mode == "RGB"
+                is_ours = is_ours and not image.getexif()
+    except MemoryError:
+        raise
+    except Image.DecompressionBombError:
+        raise TooLarge(f"{name} has more than {max_pixels:,} pixels: send a smaller picture") from None
+    except Exception:
+        raise DecodeError(f"{name} is no image: send JPEG, PNG or WebP") from None
+    if width * height > max_pixels:
+        raise TooLarge(f"{name} has {width} x {height} pixels, more than {max_pixels:,}: send a smaller picture")
+    try:
+        again = square_jpeg(content, size, quality)
+    except DecodeError as error:
+        raise DecodeError(f"{name} is {error}") from None
+    return content if is_ours else again
+
+
+def _luma(jpeg: bytes) -> npt.NDArray[np.uint8]:
+    return flow_picture(np.asarray(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE), np.uint8))

@@ -1,0 +1,113 @@
+"""The application over a lake with triples, with the models of the batch path in this process instead of behind Ray."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from fastapi.testclient import TestClient
+
+from labeling.annotate import LabelPairs, decode_images
+from labeling.labeler import LabelerSettings, resolve_labeler
+from labeling.policy import load_policy
+from labeling.stream import SAMPLES, block
+from lake.tables import Lake
+from models.builtin.pairs import clip_pairs
+from models.builtin.train_world import new_model, new_tokenizer, write_folder
+from models.loading import ModelSettings, load_dynamics
+from models.protocols import Images
+from models.world_loading import WorldSettings, load_world
+from serve.app import build_app
+from serve.guard import Guard
+from serve.keys import Keys
+from serve.services import Services
+from serve.settings import Limits
+from serve.uploads import Uploads
+from tests.lake.filled import Filled, fill
+
+LIMITS = Limits(body_bytes=1 << 20, pixels=1_000_000, pairs=8, candidates=8, rows=20, sql_rows=50, sql_seconds=3)
+
+
+class InProcess:
+    """`serve.services.Models` of real models."""
+
+    def __init__(self, world: Path) -> None:
+        self.dynamics = load_dynamics(ModelSettings(batch_size=8), "cpu")
+        self.world = load_world(WorldSettings(name=f"hf:{world}"), "cpu")
+        self._label = LabelPairs(self.dynamics)
+
+    async def label(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        labelled: list[dict[str, Any]] = self._label(block(rows, SAMPLES)).to_pylist()
+        return labelled
+
+    async def score(self, obs: bytes, candidates: Images, action: str) -> Sequence[float]:
+        frames = np.repeat(decode_images([obs]), len(candidates), axis=0)
+        scores: list[float] = self.dynamics.score(frames, candidates, [action] * len(candidates)).tolist()
+        return scores
+
+    async def sample(self, obs: Images, action: str, n: int, seed: int) -> Images:
+        return self.world.sample(obs[None], [action], n, seed=[seed])[0]
+
+
+@dataclass(frozen=True)
+class Served:
+    """An application and what it stands on."""
+
+    services: Services
+    client: TestClient
+    filled: Filled
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> InProcess:
+    torch.manual_seed(0)
+    model = new_model(new_tokenizer())
+    model.model.vqmodel.quantize.embedding.weight.data.normal_(std=0.5)
+    folder = tmp_path_factory.mktemp("world")
+    write_folder(model, folder)
+    return InProcess(folder)
+
+
+def serve(lake: Lake, models: InProcess, *, with_keys: bool = False) -> Services:
+    labeler = resolve_labeler(LabelerSettings(), "cpu")
+    return Services(
+        lake=lake,
+        models=models,
+        guard=Guard(Keys(lake) if with_keys else None),
+        uploads=Uploads(labeler.image_size, labeler.settings.sampling.jpeg_quality, LIMITS.pixels),
+        policy=load_policy("builtin"),
+        labeler_id=labeler.id,
+        dynamics_size=labeler.image_size,
+        world_size=models.world.image_size,
+        limits=LIMITS,
+    )
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, models: InProcess) -> Iterator[Served]:
+    filled = fill(Lake(str(tmp_path_factory.mktemp("served") / "lake")))
+    services = serve(filled.lake, models)
+    with TestClient(build_app(services), raise_server_exceptions=False) as client:
+        yield Served(services, client, filled)
+    services.uploads.close()
+
+
+@pytest.fixture(scope="session")
+def pairs() -> list[tuple[bytes, bytes, str]]:
+    """JPEGs of both frames and the action, of a clip that no model was trained on."""
+    made = clip_pairs(77)
+    jpegs = [
+        cv2.imencode(".jpg", frame[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes() for frame in made.frames
+    ]
+    return [(jpegs[a], jpegs[b], action) for (a, b), action in zip(made.index, made.actions, strict=True)]
+
+
+def as_base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()

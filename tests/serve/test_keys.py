@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import datetime as dt
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lake.errors import Refused
+from lake.tables import Lake
+from serve.app import build_app
+from serve.keys import SCOPES, Bucket, Keys, find
+from tests.serve.conftest import InProcess, serve
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    made = Lake(str(tmp_path / "lake"))
+    made.create()
+    return made
+
+
+@pytest.fixture
+def client(lake: Lake, models: InProcess) -> Iterator[TestClient]:
+    Keys(lake).create("first", ("read",))
+    services = serve(lake, models, with_keys=True)
+    with TestClient(build_app(services)) as client:
+        yield client
+    services.uploads.close()
+
+
+def get(client: TestClient, token: str | None, path: str = "/v1/triples") -> tuple[int, str]:
+    headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
+    answer = client.get(path, headers=headers)
+    return answer.status_code, answer.json().get("type", "").removeprefix("urn:worldlake:problem:")
+
+
+def test_only_hashes_are_kept(lake: Lake, tmp_path: Path) -> None:
+    _, token = Keys(lake).create("robot", ("label", "read"))
+    everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert token.split("_", 2)[2].encode() not in everything
+    key = find(Keys(lake).read(), token)
+    assert key is not None
+    assert (key.may("label"), key.may("predict")) == (True, False)
+
+
+@pytest.mark.parametrize("token", ["", "x", "wl_000000000000_" + "a" * 43, "wl_\n_", "é", None])
+def test_other_tokens_are_of_no_key(lake: Lake, client: TestClient, token: str | None) -> None:
+    keys = Keys(lake).read()
+    wrong = f"wl_{keys[0].key_id}_{'A' * 43}"
+    assert find(keys, wrong) is None
+    if token is None:
+        assert get(client, None) == (401, "no-key")
+    elif token.isascii() and "\n" not in token:
+        assert get(client, token) == (401, "key")
+        assert get(client, wrong) == (401, "key")
+    if token is not None:
+        assert find(keys, token) is None
+
+
+def test_scopes_expiry_and_revocation(lake: Lake, models: InProcess) -> None:
+    keys = Keys(lake)
+    tokens = {scope: keys.create(scope, (scope,))[1] for scope in SCOPES}
+    _, expired = keys.create("old", ("admin",), days=0)
+    services = serve(lake, models, with_keys=True)
+    with TestClient(build_app(services)) as client:
+        assert get(client, tokens["read"]) == (200, "")
+        assert get(client, tokens["admin"]) == (200, "")
+        assert get(client, tokens["label"]) == (403, "scope")
+        assert get(client, expired) == (401, "key")
+        assert (
+            client.post("/v1/predict", json={}, headers={"Authorization": f"Bearer {tokens['read']}"}).status_code
+            == 403
+        )
+        # Checked before the body is looked at.
+        assert client.post("/v1/label", json={}).status_code == 401
+        assert client.get("/healthz").status_code == 200
+    services.uploads.close()
+    keys.revoke("read")
+    assert find(keys.read(), tokens["read"]) is None
+
+
+def test_a_key_that_asks_too_often_has_to_wait(lake: Lake, models: InProcess) -> None:
+    _, token = Keys(lake).create("eager", ("read",), per_minute=3)
+    services = serve(lake, models, with_keys=True)
+    with TestClient(build_app(services)) as client:
+        answers = [client.get("/v1/labelers", headers={"Authorization": f"Bearer {token}"}) for _ in range(5)]
+    services.uploads.close()
+    assert [answer.status_code for answer in answers] == [200] * 3 + [429] * 2
+    assert 1 <= int(answers[-1].headers["Retry-After"]) <= 21
+
+
+@given(st.integers(1, 600), st.lists(st.floats(0, 10), min_size=1, max_size=60))
+def test_a_bucket_lets_through_its_rate_and_no_more(per_minute: int, waits: list[float]) -> None:
+    bucket, now, taken = Bucket(per_minute, float(per_minute), 0.0), 0.0, 0
+    for wait in waits:
+        now += wait
+        delay = bucket.take(now)
+        taken += delay == 0
+        assert 0 <= delay <= 60 / per_minute + 1e-6
+    assert taken <= per_minute + now * per_minute / 60 + 1e-6
+
+
+def test_what_is_no_key_is_refused(lake: Lake) -> None:
+    keys = Keys(lake)
+    keys.create("robot", ("label",))
+    for name, scopes in (("robot", ("label",)), ("", ("label",)), ("x\n", ("label",)), ("x", ()), ("x", ("root",))):
+        with pytest.raises(Refused):
+            keys.create(name, scopes)
+    with pytest.raises(Refused, match="there is no key"):
+        keys.revoke("nobody")
+
+
+def test_the_audit_log_names_the_key_and_no_secret(
+    lake: Lake, models: InProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    key, token = Keys(lake).create("robot", ("read",))
+    services = serve(lake, models, with_keys=True)
+    with caplog.at_level(logging.INFO, "worldlake.audit"), TestClient(build_app(services)) as client:
+        get(client, token)
+        get(client, token + "x")
+    services.uploads.close()
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "worldlake.audit"]
+    assert [(line["key"], line["path"], line["status"]) for line in lines] == [
+        ("robot", "/v1/triples", 200),
+        (None, "/v1/triples", 401),
+    ]
+    assert token not in caplog.text
+    assert key.digest not in caplog.text
+    assert key.created_at <= dt.datetime.now(dt.UTC)

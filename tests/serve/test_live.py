@@ -1,0 +1,112 @@
+"""`worldlake serve` as its user starts it: Ray Serve, real models, real HTTP."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lake.tables import Lake
+from tests.lake.filled import fill
+from tests.serve.test_label import Pairs, body
+from tests.worldlake.command import PROGRAM, worldlake
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("live") / "lake"
+    fill(Lake(str(folder)))
+    return str(folder)
+
+
+@pytest.fixture
+def service(lake: str, models: object, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [PROGRAM, "serve", "--lake", lake, "--port", str(port), "--world", "none"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_ready(process, url, tmp_path / "log")
+        yield process, url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    for _ in range(240):
+        assert process.poll() is None, log.read_text()
+        try:
+            if httpx.get(f"{url}/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    raise AssertionError(log.read_text())
+
+
+def test_requests_share_batches_and_each_gets_its_own_labels(
+    service: tuple[subprocess.Popen[bytes], str], pairs: Pairs
+) -> None:
+    process, url = service
+
+    def ask(row: int) -> str | None:
+        answer = httpx.post(f"{url}/v1/label", json=body([pairs[row]]), timeout=60)
+        assert answer.status_code == 200, answer.text
+        action: str | None = answer.json()["labels"][0]["action"]
+        return action
+
+    rows = list(range(len(pairs))) * 3
+    with ThreadPoolExecutor(12) as threads:
+        together = list(threads.map(ask, rows))
+    assert together == [ask(row) for row in range(len(pairs))] * 3
+    # What was accepted is finished when the service is told to end.
+    with ThreadPoolExecutor(8) as threads:
+        waiting = [threads.submit(ask, row) for row in range(8)]
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        assert [one.result() for one in waiting] == together[:8]
+    assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--host", "0.0.0.0"], "there is no key: worldlake keys create"),
+        (["--model", "hf:/nowhere"], "no folder"),
+        (["--world", "gpt"], "unknown model"),
+        (["--policy", "/nowhere.yaml"], "give a YAML file"),
+        (["--replicas", "4-1"], "--replicas"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_in_one_line(lake: str, options: list[str], message: str) -> None:
+    code, said = worldlake(
+        "serve", "--lake", lake, *(["--world", "none"] if "--world" not in options else []), *options
+    )
+    assert code == 2, said
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
+    lake = str(tmp_path / "lake")
+    Lake(lake).create()
+    code, token = worldlake("keys", "create", "robot", "--scope", "label", "--scope", "read", "--lake", lake)
+    assert code == 0
+    assert token.startswith("wl_")
+    assert worldlake("keys", "create", "robot", "--scope", "label", "--lake", lake)[0] == 2
+    _, listed = worldlake("keys", "list", "--lake", lake)
+    assert "robot" in listed
+    assert token.strip().split("_")[2] not in listed
+    assert worldlake("keys", "revoke", "robot", "--lake", lake)[0] == 0
+    assert "robot" not in worldlake("keys", "list", "--lake", lake)[1]

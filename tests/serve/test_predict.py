@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.serve.conftest import LIMITS, Served, as_base64
+
+Pairs = list[tuple[bytes, bytes, str]]
+
+
+def ask(served: Served, pairs: Pairs, **changes: Any) -> Any:
+    asked = {"image": as_base64(pairs[0][0]), "action": pairs[0][2], "n": 3, "seed": 5, "all_candidates": True}
+    return served.client.post("/v1/predict", json=asked | changes)
+
+
+def test_the_candidate_with_the_best_score_is_the_answer(served: Served, pairs: Pairs) -> None:
+    answer = ask(served, pairs)
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert len(found["candidates"]) == 3
+    assert found["best"] == max(found["candidates"], key=lambda candidate: candidate["score"])
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(found["best"]["image"]))))
+    assert image.shape == (32, 32, 3)
+    assert ask(served, pairs).json() == found
+    assert ask(served, pairs, seed=6).json()["candidates"] != found["candidates"]
+    alone = ask(served, pairs, all_candidates=False).json()
+    assert (alone["best"], alone["candidates"]) == (found["best"], None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"n": 0}, "invalid"),
+        ({"n": LIMITS.candidates + 1}, "too-many-candidates"),
+        ({"action": ""}, "invalid"),
+        ({"seed": -1}, "invalid"),
+        ({"image": as_base64(b"no image")}, "image"),
+        ({"temperature": 2}, "invalid"),
+    ],
+)
+def test_a_bad_request_is_a_problem(served: Served, pairs: Pairs, changes: dict[str, Any], kind: str) -> None:
+    answer = ask(served, pairs, **changes)
+    assert (answer.status_code, answer.json()["type"]) == (422, f"urn:worldlake:problem:{kind}")

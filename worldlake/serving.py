@@ -1,0 +1,60 @@
+"""From options to a running service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lake.errors import Refused
+from lake.tables import Lake
+from models.world_loading import WorldSettings
+from serve.run import plan, start, stop
+from serve.settings import ServeSettings
+from worldlake import console
+from worldlake.label import draining, labeler_settings, start_ray
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `worldlake serve` is told about models."""
+
+    model: str
+    adapter: str | None
+    policy: str | None
+    world: str
+    world_adapter: Path | None
+    replicas: str
+    batch_pairs: int
+
+    def settings(self) -> ServeSettings:
+        """As a service wants them. Raises Refused, ModelRefused where a value is impossible."""
+        least, dash, most = self.replicas.partition("-")
+        if not least.isdigit() or (dash and not most.isdigit()) or not 1 <= int(least) <= int(most or least):
+            raise Refused(f"--replicas {self.replicas!r}: give a number, or two with a dash, such as 1-4")
+        labeler = labeler_settings({"name": self.model, "adapter": self.adapter}, {})
+        world = None if self.world == "none" else WorldSettings(name=self.world, adapter=self.world_adapter)
+        return ServeSettings(
+            labeler=labeler,
+            policy=self.policy or ("builtin" if self.model == "builtin" else "default"),
+            world=world,
+            replicas=(int(least), int(most or least)),
+            batch_pairs=self.batch_pairs,
+        )
+
+
+def run_service(lake: Lake, options: Options, host: str, port: int) -> None:
+    """Serve until a signal comes. Raises Refused, ModelRefused where that cannot be."""
+    settings = options.settings()
+    lake.storage.check(lake.uri)
+    with draining(None) as (stopped, start_cluster):
+        start_ray()
+        checked = plan(lake, settings, host)
+        start(checked, host, port)
+        start_cluster()
+        console.out.print(
+            f"labeler {checked.labeler.id} answers at http://{host}:{port} (API: http://{host}:{port}/docs); "
+            "Ctrl-C finishes and ends",
+            markup=False,
+        )
+        stopped.wait()
+        stop()
