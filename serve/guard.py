@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
 from fastapi import Request
@@ -19,28 +20,29 @@ _ASK = {"WWW-Authenticate": 'Bearer realm="worldlake"'}
 
 
 class Guard:
-    """Lets requests through. Without keys, None, everybody may do everything: for one's own machine."""
+    """Lets requests through. Where `open_without_keys`, as long as a lake has no key everybody may do everything."""
 
-    def __init__(self, keys: Keys | None) -> None:
-        self._source = keys
-        self._keys: list[Key] = keys.read() if keys else []
+    def __init__(self, keys: Keys, *, open_without_keys: bool) -> None:
+        self._source, self._open = keys, open_without_keys
+        self._keys = keys.read()
         self._read_at = time.monotonic()
         self._buckets: dict[str, Bucket] = {}
 
-    def require(self, scope: Scope) -> Callable[[Request], None]:
+    def require(self, scope: Scope) -> Callable[[Request], Awaitable[None]]:
         """A dependency that raises Problem for requests whose key is missing, wrong, expired, under-scoped or busy."""
 
         async def check(request: Request) -> None:
-            if self._source is not None:
+            await self._read_again()
+            if self._keys or not self._open:
                 request.state.key = self._admit(request.headers.get("Authorization", ""), scope)
 
-        return check  # type: ignore[return-value]
+        return check
 
     def _admit(self, authorization: str, scope: Scope) -> Key:
         kind, _, token = authorization.partition(" ")
         if not authorization:
             raise Problem(HTTPStatus.UNAUTHORIZED, "no-key", "send a key: `Authorization: Bearer wl_...`", _ASK)
-        key = find(self._current(), token.strip()) if kind.lower() == "bearer" else None
+        key = find(self._keys, token.strip()) if kind.lower() == "bearer" else None
         if key is None or (key.expires_at is not None and key.expires_at <= dt.datetime.now(dt.UTC)):
             # One answer for all of these: it tells nobody which keys exist.
             raise Problem(HTTPStatus.UNAUTHORIZED, "key", "this key is not valid: ask for a new one", _ASK)
@@ -55,8 +57,8 @@ class Guard:
             )
         return key
 
-    def _current(self) -> list[Key]:
-        assert self._source is not None
+    async def _read_again(self) -> None:
         if time.monotonic() - self._read_at > _READ_EVERY_S:
-            self._keys, self._read_at = self._source.read(), time.monotonic()
-        return self._keys
+            # First, so that other requests do not all read as well.
+            self._read_at = time.monotonic()
+            self._keys = await asyncio.to_thread(self._source.read)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,7 @@ from models.world_loading import load_image_tokenizer, world_folder
 from serve.app import build_app
 from serve.guard import Guard
 from serve.keys import Keys
+from serve.middleware import audit
 from serve.replicas import Dynamics, World
 from serve.services import Remote, Services
 from serve.settings import Limits, ServeSettings
@@ -39,7 +42,8 @@ class Plan:
     policy: Policy
     world_size: int | None
     device: str
-    needs_keys: bool
+    is_local: bool
+    """Only this machine can reach it."""
 
 
 def plan(lake: Lake, settings: ServeSettings, host: str) -> Plan:
@@ -56,13 +60,13 @@ def plan(lake: Lake, settings: ServeSettings, host: str) -> Plan:
     if settings.world is not None:
         folder, _ = world_folder(settings.world)
         size = load_image_tokenizer(folder, settings.world.image_size, "cpu").image_size
-    keys = Keys(lake).read()
-    if not keys and host not in _LOCAL:
+    is_local = host in _LOCAL
+    if not Keys(lake).read() and not is_local:
         raise Refused(
             f"--host {host} lets other machines in, and there is no key: worldlake keys create NAME --scope label "
             f"--lake {lake.uri}"
         )
-    return Plan(lake, settings, labeler, policy, size, device, bool(keys))
+    return Plan(lake, settings, labeler, policy, size, device, is_local)
 
 
 @serve.ingress()
@@ -70,12 +74,15 @@ class Ingress:
     """Reads requests, decodes uploads, asks the models, answers."""
 
     def __init__(self, plan: Plan, dynamics: Any, world: Any | None) -> None:
+        # To this process's output, which Ray keeps.
+        audit.setLevel(logging.INFO)
+        audit.addHandler(logging.StreamHandler(sys.stdout))
         settings = plan.settings
         quality = settings.labeler.sampling.jpeg_quality
         self._services = Services(
             lake=plan.lake,
             models=Remote(dynamics, world),
-            guard=Guard(Keys(plan.lake) if plan.needs_keys else None),
+            guard=Guard(Keys(plan.lake), open_without_keys=plan.is_local),
             uploads=Uploads(plan.labeler.image_size, quality, settings.limits.pixels),
             policy=plan.policy,
             labeler_id=plan.labeler.id,

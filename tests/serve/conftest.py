@@ -75,12 +75,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> InProcess:
     return InProcess(folder)
 
 
-def serve(lake: Lake, models: InProcess, *, with_keys: bool = False) -> Services:
+def serve(lake: Lake, models: InProcess) -> Services:
     labeler = resolve_labeler(LabelerSettings(), "cpu")
     return Services(
         lake=lake,
         models=models,
-        guard=Guard(Keys(lake) if with_keys else None),
+        guard=Guard(Keys(lake), open_without_keys=True),
         uploads=Uploads(labeler.image_size, labeler.settings.sampling.jpeg_quality, LIMITS.pixels),
         policy=load_policy("builtin"),
         labeler_id=labeler.id,

@@ -4,6 +4,7 @@ import datetime as dt
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from lake.errors import Refused
 from lake.tables import Lake
 from serve.app import build_app
+from serve.guard import Guard
 from serve.keys import SCOPES, Bucket, Keys, find
 from tests.serve.conftest import InProcess, serve
 
@@ -28,7 +30,7 @@ def lake(tmp_path: Path) -> Lake:
 @pytest.fixture
 def client(lake: Lake, models: InProcess) -> Iterator[TestClient]:
     Keys(lake).create("first", ("read",))
-    services = serve(lake, models, with_keys=True)
+    services = serve(lake, models)
     with TestClient(build_app(services)) as client:
         yield client
     services.uploads.close()
@@ -67,7 +69,7 @@ def test_scopes_expiry_and_revocation(lake: Lake, models: InProcess) -> None:
     keys = Keys(lake)
     tokens = {scope: keys.create(scope, (scope,))[1] for scope in SCOPES}
     _, expired = keys.create("old", ("admin",), days=0)
-    services = serve(lake, models, with_keys=True)
+    services = serve(lake, models)
     with TestClient(build_app(services)) as client:
         assert get(client, tokens["read"]) == (200, "")
         assert get(client, tokens["admin"]) == (200, "")
@@ -85,9 +87,27 @@ def test_scopes_expiry_and_revocation(lake: Lake, models: InProcess) -> None:
     assert find(keys.read(), tokens["read"]) is None
 
 
+def test_a_lake_without_keys_is_open_to_its_own_machine_alone(
+    lake: Lake, models: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = serve(lake, models)
+    monkeypatch.setattr("serve.guard._READ_EVERY_S", 0)
+    with TestClient(build_app(services)) as client:
+        assert get(client, None) == (200, "")
+        _, token = Keys(lake).create("first", ("read",))
+        assert get(client, None) == (401, "no-key")
+        assert get(client, token) == (200, "")
+        Keys(lake).revoke("first")
+        assert get(client, None) == (200, "")
+    services.uploads.close()
+    services = replace(services, guard=Guard(Keys(lake), open_without_keys=False))
+    with TestClient(build_app(services)) as client:
+        assert get(client, None) == (401, "no-key")
+
+
 def test_a_key_that_asks_too_often_has_to_wait(lake: Lake, models: InProcess) -> None:
     _, token = Keys(lake).create("eager", ("read",), per_minute=3)
-    services = serve(lake, models, with_keys=True)
+    services = serve(lake, models)
     with TestClient(build_app(services)) as client:
         answers = [client.get("/v1/labelers", headers={"Authorization": f"Bearer {token}"}) for _ in range(5)]
     services.uploads.close()
@@ -120,7 +140,7 @@ def test_the_audit_log_names_the_key_and_no_secret(
     lake: Lake, models: InProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
     key, token = Keys(lake).create("robot", ("read",))
-    services = serve(lake, models, with_keys=True)
+    services = serve(lake, models)
     with caplog.at_level(logging.INFO, "worldlake.audit"), TestClient(build_app(services)) as client:
         get(client, token)
         get(client, token + "x")
