@@ -29,7 +29,7 @@ from models.protocols import Images
 from models.sample_oracle import oracle_of
 from models.sample_world import Clip, encode_clip, make_clip
 from models.verification import predict, resized
-from models.world import Emu3World
+from models.world import Emu3World, SamplingSettings
 from models.world_loading import WorldSettings, load_world
 from worldlake.accuracy import Share
 
@@ -84,7 +84,8 @@ def figures(world: Emu3World, asked: list[Question], obs: Images, after: Images,
     actions = [question.action for question in asked]
     drawn = predict(world, dynamics, obs, actions, n, keep_candidates=True)
     assert drawn.candidates is not None
-    ceiling = world.images.decode(world.images.encode(resized(after, world.image_size))[0])
+    shown_obs, ceiling = (world.shown(resized(images, world.image_size)) for images in (obs, after))
+    shown_obs = resized(shown_obs, obs.shape[1])
     pictures = {"one candidate": drawn.candidates[:, 0], f"best of {n}": drawn.images, "tokenizer's ceiling": ceiling}
     pictures = {name: resized(images, after.shape[1]) for name, images in pictures.items()}
     oracles = [oracle_of(question.clip, question.frame) for question in asked]
@@ -95,7 +96,7 @@ def figures(world: Emu3World, asked: list[Question], obs: Images, after: Images,
         kinds = defaultdict(list)
         for action, hit in zip(actions, hits, strict=True):
             kinds[kind_of(action)].append(hit)
-        named = [a.action for a in dynamics.annotate(obs, images)]
+        named = [a.action for a in dynamics.annotate(shown_obs, images)]
         found[name] = {
             "shows the action, says the oracle": share(hits),
             "shows the action, by kind": {kind: share(each) for kind, each in sorted(kinds.items())},
@@ -113,13 +114,20 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=60)
     parser.add_argument("--first-seed", type=int, default=200_000)
     parser.add_argument("-n", type=int, default=8)
+    parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "world.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    world = load_world(WorldSettings(name=arguments.world, batch_size=16), "cpu")
+    sampling = SamplingSettings(temperature=arguments.temperature)
+    world = load_world(WorldSettings(name=arguments.world, batch_size=16, sampling=sampling), "cpu")
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.clips)
     found = figures(world, *questions(seeds), arguments.n)
-    found |= {"seeds": [seeds.start, seeds.stop], "n": arguments.n, "machine": platform.machine()}
+    found |= {
+        "seeds": [seeds.start, seeds.stop],
+        "n": arguments.n,
+        "temperature": arguments.temperature,
+        "machine": platform.machine(),
+    }
     print(json.dumps(found, indent=1))
     arguments.out.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -51,6 +51,10 @@ class WorldModel(Protocol):
         """
         ...
 
+    def shown(self, images: Images) -> Images:
+        """Images as this model can draw them at best, through its image tokenizer and back; shape and dtype as given."""
+        ...
+
     def score(self, obs: Images, actions: Sequence[str], next_obs: Images) -> npt.NDArray[np.float32]:
         """Mean token log-probability, natural, shape (batch,), of each given next observation's image tokens."""
         ...

@@ -44,7 +44,9 @@ def predict(
     """Draw `n` next observations of each pair of obs and action, and choose by the dynamics model's score.
 
     All candidates of all observations are scored in one call. n = 1 is plain sampling, with a score. The first of equal
-    candidates is chosen. `obs` may have any size: each model sees it, and the candidates, at its own.
+    candidates is chosen. `obs` may have any size: each model sees it, and the candidates, at its own. The dynamics
+    model is shown obs as the world model would draw it: beside a sharp obs, all that the tokenizer loses would look
+    like something that happened.
 
     Raises ValueError where n is less than 1, or actions are more or fewer than observations.
     """
@@ -52,9 +54,10 @@ def predict(
         raise ValueError(f"{n} candidates")
     if len(actions) != len(obs):
         raise ValueError(f"{len(actions)} actions for {len(obs)} observations")
-    candidates = world.sample(resized(obs, world.image_size), actions, n, seed=seed)
+    small = resized(obs, world.image_size)
+    candidates = world.sample(small, actions, n, seed=seed)
     scores = dynamics.score(
-        np.repeat(resized(obs, dynamics.image_size), n, axis=0),
+        np.repeat(resized(world.shown(small), dynamics.image_size), n, axis=0),
         resized(candidates.reshape(-1, *candidates.shape[2:]), dynamics.image_size),
         [action for action in actions for _ in range(n)],
     ).reshape(len(obs), n)

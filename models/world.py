@@ -100,6 +100,13 @@ class Emu3World:
         decoded = self.images.decode(np.concatenate(candidates))
         return decoded.reshape(len(obs), n, *decoded.shape[1:])
 
+    def shown(self, images: Images) -> Images:
+        """Images as this model can draw them at best: through its image tokenizer and back.
+
+        Raises ValueError where they are not uint8 of the model's size.
+        """
+        return self.images.decode(self.images.encode(images)[0])
+
     @torch.no_grad()
     def score(self, obs: Images, actions: Sequence[str], next_obs: Images) -> npt.NDArray[np.float32]:
         """Mean natural-log probability of each next observation's image tokens, float32, shape (batch,).

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from ray import serve
 
-from labeling.annotate import LabelPairs, decode_images
+from labeling.annotate import LabelPairs
 from labeling.stream import SAMPLES, block
 from models.loading import ModelSettings, load_dynamics
 from models.protocols import Images
@@ -48,9 +48,9 @@ class Dynamics:
         return _split(labelled, requests)
 
     @serve.batch(batch_size_fn=lambda requests: sum(len(images) for _, images, _ in requests))  # type: ignore[untyped-decorator]
-    async def score(self, requests: list[tuple[bytes, Images, str]]) -> list[list[float]]:
-        """For each request (obs as JPEG, candidates, action): log p(action | obs, candidate) of each candidate."""
-        obs = np.concatenate([np.repeat(decode_images([jpeg]), len(images), axis=0) for jpeg, images, _ in requests])
+    async def score(self, requests: list[tuple[Images, Images, str]]) -> list[list[float]]:
+        """For each request (obs, candidates, action): log p(action | obs, candidate) of each candidate."""
+        obs = np.concatenate([np.repeat(image[None], len(images), axis=0) for image, images, _ in requests])
         candidates = np.concatenate([images for _, images, _ in requests])
         actions = [action for _, images, action in requests for _ in images]
         scores = self._model.score(obs, candidates, actions)
@@ -86,16 +86,20 @@ class World:
         self.check_health()
 
     @serve.batch(batch_size_fn=lambda requests: sum(n for _, _, n, _ in requests))  # type: ignore[untyped-decorator]
-    async def sample(self, requests: list[tuple[Images, str, int, int]]) -> list[Images]:
-        """For each request (obs, action, n, seed) its n candidates; what a seed draws depends on no other request."""
+    async def sample(self, requests: list[tuple[Images, str, int, int]]) -> list[tuple[Images, Images]]:
+        """For each request (obs, action, n, seed): obs as the model shows it, and its n candidates.
+
+        What a seed draws depends on no other request.
+        """
         of_equal_n: dict[int, list[int]] = defaultdict(list)
         for place, (_, _, n, _) in enumerate(requests):
             of_equal_n[n].append(place)
-        drawn: dict[int, Images] = {}
+        drawn: dict[int, tuple[Images, Images]] = {}
         for n, places in of_equal_n.items():
             obs = np.stack([requests[place][0] for place in places])
             actions, seeds = [requests[place][1] for place in places], [requests[place][3] for place in places]
-            drawn |= dict(zip(places, self._model.sample(obs, actions, n, seed=seeds), strict=True))
+            candidates = self._model.sample(obs, actions, n, seed=seeds)
+            drawn |= dict(zip(places, zip(self._model.shown(obs), candidates, strict=True), strict=True))
         self._answered_at = time.monotonic()
         return [drawn[place] for place in range(len(requests))]
 

@@ -29,11 +29,11 @@ class Models(Protocol):
         """See `replicas.Dynamics.label`, of one request."""
         ...
 
-    async def score(self, obs: bytes, candidates: Images, action: str) -> Sequence[float]:
+    async def score(self, obs: Images, candidates: Images, action: str) -> Sequence[float]:
         """See `replicas.Dynamics.score`, of one request."""
         ...
 
-    async def sample(self, obs: Images, action: str, n: int, seed: int) -> Images:
+    async def sample(self, obs: Images, action: str, n: int, seed: int) -> tuple[Images, Images]:
         """See `replicas.World.sample`, of one request."""
         ...
 
@@ -79,13 +79,13 @@ class Remote:
         labelled: Rows = await self._dynamics.label.remote(rows)
         return labelled
 
-    async def score(self, obs: bytes, candidates: Images, action: str) -> Sequence[float]:
+    async def score(self, obs: Images, candidates: Images, action: str) -> Sequence[float]:
         """See `Models`."""
         scores: Sequence[float] = await self._dynamics.score.remote((obs, candidates, action))
         return scores
 
-    async def sample(self, obs: Images, action: str, n: int, seed: int) -> Images:
+    async def sample(self, obs: Images, action: str, n: int, seed: int) -> tuple[Images, Images]:
         """See `Models`."""
         assert self._world is not None
-        images: Images = await self._world.sample.remote((obs, action, n, seed))
-        return images
+        drawn: tuple[Images, Images] = await self._world.sample.remote((obs, action, n, seed))
+        return drawn

@@ -222,7 +222,6 @@ def _world_test(
         referee=load_dynamics(referee.settings) if referee else None,
         features=[ImageFeatures(name) for name in options.features],
         judge=Judge(options.judge, options.judge_model) if options.judge else None,
-        tokenized=lambda images: world.images.decode(world.images.encode(images)[0]),
     )
 
 

@@ -25,6 +25,7 @@ from models.loading import ModelSettings, load_dynamics
 from models.protocols import Images
 from models.sample_oracle import oracle_of
 from models.verification import predict, resized
+from models.world import SamplingSettings
 from models.world_loading import BUILTIN_WORLD, WorldSettings, load_image_tokenizer, load_world
 from training.dynamics import load_task
 from training.loop import Task, Trainer
@@ -33,6 +34,9 @@ from training.weights import export
 from training.world import WorldTask
 
 CPU = torch.device("cpu")
+
+SAMPLING = SamplingSettings(temperature=0.7)
+"""At 1 a wrong token among 64 is rather likely; at 0 all candidates are one."""
 
 
 def new_dynamics(folder: Path, seed: int) -> None:
@@ -164,7 +168,7 @@ def foretell(
     """Draw `n` candidates for each question, score them by a dynamics model and judge them by the oracle."""
     actions = [question.action for question in asked]
     drawn = predict(
-        load_world(WorldSettings(name=f"hf:{world}", batch_size=16), "cpu"),
+        load_world(WorldSettings(name=f"hf:{world}", batch_size=16, sampling=SAMPLING), "cpu"),
         load_dynamics(ModelSettings(name=f"hf:{dynamics}", batch_size=64), "cpu"),
         obs,
         actions,

@@ -39,10 +39,12 @@ def router(services: Services) -> APIRouter:
 
 async def _predict(asked: PredictIn, services: Services) -> PredictOut:
     assert services.world_size is not None
-    (obs,) = await services.uploads.images([asked.image])
-    shown = resized(decode_images([obs]), services.world_size)[0]
-    candidates = await services.models.sample(shown, asked.action, asked.n, asked.seed)
-    scores = await services.models.score(obs, resized(candidates, services.dynamics_size), asked.action)
+    obs = decode_images(await services.uploads.images([asked.image]))
+    small = resized(obs, services.world_size)[0]
+    shown, candidates = await services.models.sample(small, asked.action, asked.n, asked.seed)
+    # As `models.verification.predict`, whose two calls lie on two replicas here.
+    before, after = (resized(images, services.dynamics_size) for images in (shown[None], candidates))
+    scores = await services.models.score(before[0], after, asked.action)
     # NaN would win: to numpy it is the largest of all.
     best = int(np.nan_to_num(np.array(scores), nan=-np.inf).argmax())
     drawn = [

@@ -14,7 +14,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from labeling.annotate import LabelPairs, decode_images
+from labeling.annotate import LabelPairs
 from labeling.labeler import LabelerSettings, resolve_labeler
 from labeling.policy import load_policy
 from labeling.stream import SAMPLES, block
@@ -47,13 +47,13 @@ class InProcess:
         labelled: list[dict[str, Any]] = self._label(block(rows, SAMPLES)).to_pylist()
         return labelled
 
-    async def score(self, obs: bytes, candidates: Images, action: str) -> Sequence[float]:
-        frames = np.repeat(decode_images([obs]), len(candidates), axis=0)
+    async def score(self, obs: Images, candidates: Images, action: str) -> Sequence[float]:
+        frames = np.repeat(obs[None], len(candidates), axis=0)
         scores: list[float] = self.dynamics.score(frames, candidates, [action] * len(candidates)).tolist()
         return scores
 
-    async def sample(self, obs: Images, action: str, n: int, seed: int) -> Images:
-        return self.world.sample(obs[None], [action], n, seed=[seed])[0]
+    async def sample(self, obs: Images, action: str, n: int, seed: int) -> tuple[Images, Images]:
+        return self.world.shown(obs[None])[0], self.world.sample(obs[None], [action], n, seed=[seed])[0]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.serve.conftest import LIMITS, Served, as_base64
+from labeling.annotate import decode_images
+from models.verification import predict
+from tests.serve.conftest import LIMITS, InProcess, Served, as_base64
 
 Pairs = list[tuple[bytes, bytes, str]]
 
@@ -30,6 +32,17 @@ def test_the_candidate_with_the_best_score_is_the_answer(served: Served, pairs: 
     assert ask(served, pairs, seed=6).json()["candidates"] != found["candidates"]
     alone = ask(served, pairs, all_candidates=False).json()
     assert (alone["best"], alone["candidates"]) == (found["best"], None)
+
+
+def test_predictions_are_those_of_the_library(served: Served, pairs: Pairs) -> None:
+    models = served.services.models
+    assert isinstance(models, InProcess)
+    obs = decode_images([pairs[0][0]])
+    found = predict(models.world, models.dynamics, obs, [pairs[0][2]], 3, seed=[5], keep_candidates=True)
+    live = ask(served, pairs).json()
+    assert [candidate["score"] for candidate in live["candidates"]] == pytest.approx(found.scores[0].tolist(), abs=1e-4)
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(live["best"]["image"]))))
+    assert np.array_equal(image, found.images[0])
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ class WorldTest:
     """What a world model is tested with.
 
     `verifier` chooses among `n` candidates (without one, n is 1); `referee`, another dynamics model, says which action
-    the prediction shows; `tokenized` passes images through the model's image tokenizer and back.
+    the prediction shows.
     """
 
     world: WorldModel
@@ -67,7 +67,6 @@ class WorldTest:
     referee: DynamicsModel | None = None
     features: Sequence[ImageFeatures] = ()
     judge: Judge | None = None
-    tokenized: Callable[[Images], Images] | None = None
 
     @property
     def method(self) -> str:
@@ -84,13 +83,12 @@ class WorldTest:
         size = self.world.image_size
         obs, next_obs = resized(pairs.obs, size), resized(pairs.next_obs, size)
         made = self._predict(pairs, obs, next_obs, seed)
-        shown_obs = self.tokenized(obs) if self.tokenized else obs
+        shown_obs = self.world.shown(obs)
         pictures = {self.method: made.predicted}
         if made.candidates is not None and self.n > 1:
             pictures[SAMPLE] = made.candidates[:, 0]
         pictures[COPY] = shown_obs
-        if self.tokenized:
-            pictures[CEILING] = self.tokenized(next_obs)
+        pictures[CEILING] = self.world.shown(next_obs)
         methods = {name: self._scores(pairs, obs, next_obs, given, shown_obs) for name, given in pictures.items()}
         if self.judge:
             opinions = self.judge.opinions(obs, made.predicted, pairs.actions)
@@ -124,7 +122,8 @@ class WorldTest:
                 row.setdefault("features", {})[features.name] = cosine
         if self.referee:
             side = self.referee.image_size
-            named = self.referee.annotate(resized(pairs.obs, side), resized(predicted, side))
+            # Both as the world model draws them, as `predict` shows them to the verifier.
+            named = self.referee.annotate(resized(shown_obs, side), resized(predicted, side))
             for row, annotation, action in zip(rows, named, pairs.actions, strict=True):
                 row["referee"] = annotation.action
                 row["referee_agrees"] = normalised(annotation.action) == normalised(action)

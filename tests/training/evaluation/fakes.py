@@ -68,5 +68,8 @@ class Paints(Knows):
             candidates.append([after(image, one) for one in [*wrong[: n - 1], action]])
         return np.array(candidates)
 
+    def shown(self, images: Images) -> Images:
+        return images
+
     def score(self, obs: Images, actions: Sequence[str], next_obs: Images) -> npt.NDArray[np.float32]:  # type: ignore[override]
         return super().score(obs, next_obs, actions)

@@ -50,7 +50,7 @@ def named(picture: Any) -> str:
 
 @pytest.mark.parametrize("n", [1, 4])
 def test_a_world_model_with_a_verifier(n: int) -> None:
-    test = WorldTest(Paints(), n, verifier=Knows(), referee=Knows(), tokenized=lambda images: images)
+    test = WorldTest(Paints(), n, verifier=Knows(), referee=Knows())
     rows, made = test.judge_pairs(Pairs(OBS, NEXT_OBS, ACTIONS, OTHERS, [named] * 4), seed=0)
     figures = world_figures(rows)
     best = figures[test.method]
