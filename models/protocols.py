@@ -52,7 +52,7 @@ class WorldModel(Protocol):
         ...
 
     def shown(self, images: Images) -> Images:
-        """Images as this model can draw them at best, through its image tokenizer and back; shape and dtype as given."""
+        """Images as this model can draw them at best, through its image tokenizer; of the same shape and dtype."""
         ...
 
     def score(self, obs: Images, actions: Sequence[str], next_obs: Images) -> npt.NDArray[np.float32]:

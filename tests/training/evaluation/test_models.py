@@ -74,7 +74,7 @@ def test_a_world_model_that_copies() -> None:
     test = WorldTest(Paints(copies=True), referee=Knows())
     rows, made = test.judge_pairs(Pairs(OBS, NEXT_OBS, ACTIONS, OTHERS), seed=0)
     figures = world_figures(rows)
-    assert list(figures) == [SAMPLE, COPY, "likelihoods"]
+    assert list(figures) == [SAMPLE, COPY, CEILING, "likelihoods"]
     assert figures[SAMPLE]["copy_rate"] == Share(4, 4)
     assert figures[SAMPLE]["referee_agrees"] == Share(0, 4)
     assert made.candidates is None
