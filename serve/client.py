@@ -1,0 +1,130 @@
+"""A client of the API: typed answers, and patience where a service is busy.
+
+with Client("http://127.0.0.1:8000", key="wl_...") as client:
+    for label in client.label([(before, after)]).labels:
+        print(label.action, label.verdict)
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel
+
+from serve.problems import ProblemDocument
+from serve.schemas import LabelerOut, LabelOut, PredictOut, SqlOut, Triple, TriplesOut
+
+Out = TypeVar("Out", bound=BaseModel)
+
+_BUSY = frozenset({429, 502, 503})
+"""Answers after which the same request may do later. Not 504: it was given up, and will be again."""
+
+
+class Refusal(Exception):
+    """The service did not answer as asked; `problem` is what it said."""
+
+    def __init__(self, problem: ProblemDocument) -> None:
+        super().__init__(f"{problem.title}: {problem.detail}")
+        self.problem = problem
+
+
+class Client:
+    """Asks one service. Images are the bytes of JPEG, PNG or WebP files.
+
+    Every method raises Refusal where the service refuses, and httpx.TransportError where it is not there; both after
+    `attempts` tries where waiting may help, which takes half a minute by default.
+    """
+
+    def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 60, attempts: int = 6) -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
+        self._attempts, self._wait = attempts, time.sleep
+
+    def label(self, pairs: Sequence[tuple[bytes, bytes]]) -> LabelOut:
+        """Name the action between the images of each pair."""
+        asked = [{"obs": _text(obs), "next_obs": _text(next_obs)} for obs, next_obs in pairs]
+        return self._ask(LabelOut, "POST", "/v1/label", json={"pairs": asked})
+
+    def predict(
+        self, image: bytes, action: str, *, n: int = 4, seed: int = 0, all_candidates: bool = False
+    ) -> PredictOut:
+        """Draw what an action leads to: the best of n candidates by verification."""
+        asked = {"image": _text(image), "action": action, "n": n, "seed": seed, "all_candidates": all_candidates}
+        return self._ask(PredictOut, "POST", "/v1/predict", json=asked)
+
+    def triples(self, **filters: str | float) -> Iterator[Triple]:
+        """Triples under filters (dataset, labeler, video, action, min_confidence), fetched a page at a time."""
+        after: dict[str, str] = {}
+        while True:
+            page = self._ask(TriplesOut, "GET", "/v1/triples", params={**filters, **after})
+            yield from page.triples
+            if page.next is None:
+                return
+            after = {"after": page.next}
+
+    def image(self, triple_id: str, which: Literal["obs", "next_obs"] = "obs") -> bytes:
+        """The JPEG of an image of a triple."""
+        return self._answer("GET", f"/v1/triples/{triple_id}/{which}.jpg").content
+
+    def sql(self, sql: str) -> SqlOut:
+        """One SELECT over the tables of the lake."""
+        return self._ask(SqlOut, "POST", "/v1/sql", json={"sql": sql})
+
+    def labelers(self) -> list[LabelerOut]:
+        """Who has labelled in this lake."""
+        return [LabelerOut.model_validate(row) for row in self._answer("GET", "/v1/labelers").json()]
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(self, kind: type[Out], method: str, path: str, **arguments: Any) -> Out:
+        return kind.model_validate_json(self._answer(method, path, **arguments).content)
+
+    def _answer(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        for attempt in range(1, self._attempts + 1):
+            wait_s = 0.5 * 2 ** (attempt - 1)
+            try:
+                answer = self._http.request(method, path, **arguments)
+            except httpx.ConnectError:
+                if attempt == self._attempts:
+                    raise
+            else:
+                if answer.is_success:
+                    return answer
+                if answer.status_code not in _BUSY or attempt == self._attempts:
+                    raise Refusal(_problem(answer))
+                wait_s = max(wait_s, float(answer.headers.get("Retry-After", 0)))
+            self._wait(wait_s)
+        raise AssertionError("an attempt returns or raises")
+
+
+def _problem(answer: httpx.Response) -> ProblemDocument:
+    """What was said; also by what stands before a service and knows no problem documents."""
+    try:
+        return ProblemDocument.model_validate_json(answer.content)
+    except ValueError:
+        return ProblemDocument(
+            type="about:blank",
+            title=answer.reason_phrase or "no reason given",
+            status=answer.status_code,
+            detail=answer.text[:200],
+            instance=answer.request.url.path,
+        )
+
+
+def _text(content: bytes) -> str:
+    return base64.b64encode(content).decode()

@@ -1,0 +1,89 @@
+"""The client against the application, over a real socket."""
+
+from __future__ import annotations
+
+import base64
+import io
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
+from PIL import Image
+
+from serve.app import build_app
+from serve.client import Client, Refusal
+from serve.problems import busy
+from tests.serve.conftest import Served
+
+Pairs = list[tuple[bytes, bytes, str]]
+
+
+def listening(app: FastAPI) -> Iterator[str]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> Iterator[Client]:
+    for url in listening(build_app(served.services)):
+        with Client(url, attempts=2) as client:
+            yield client
+
+
+def test_answers_are_typed(client: Client, served: Served, pairs: Pairs) -> None:
+    labels = client.label([(obs, after) for obs, after, _ in pairs[:3]])
+    assert [label.action for label in labels.labels] == [action for _, _, action in pairs[:3]]
+    predicted = client.predict(pairs[0][0], pairs[0][2], n=2)
+    assert np.asarray(Image.open(io.BytesIO(base64.b64decode(predicted.best.image)))).shape == (32, 32, 3)
+    triples = list(client.triples(dataset="one"))
+    assert len(triples) == 20
+    triple_id = triples[0].triple_id
+    images = served.filled.images[triple_id]
+    assert (client.image(triple_id), client.image(triple_id, "next_obs")) == images
+    assert client.sql("SELECT 1 AS one").rows == [[1]]
+    assert len(client.labelers()) == 2
+
+
+def test_what_is_refused_says_why(client: Client) -> None:
+    with pytest.raises(Refusal, match="exactly one SELECT") as refused:
+        client.sql("DROP TABLE triples")
+    assert refused.value.problem.type == "urn:worldlake:problem:sql"
+
+
+def test_a_busy_service_is_asked_again_and_a_proxy_is_understood() -> None:
+    waits: list[float] = []
+    app, asked = FastAPI(), []
+
+    @app.get("/v1/labelers")
+    async def labelers() -> object:
+        asked.append(1)
+        return busy("too much", 3).response("/v1/labelers") if len(asked) < 3 else []
+
+    @app.post("/v1/sql")
+    async def sql() -> PlainTextResponse:
+        return PlainTextResponse("<html>bad gateway</html>", 502)
+
+    for url in listening(app):
+        with Client(url, attempts=4) as client:
+            client._wait = waits.append
+            assert client.labelers() == []
+            with pytest.raises(Refusal, match="bad gateway"):
+                client.sql("SELECT 1")
+    assert waits == [3, 3, 0.5, 1, 2]
+    with Client(url, attempts=2) as client, pytest.raises(httpx.ConnectError):
+        client.labelers()
