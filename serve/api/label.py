@@ -46,7 +46,7 @@ def router(services: Services) -> APIRouter:
     )
     async def label(
         request: Request,
-        x_deadline_s: Annotated[float | None, Header(gt=0, le=3600, description="seconds to answer within")] = None,
+        x_deadline_s: Annotated[float | None, Header(ge=1, le=3600, description="seconds to answer within")] = None,
     ) -> LabelOut:
         contents = await _contents(request, services)
 

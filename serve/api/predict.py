@@ -28,7 +28,7 @@ def router(services: Services) -> APIRouter:
     )
     async def predict(
         asked: PredictIn,
-        x_deadline_s: Annotated[float | None, Header(gt=0, le=3600, description="seconds to answer within")] = None,
+        x_deadline_s: Annotated[float | None, Header(ge=1, le=3600, description="seconds to answer within")] = None,
     ) -> PredictOut:
         if asked.n > services.limits.candidates:
             raise bad_request("too-many-candidates", f"n {asked.n}: ask for at most {services.limits.candidates}")

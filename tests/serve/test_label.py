@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import io
 import struct
 import zlib
@@ -12,6 +13,7 @@ from PIL import Image
 from labeling.annotate import LabelPairs
 from labeling.stream import SAMPLES, block
 from models.loading import ModelSettings, load_dynamics
+from serve.problems import Problem
 from tests.serve.conftest import LIMITS, Served, as_base64
 
 Pairs = list[tuple[bytes, bytes, str]]
@@ -129,6 +131,7 @@ def test_a_bad_request_is_a_problem(served: Served, arguments: dict[str, Any], s
     assert answer.json()["status"] == status
 
 
-def test_a_deadline_that_has_passed_is_said(served: Served, pairs: Pairs) -> None:
-    answer = served.client.post("/v1/label", json=body(pairs[:1]), headers={"X-Deadline-S": "0.0001"})
-    assert (answer.status_code, answer.json()["type"]) == (504, "urn:worldlake:problem:deadline")
+def test_a_deadline_that_has_passed_is_said(served: Served) -> None:
+    with pytest.raises(Problem) as refused:
+        asyncio.run(served.services.within(0.01, lambda: asyncio.sleep(10)))
+    assert (refused.value.status, refused.value.kind) == (504, "deadline")
