@@ -111,7 +111,7 @@ def figures(world: Emu3World, asked: list[Question], obs: Images, after: Images,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", default="builtin")
-    parser.add_argument("--clips", type=int, default=60)
+    parser.add_argument("--clips", type=int, default=40)
     parser.add_argument("--first-seed", type=int, default=200_000)
     parser.add_argument("-n", type=int, default=8)
     parser.add_argument("--temperature", type=float, default=0.7)

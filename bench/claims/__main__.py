@@ -1,6 +1,6 @@
 """The claims of Qiu et al. (arXiv 2506.06006) on the sample world, with several seeds and intervals.
 
-    python -m bench.claims run --seeds 0 1 2       train, label, verify, predict; hours, resumable: see `PLAN`
+    python -m bench.claims run --seeds 0 1 2       train, label, verify, predict; hours, resumable
     python -m bench.claims report                  bench/results/claims.json and docs/images/claims.svg
 
 `run` may be started several times at once with other seeds. Every stage leaves a file in --work and is not done again.
@@ -38,7 +38,7 @@ from training.settings import DynamicsTraining, WorldTraining
 PRECISION = 0.9
 """That the thresholds are to reach on the calibration pairs."""
 
-PRETRAINING_STEPS, WORLD_STEPS, DYNAMICS_STEPS = 1500, 300, 800
+PRETRAINING_STEPS, WORLD_STEPS, DYNAMICS_STEPS = 1500, 800, 800
 
 
 def world_settings(base: Path, steps: int, peak_lr: float, floor: float | None) -> WorldTraining:

@@ -26,8 +26,8 @@ _PRETRAINING_CLIPS = 480
 class Sizes:
     """Pairs with a true name, pairs whose names set the thresholds, pairs without a name."""
 
-    labelled: int = 1000
-    few: int = 150
+    labelled: int = 300
+    few: int = 100
     calibration: int = 200
     unlabelled: int = 6000
 
