@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.problems import Problem
 
-audit = logging.getLogger("worldlake.audit")
+audit = logging.getLogger("serve.audit")
 
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",

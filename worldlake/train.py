@@ -48,7 +48,7 @@ def train_command(settings: type[TrainingSettings], options: dict[str, Any]) -> 
             out=out,
             stop=stop,
             start_cluster=start_cluster,
-            progress=lambda line: counter(line.get("step", 0), _rounded(line)),
+            progress=lambda line: counter(line.get("step", 0), rounded(line)),
             warn=console.log.warning,
         )
     if as_json:
@@ -58,7 +58,8 @@ def train_command(settings: type[TrainingSettings], options: dict[str, Any]) -> 
     return 0
 
 
-def _rounded(line: dict[str, Any]) -> dict[str, Any]:
+def rounded(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of the log as progress shows it."""
     return {name: value if isinstance(value, int) else float(f"{value:.3g}") for name, value in line.items()}
 
 

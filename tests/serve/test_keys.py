@@ -141,11 +141,11 @@ def test_the_audit_log_names_the_key_and_no_secret(
 ) -> None:
     key, token = Keys(lake).create("robot", ("read",))
     services = serve(lake, models)
-    with caplog.at_level(logging.INFO, "worldlake.audit"), TestClient(build_app(services)) as client:
+    with caplog.at_level(logging.INFO, "serve.audit"), TestClient(build_app(services)) as client:
         get(client, token)
         get(client, token + "x")
     services.uploads.close()
-    lines = [json.loads(record.message) for record in caplog.records if record.name == "worldlake.audit"]
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "serve.audit"]
     assert [(line["key"], line["path"], line["status"]) for line in lines] == [
         ("robot", "/v1/triples", 200),
         (None, "/v1/triples", 401),
