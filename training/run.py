@@ -133,7 +133,7 @@ def train(
     base = _find_base(settings)
     record = _read_record(lake.storage, uri)
     if record:
-        _refuse_other(run, record, settings, base)
+        _refuse_other(run, record, base)
         if before and before.status == "finished":
             return summary
     elif before and before.config.get("uri") != uri:
@@ -191,9 +191,10 @@ def _write_record(storage: StorageConfig, uri: str, record: _Record) -> None:
         out.write(json.dumps(vars(record), indent=2).encode())
 
 
-def _refuse_other(run: str, record: _Record, settings: TrainingSettings, base: _Base) -> None:
+def _refuse_other(run: str, record: _Record, base: _Base) -> None:
     """Two trainings under one name would be neither."""
-    wanted, found = json.loads(json.dumps(settings.identity())), record.identity
+    # As the record has them: with what the model decides (image size, layout) filled in.
+    wanted, found = json.loads(json.dumps(base.settings.identity())), record.identity
     differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if differing:
         name = differing[0]

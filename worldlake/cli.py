@@ -452,7 +452,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, max=50_000, help="Which clips: another seed, other clips.")] = 0,
     full: Annotated[
         bool,
-        typer.Option("--full", help="Also train: from a few labelled pairs to a world model, in half an hour."),
+        typer.Option("--full", help="Also train: from a few labelled pairs to a world model, in ten minutes."),
     ] = False,
     json: Json = False,
     config: Config = None,

@@ -93,3 +93,13 @@ def test_a_run_makes_an_adapter_that_names_what_it_was_shown(cluster: None, tmp_
     obs, after = (decode_images(rows[name], 32) for name in ("obs", "next_obs"))
     actions = rows["action"].to_pylist()
     assert adapted.score(obs, after, actions).mean() > begun.score(obs, after, actions).mean() + 0.5
+
+
+def test_a_run_whose_image_size_the_model_decides_goes_on(cluster: None, tmp_path: Path) -> None:
+    model = save_tiny("qwen2_vl", tmp_path / "model")
+    lake = Lake(str(tmp_path / "lake"))
+    add_triples(lake, 4, size=48)
+    # The size is left to the model, and is in the record of the run all the same.
+    wanted = settings(model, image_size=None)
+    assert train(lake, wanted, stop=threading.Event()).status == "finished"
+    assert train(lake, wanted, stop=threading.Event()).status == "nothing to do"
