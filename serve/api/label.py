@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from http import HTTPStatus
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -78,14 +79,11 @@ async def _contents(request: Request, services: Services) -> list[tuple[bytes, b
             raise bad_request("invalid", "send two files, obs and next_obs")
         obs, next_obs = [await file.read() for file in files if isinstance(file, UploadFile)]
         return [(obs, next_obs)]
-    raise unsupported(kind, "application/json or multipart/form-data")
-
-
-def unsupported(kind: str, wanted: str) -> Problem:
-    """An answer to a body of another type."""
-    from http import HTTPStatus
-
-    return Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "media-type", f"{kind or 'no content type'}: send {wanted}")
+    raise Problem(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "media-type",
+        f"{kind or 'no content type'}: send application/json or multipart/form-data",
+    )
 
 
 def _first(error: Exception) -> str:
