@@ -19,6 +19,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from pyarrow import fs
 
 from lake.errors import Superseded
+from lake.s3 import patiently
 from lake.schemas import DECISIONS
 from lake.tables import DataFile, Lake, now
 
@@ -124,8 +125,8 @@ class Committer:
         if not fresh:
             return None
         filesystem, root = self.lake.storage.filesystem(self.lake.table_uri(file.table))
-        rows = pq.read_table(f"{root}/{file.path}", filesystem=filesystem).take(list(fresh.values()))
-        return self.lake.write_file(rows, file.table, self.run_id)
+        rows = patiently(lambda: pq.read_table(f"{root}/{file.path}", filesystem=filesystem))
+        return self.lake.write_file(rows.take(list(fresh.values())), file.table, self.run_id)
 
     def _commit_table(self, name: str, files: Sequence[DataFile]) -> None:
         self._seq += 1

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import random
+import re
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -50,6 +51,10 @@ QUICK = Config(retries={"total_max_attempts": 2, "mode": "standard"}, connect_ti
 
 _BAD_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
 _ENDPOINT = "--endpoint-url or AWS_ENDPOINT_URL"
+# Arrow repeats a request that failed, but not the reading of an answer that broke off; it has one exception for all.
+_ARROW_IS_AWAY = re.compile(
+    "AWS Error (INTERNAL_FAILURE|NETWORK_CONNECTION|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|REQUEST_TIMEOUT|UNKNOWN)"
+)
 _CHANGED = {"PreconditionFailed", "412", "NoSuchKey", "404"}
 
 
@@ -204,6 +209,8 @@ def _is_away(error: BaseException) -> bool:
     """Whether the same request may succeed in a minute."""
     if isinstance(error, ClientError):
         return _status(error) >= 500 or _status(error) == 429
+    if isinstance(error, OSError) and error.errno is None and _ARROW_IS_AWAY.search(str(error)):
+        return True
     return isinstance(
         error,
         NoAnswer | HTTPClientError | IncompleteReadError | HTTPError | Unavailable | ConnectionError | TimeoutError,

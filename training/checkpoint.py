@@ -11,30 +11,25 @@ the data and what dropout draws are functions of the step, so there is nothing e
 from __future__ import annotations
 
 import json
-import random
 import tempfile
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import pyarrow.fs as pafs
 import torch
 from safetensors.torch import load_file, save_file
 
 from lake.errors import Refused
+from lake.s3 import patiently
 from lake.storage import StorageConfig, join
 
 KEPT = 2
 """Complete checkpoints that are kept: the newest, and the one before in case that one cannot be read."""
 
 _STATE, _WEIGHTS, _OPTIMIZER = "state.json", "weights.safetensors", "optimizer.safetensors"
-_PATIENCE_S = 600.0
 
 Tensors = dict[str, torch.Tensor]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -127,23 +122,6 @@ class Checkpoints:
             filesystem.delete_file(f"{path}/{_STATE}")
         with suppress(OSError):
             filesystem.delete_dir(path)
-
-
-def patiently(call: Callable[[], T]) -> T:
-    """Return what the call returns, repeating it for minutes while the store is away; a full disk ends it at once."""
-    give_up_at = time.monotonic() + _PATIENCE_S
-    wait_s = 0.5
-    while True:
-        try:
-            return call()
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            # Arrow's errors about an object store have no number.
-            if error.errno is not None or time.monotonic() > give_up_at:
-                raise
-        time.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-        wait_s = min(2 * wait_s, 10.0)
 
 
 def _refusal(error: Exception, step: int, uri: str) -> Refused | None:

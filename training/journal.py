@@ -16,8 +16,8 @@ from typing import Any, Self
 import pyarrow.fs as pafs
 from torch.utils.tensorboard import SummaryWriter
 
+from lake.s3 import patiently
 from lake.storage import StorageConfig, is_s3, join
-from training.checkpoint import patiently
 
 FILE = "log.jsonl"
 
@@ -41,7 +41,7 @@ class Journal:
         if self._temporary:
             filesystem, path = self._storage.filesystem(self._uri)
             if filesystem.get_file_info(f"{path}/{FILE}").type == pafs.FileType.File:
-                pafs.copy_files(path, str(self._folder), source_filesystem=filesystem)
+                patiently(lambda: pafs.copy_files(path, str(self._folder), source_filesystem=filesystem))
         self._events = SummaryWriter(str(self._folder))
         return self
 

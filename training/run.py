@@ -27,6 +27,7 @@ import ray
 
 from lake.errors import Refused
 from lake.runs import Run, states
+from lake.s3 import patiently
 from lake.storage import StorageConfig, join, normalise
 from lake.tables import Lake
 from models.loading import resolve
@@ -177,10 +178,10 @@ def _pin(lake: Lake, settings: TrainingSettings) -> dict[str, int]:
 def _read_record(storage: StorageConfig, uri: str) -> _Record | None:
     filesystem, path = storage.filesystem(join(uri, "run.json"))
     try:
-        with filesystem.open_input_stream(path) as file:
-            return _Record(**json.loads(file.read()))
+        content = patiently(lambda: filesystem.open_input_file(path).read())
     except FileNotFoundError:
         return None
+    return _Record(**json.loads(content))
 
 
 def _write_record(storage: StorageConfig, uri: str, record: _Record) -> None:

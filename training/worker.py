@@ -20,11 +20,12 @@ from ray.actor import ActorHandle
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lake.errors import Refused
+from lake.s3 import patiently
 from lake.storage import StorageConfig, join
 from models.errors import ModelRefused
 from models.folders import hash_files
 from training.board import StopSign
-from training.checkpoint import Checkpoints, Tensors, patiently
+from training.checkpoint import Checkpoints, Tensors
 from training.dynamics import DynamicsTask, load_task
 from training.feed import Arrays, Rows, feed
 from training.loop import MOMENTS, StepResult, Trainer, whole

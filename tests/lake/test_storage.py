@@ -262,7 +262,7 @@ def test_an_outage_of_twenty_seconds_is_waited_out(bucket: Bucket, tmp_path: Pat
                 threads.submit(lambda: list(storage.pages(f"{bucket.uri}/table"))),
                 threads.submit(lambda: storage.fetch(entry.uri, entry.etag, tmp_path / "copy")),
                 threads.submit(lambda: storage.open_ranged(entry).read()),
-                threads.submit(lambda: filesystem.open_input_file(path).read()),
+                threads.submit(lambda: patiently(lambda: filesystem.open_input_file(path).read())),
                 threads.submit(write_arrow),
                 threads.submit(append),
             ]
@@ -308,6 +308,24 @@ def test_only_a_store_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatch
     def full() -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    def denied() -> None:
+        raise OSError("When reading information for key 'a': AWS Error ACCESS_DENIED during HeadObject operation")
+
     monkeypatch.setattr("lake.s3.time.sleep", lambda seconds: pytest.fail("waited"))
-    with pytest.raises(OSError, match="No space"):
-        patiently(full)
+    for call in (full, denied):
+        with pytest.raises(OSError, match=r"No space|DENIED"):
+            patiently(call)
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = OSError("AWS Error INTERNAL_FAILURE during GetObject operation: Failed to flush response stream")
+    answers = iter([broken, b"content"])
+
+    def read() -> bytes:
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("lake.s3.time.sleep", lambda seconds: None)
+    assert patiently(read) == b"content"
