@@ -34,18 +34,21 @@ class Workers:
     label_gpus: float
 
 
-def workers(decode: int | None, label: int | None) -> Workers:
-    """Fill the cluster that Ray is connected to; numbers given by the user win."""
+def workers(decode: int | None, label: int | None, worker_cpus: float | None = None) -> Workers:
+    """Fill the cluster that Ray is connected to; numbers given by the user win.
+
+    Shares of the cores that are there fit always, so with them a cluster that could grow never does.
+    """
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if gpus:
         decode, label = decode or cpus, label or gpus
-        share = 0.9 * cpus / max(cpus, decode)
+        share = worker_cpus or 0.9 * cpus / max(cpus, decode)
         return Workers(decode, label, min(label, cpus), decode_cpus=share, label_cpus=0, label_gpus=1)
     # Without GPUs both stages live on the same cores. As many processes of each as there are cores, and the kernel
     # gives each core to whichever stage has work: no split to tune, no core idle because its stage waits.
     decode, label = decode or cpus, label or cpus
-    share = 0.8 * cpus / (decode + label)
+    share = worker_cpus or 0.8 * cpus / (decode + label)
     return Workers(decode, label, min(label, cpus), decode_cpus=share, label_cpus=share, label_gpus=0)
 
 

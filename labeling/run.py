@@ -43,6 +43,8 @@ class RunSettings(BaseModel):
     """Processes that decode and sample; one a core when not given."""
     label_workers: int | None = None
     """Processes that hold the model; one a GPU (without any, one a core) when not given."""
+    worker_cpus: float | None = None
+    """Cores that each of them asks for (none where it has a GPU); its share of what the cluster has when not given."""
     segment_timeout_s: float = 300
     """Seconds that a minute of video may take to decode before its process is killed."""
     commit_every_s: float = 10
@@ -162,7 +164,7 @@ class _Driver:
         before = self._committer.decided(work["video_id"].to_pylist())
         for video_id in work["video_id"].to_pylist():
             self.ledger.open(video_id, decided_before=len(before.get(video_id, ())))
-        pool = workers(self._settings.decode_workers, self._settings.label_workers)
+        pool = workers(self._settings.decode_workers, self._settings.label_workers, self._settings.worker_cpus)
         stop = Stop(self._run.run_id)
         self._flag = stop.create()
         for _ in range(_ROUNDS):

@@ -229,6 +229,14 @@ def label(
     label_workers: Annotated[
         int | None, typer.Option(min=1, help="Model processes; default: one a GPU, else a core.")
     ] = None,
+    worker_cpus: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            callback=finite,
+            help="Cores that each of both asks for; default: its share of what is there. 0.9 lets a cluster grow.",
+        ),
+    ] = None,
     segment_timeout: Annotated[
         float, typer.Option(min=1, callback=finite, help="Seconds a minute of video may take to decode.")
     ] = 300,
@@ -284,6 +292,7 @@ def label(
         {
             "decode_workers": decode_workers,
             "label_workers": label_workers,
+            "worker_cpus": worker_cpus,
             "segment_timeout_s": segment_timeout,
             "commit_every_s": commit_every,
         },
