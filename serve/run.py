@@ -99,7 +99,7 @@ class Ingress:
 def start(plan: Plan, host: str, port: int) -> None:
     """Start the application and return once its models are warm. `stop` ends it."""
     serve.start(http_options=HTTPOptions(host=host, port=port))
-    serve.run(_application(plan), name=NAME, route_prefix="/", logging_config={"enable_access_log": False})
+    serve.run(bound(plan), name=NAME, route_prefix="/", logging_config={"enable_access_log": False})
 
 
 def stop() -> None:
@@ -108,7 +108,8 @@ def stop() -> None:
     serve.shutdown()
 
 
-def _application(plan: Plan) -> Any:
+def bound(plan: Plan) -> Any:
+    """The deployments, bound to each other: what Ray Serve runs."""
     settings = plan.settings
     shared: dict[str, Any] = {
         "ray_actor_options": {"num_cpus": 0, "num_gpus": 1 if plan.device == "cuda" else 0},

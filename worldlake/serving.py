@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import typer
 
 from lake.errors import Refused
 from lake.tables import Lake
 from models.world_loading import WorldSettings
-from serve.run import plan, start, stop
+from serve.run import bound, plan, start, stop
 from serve.settings import ServeSettings
 from worldlake import console
 from worldlake.label import draining, labeler_settings, start_ray
+from worldlake.options import open_lake, storage
+from worldlake.serve import serve
 
 
 @dataclass(frozen=True)
@@ -58,3 +63,20 @@ def run_service(lake: Lake, options: Options, host: str, port: int) -> None:
         )
         stopped.wait()
         stop()
+
+
+def application(args: dict[str, str]) -> Any:
+    """What Ray Serve makes of `import_path: worldlake.serving:application`, as in a RayService of Kubernetes.
+
+    `args` are options of `worldlake serve`, such as `config`, and `device`: cpu or cuda, for a cluster whose GPUs are
+    yet to come. Where it listens is said in the `http_options` of Serve's own configuration, so it is taken as open to
+    other machines. Raises Refused, ModelRefused as the command does.
+    """
+    device = args.get("device")
+    command = typer.Typer()
+    command.command()(serve)
+    given = [f"--{name}={value}" for name, value in args.items() if name != "device"]
+    values = typer.main.get_command(command).make_context("worldlake serve", given).params
+    lake = open_lake(values["lake"], storage(values["endpoint_url"], values["region"], values["profile"]))
+    settings = Options(**{name: values[name] for name in Options.__dataclass_fields__}).settings()
+    return bound(plan(lake, settings.model_copy(update={"device": device}), "0.0.0.0"))  # noqa: S104
