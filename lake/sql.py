@@ -61,6 +61,20 @@ def query(
         connection.close()
 
 
+def condition(text: str) -> str:
+    """A condition on rows, for a WHERE of ours: exactly one expression, in brackets.
+
+    Raises:
+        Refused: it is none, or more than one, or would end our statement.
+    """
+    try:
+        duckdb.SQLExpression(text)
+    except duckdb.Error as error:
+        raise Refused(_reason(error)) from None
+    # A comment at its end must not take the bracket along.
+    return f"({text}\n)"
+
+
 def write_result(result: pa.RecordBatchReader, output: str, out: IO[bytes]) -> None:
     """Write a result as ``table``, ``csv``, ``json`` (one array of objects) or ``arrow`` (an IPC stream).
 

@@ -1,0 +1,121 @@
+"""A lake whose tables stay open between queries, for processes that answer many: what was opened once is only updated.
+
+Opening a table costs about a millisecond and a half a file, most of it for expressions over file statistics, and the
+first scan reads the footer of every file. A table of a long run has thousands of files, and a query is there in a
+fraction of that. Here a new version adds its new files to those that are open; row groups are left out by the
+statistics in the footers, which stay in memory.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
+
+from lake.schemas import TABLES
+from lake.tables import Lake
+
+_OPEN_FOR_S = 300.0
+"""Credentials of an object store, which a handle keeps, may hold for a quarter of an hour."""
+
+
+@dataclass
+class _Open:
+    table: DeltaTable
+    opened_at: float
+    version: int
+    fragments: dict[str, pads.ParquetFileFragment]
+    dataset: pads.Dataset
+
+
+class KeptLake(Lake):
+    """A `Lake` that holds open handles; safe for threads, not to be pickled. Every read sees the newest version."""
+
+    def __init__(self, lake: Lake) -> None:
+        super().__init__(lake.uri, lake.storage)
+        self._open: dict[str, _Open] = {}
+        self._writers: dict[int, Counter[str]] = {}
+        self._locks = {name: threading.Lock() for name in TABLES}
+
+    def dataset(self, name: str, table: DeltaTable | None = None) -> pads.Dataset:
+        """As of `Lake`."""
+        return super().dataset(name, table) if table is not None else self._newest(name).dataset
+
+    def versions(self, *names: str) -> tuple[int, ...]:
+        """The newest versions of tables: while they are the same, so is every answer about them."""
+        return tuple(self._newest(name).version for name in names)
+
+    def pictures(self, triple_ids: Sequence[str]) -> dict[str, tuple[bytes, bytes]]:
+        """`obs` and `next_obs` of triples by id, of those that exist.
+
+        Ids are spread over all files, so first their places are looked up without touching an image; then only row
+        groups that hold one of them are read.
+        """
+        opened = self._newest("triples")
+        wanted = pc.field("triple_id").isin(pa.array(triple_ids, pa.string()))
+        columns = ["triple_id", "video_id", "labeled_at", "__filename"]
+        places: dict[str, list[pc.Expression]] = defaultdict(list)
+        for row in opened.dataset.to_table(columns=columns, filter=wanted).to_pylist():
+            # The video and the time leave out row groups, which ids do not.
+            is_row = pc.field("triple_id") == row["triple_id"]
+            for column in ("video_id", "labeled_at"):
+                value = row[column]
+                is_row &= pc.field(column).is_null() if value is None else pc.field(column) == pa.scalar(value)
+            places[row["__filename"]].append(is_row)
+        found: dict[str, tuple[bytes, bytes]] = {}
+        for path, rows in places.items():
+            is_wanted = rows[0]
+            for row in rows[1:]:
+                is_wanted |= row
+            images = opened.fragments[path].to_table(columns=["triple_id", "obs", "next_obs"], filter=is_wanted)
+            for image in images.to_pylist():
+                found[image["triple_id"]] = (image["obs"], image["next_obs"])
+        return found
+
+    def writers(self, version: int) -> Counter[str]:
+        """How many triples each run had written that were there in a version of `triples`; none where it is gone."""
+        if version not in self._writers:
+            opened = self._newest("triples")
+            try:
+                then = DeltaTable(
+                    self.table_uri("triples"), version=version, storage_options=self.storage.delta_options(self.uri)
+                )
+                runs = self._opened("triples", then, 0.0, opened.fragments).dataset.to_table(columns=["run_id"])
+            except (DeltaError, OSError):
+                return Counter()
+            counts = pc.value_counts(runs["run_id"].combine_chunks()).to_pylist()
+            self._writers[version] = Counter({row["values"]: row["counts"] for row in counts})
+        return self._writers[version]
+
+    def _newest(self, name: str) -> _Open:
+        with self._locks[name]:
+            opened = self._open.get(name)
+            if opened is None or time.monotonic() - opened.opened_at > _OPEN_FOR_S:
+                opened = self._open[name] = self._opened(name, self.table(name), time.monotonic(), {})
+            else:
+                opened.table.update_incremental()
+                if opened.table.version() != opened.version:
+                    opened = self._opened(name, opened.table, opened.opened_at, opened.fragments)
+                    self._open[name] = opened
+            return opened
+
+    def _opened(
+        self, name: str, table: DeltaTable, opened_at: float, before: dict[str, pads.ParquetFileFragment]
+    ) -> _Open:
+        filesystem, form = self.storage.subtree(self.table_uri(name)), pads.ParquetFileFormat()
+        actions = pa.table(table.get_add_actions())
+        fragments = {
+            path: before.get(path) or form.make_fragment(path, filesystem, file_size=size)
+            for path, size in zip(actions["path"].to_pylist(), actions["size_bytes"].to_pylist(), strict=True)
+        }
+        schema = pa.schema(table.schema().to_arrow())
+        dataset = pads.FileSystemDataset(list(fragments.values()), schema, form, filesystem)
+        return _Open(table, opened_at, table.version(), fragments, dataset)

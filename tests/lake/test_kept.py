@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pyarrow.compute as pc
+import pytest
+
+from lake import maintenance
+from lake.commits import Committer
+from lake.kept import KeptLake
+from lake.runs import Run
+from lake.sql import query
+from lake.tables import Lake, now, to_table
+from tests.lake.filled import LABELERS, Filled, fill
+
+
+@pytest.fixture
+def filled(place: str) -> Filled:
+    return fill(Lake(place))
+
+
+def test_it_reads_what_a_fresh_lake_reads_after_every_change(filled: Filled) -> None:
+    lake, kept = filled.lake, KeptLake(filled.lake)
+
+    def check() -> None:
+        for name in ("triples", "rejections", "videos", "runs"):
+            fresh, ours = (one.dataset(name).to_table() for one in (lake, kept))
+            assert ours.schema == fresh.schema
+            key = fresh.schema.names[0]
+            assert ours.sort_by(key).equals(fresh.sort_by(key)), name
+        with query(kept, "SELECT count(*) AS n FROM triples WHERE dataset = 'one'") as result:
+            assert result.read_all()["n"].to_pylist() == [
+                lake.dataset("triples").count_rows(pc.field("dataset") == "one")
+            ]
+
+    check()
+    versions = kept.versions("triples", "videos")
+    assert versions == kept.versions("triples", "videos")
+    lake.append("videos", [{"video_id": "new", "uri": "/new", "dataset": "one", "added_at": now()}])
+    assert kept.versions("triples", "videos")[1] > versions[1]
+    check()
+    maintenance.maintain(lake, cluster=True)
+    check()
+    maintenance.forget(lake, filled.videos[0])
+    check()
+
+
+def test_pictures_are_those_of_their_triples(filled: Filled) -> None:
+    kept = KeptLake(filled.lake)
+    assert kept.pictures([*filled.images, "none"]) == filled.images
+    maintenance.maintain(filled.lake, cluster=True)
+    some = list(filled.images)[::7]
+    assert kept.pictures(some) == {id_: filled.images[id_] for id_ in some}
+    assert kept.pictures([]) == {}
+
+
+def test_writers_of_a_version_are_counted_as_they_were(filled: Filled) -> None:
+    kept, lake = KeptLake(filled.lake), filled.lake
+    before = lake.table("triples").version()
+    with Run(lake, "later", "label", {}, labeler_id=LABELERS[0]):
+        committer = Committer(lake, LABELERS[0], "later")
+        committer.fence()
+        row = {"triple_id": "x", "run_id": "later", "labeler_id": LABELERS[0], "action": "a", "labeled_at": now()}
+        committer.commit({"triples": [lake.write_file(to_table("triples", [row]), "triples", "later")]})
+    first = {f"label-{labeler[:8]}": 20 for labeler in LABELERS}
+    assert kept.writers(before) == first
+    assert kept.writers(lake.table("triples").version()) == {**first, "later": 1}
+    assert kept.writers(10_000) == {}
