@@ -8,8 +8,9 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from serve import problems
-from serve.api import health, label, lake, predict
+from serve.api import health, label, lake, overview, predict, refused, runs, triples, videos
 from serve.middleware import Envelope
+from serve.reading import Reading
 from serve.schemas import LabelIn
 from serve.services import Services
 
@@ -27,7 +28,9 @@ def build_app(services: Services) -> FastAPI:
     app.include_router(label.router(services))
     if services.world_size is not None:
         app.include_router(predict.router(services))
-    app.include_router(lake.router(services))
+    reading = Reading(services.lake, services.limits)
+    for group in (triples, lake, refused, overview, runs, videos):
+        app.include_router(group.router(services.guard, reading))
     app.add_middleware(Envelope, body_bytes=services.limits.body_bytes)
     _document(app)
     return app

@@ -1,0 +1,99 @@
+"""`/v1/videos`: the videos of the lake, and the pairs of one."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from http import HTTPStatus
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Query
+
+from serve.api.refused import FAILURE
+from serve.api.triples import COLUMNS
+from serve.guard import Guard
+from serve.lake_schemas import Decided, FailureInTime, PairsPage, VideoDetail, VideoOut, VideosPage
+from serve.problems import Problem, responses
+from serve.reading import Reading
+
+_COUNTS = """
+    (SELECT count(*) FROM triples WHERE triples.video_id = page.video_id) AS accepted,
+    (SELECT count(*) FROM rejections WHERE rejections.video_id = page.video_id) AS rejected
+"""
+_PAGE = f"""
+WITH page AS (
+    SELECT video_id, uri, dataset, split, class_label, width, height, fps, duration_s FROM videos
+    WHERE ($dataset IS NULL OR dataset = $dataset) AND ($uri IS NULL OR contains(lower(uri), lower($uri)))
+        AND ($after IS NULL OR (uri, video_id) > (SELECT (uri, video_id) FROM videos WHERE video_id = $after))
+    ORDER BY uri, video_id LIMIT $limit)
+SELECT *, {_COUNTS} FROM page ORDER BY uri, video_id
+"""
+_ONE = f"""
+SELECT *, {_COUNTS},
+    coalesce((SELECT any_value(time_base) FROM triples WHERE video_id = $video),
+        (SELECT any_value(time_base) FROM rejections WHERE video_id = $video)) AS time_base,
+    (SELECT list(DISTINCT labeler_id ORDER BY labeler_id) FROM progress WHERE video_id = $video) AS finished_under
+FROM videos AS page WHERE video_id = $video LIMIT 1
+"""
+_PAIRS = f"""
+WITH pairs AS (
+    SELECT {COLUMNS}, 'accepted' AS verdict, []::VARCHAR[] AS reasons FROM triples WHERE video_id = $video
+    UNION ALL SELECT {COLUMNS}, 'rejected', reasons FROM rejections WHERE video_id = $video)
+SELECT * FROM pairs
+WHERE $after IS NULL OR (obs_time_s, triple_id) > (SELECT (obs_time_s, triple_id) FROM pairs WHERE triple_id = $after)
+ORDER BY obs_time_s, triple_id LIMIT $limit
+"""
+_FAILURES = f"SELECT {FAILURE} FROM failures WHERE video_id = $video ORDER BY failed_at DESC LIMIT 100"
+_Id = Annotated[str | None, Query(max_length=64, description="`next` of the page before")]
+
+
+def router(guard: Guard, reading: Reading) -> APIRouter:
+    """The endpoints."""
+    api = APIRouter(tags=["lake"], dependencies=[Depends(guard.require("read"))])
+    errors = responses(401, 403, 422, 429)
+
+    @api.get("/v1/videos", summary="Videos by name, a page at a time", responses=errors)
+    async def videos(
+        after: _Id = None,
+        limit: Annotated[int | None, Query(ge=1, description="rows of the page")] = None,
+        dataset: Annotated[str | None, Query(max_length=200)] = None,
+        uri: Annotated[str | None, Query(max_length=1000, description="text that the uri contains")] = None,
+    ) -> VideosPage:
+        limit = reading.page(limit)
+        given = {"after": after, "dataset": dataset, "uri": uri, "limit": limit + 1}
+        rows = await reading.rows(_PAGE, given, limit + 1)
+        page = [VideoOut(**row) for row in rows[:limit]]
+        return VideosPage(videos=page, next=page[-1].video_id if len(rows) > limit else None)
+
+    @api.get("/v1/videos/{video_id}", summary="One video", responses=errors | responses(404))
+    async def video(video_id: str) -> VideoDetail:
+        given: dict[str, object] = {"video": video_id}
+        rows = await reading.rows(_ONE, given, 1)
+        if not rows:
+            raise Problem(HTTPStatus.NOT_FOUND, "not-found", "there is no video of this id in this lake")
+        found = rows[0] | {"finished_under": rows[0]["finished_under"] or []}
+        failures = [_in_time(row, found["time_base"]) for row in await reading.rows(_FAILURES, given)]
+        return VideoDetail(**found, failures=failures)
+
+    @api.get("/v1/videos/{video_id}/pairs", summary="Decided pairs of a video, in time", responses=errors)
+    async def pairs(
+        video_id: str,
+        after: Annotated[UUID | None, Query(description="`next` of the page before")] = None,
+        limit: Annotated[int | None, Query(ge=1, description="rows of the page")] = None,
+    ) -> PairsPage:
+        limit = reading.page(limit)
+        given = {"video": video_id, "after": str(after) if after else None, "limit": limit + 1}
+        rows = await reading.rows(_PAIRS, given, limit + 1)
+        page = [Decided(**row | {"reasons": row["reasons"] or []}) for row in rows[:limit]]
+        return PairsPage(pairs=page, next=page[-1].triple_id if len(rows) > limit else None)
+
+    return api
+
+
+def _in_time(failure: dict[str, Any], time_base: str | None) -> FailureInTime:
+    """With seconds, where a pair of the same video tells how long a tick is."""
+    seconds: dict[str, float | None] = {"start_s": None, "end_s": None}
+    if time_base is not None:
+        for name, pts in (("start_s", failure["start_pts"]), ("end_s", failure["end_pts"])):
+            seconds[name] = float(pts * Fraction(time_base)) if pts is not None else None
+    return FailureInTime(**failure, **seconds)
