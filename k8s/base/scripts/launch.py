@@ -1,0 +1,79 @@
+"""Start a RayJob like a suspended one, wait for it, and exit as `worldlake` did in it: `launch.py NAME`.
+
+0 done, 2 refused, which the Job that runs this does not try again; 1 for everything else, which it does. A launcher
+that was moved to another node finds the RayJob of its Job and waits on.
+"""
+
+import json
+import os
+import re
+import ssl
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+ACCOUNT = Path(os.environ.get("WORLDLAKE_ACCOUNT", "/var/run/secrets/kubernetes.io/serviceaccount"))
+POLL_S = float(os.environ.get("WORLDLAKE_POLL_S", "10"))
+# What Ray says of a driver; KubeRay hands it on and has no field for the code alone.
+EXIT_CODE = re.compile(r"failed with exit code (-?\d+)")
+
+
+def call(path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Ask the API server about RayJobs of this namespace, or create one."""
+    address = os.environ.get("WORLDLAKE_API", "https://kubernetes.default.svc")
+    namespace = (ACCOUNT / "namespace").read_text().strip()
+    request = urllib.request.Request(  # noqa: S310 - the cluster's own API server
+        f"{address}/apis/ray.io/v1/namespaces/{namespace}/rayjobs{path}",
+        None if body is None else json.dumps(body).encode(),
+        # Read anew each time: it changes every hour.
+        {"Authorization": f"Bearer {(ACCOUNT / 'token').read_text().strip()}", "Content-Type": "application/json"},
+    )
+    trusted = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt")) if address.startswith("https") else None
+    with urllib.request.urlopen(request, timeout=30, context=trusted) as answer:  # noqa: S310
+        return dict(json.load(answer))
+
+
+def copy_of(template: dict[str, Any], job: str, uid: str) -> dict[str, Any]:
+    """A RayJob like the template, that runs, and goes when the Job does."""
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job, "uid": uid}
+    return {
+        "apiVersion": template["apiVersion"],
+        "kind": template["kind"],
+        "metadata": {
+            "generateName": f"{template['metadata']['name']}-",
+            "labels": {**template["metadata"].get("labels", {}), "worldlake.io/job": job},
+            "ownerReferences": [owner],
+        },
+        "spec": {**template["spec"], "suspend": False},
+    }
+
+
+def verdict(status: dict[str, Any]) -> int | None:
+    """The exit code that a RayJob stands for; None while it is at work."""
+    if status.get("jobDeploymentStatus") == "Complete":
+        return 0 if status.get("jobStatus") == "SUCCEEDED" else 1
+    if status.get("jobDeploymentStatus") != "Failed":
+        return None
+    code = EXIT_CODE.search(status.get("message", ""))
+    return 2 if code and code[1] == "2" else 1
+
+
+def main(name: str) -> int:
+    """Find the RayJob that this Job has at work, or start one; wait for its end."""
+    job, uid = os.environ["JOB_NAME"], os.environ["JOB_UID"]
+    found = call(f"?labelSelector=worldlake.io/job%3D{job}")["items"]
+    mine = next((one for one in found if verdict(one.get("status", {})) is None), None)
+    if mine is None:
+        mine = call("", copy_of(call(f"/{name}"), job, uid))
+    name = mine["metadata"]["name"]
+    print(f"RayJob {name}", flush=True)
+    while (code := verdict(status := call(f"/{name}").get("status", {}))) is None:
+        time.sleep(POLL_S)
+    print(status.get("reason") or status.get("jobStatus"), status.get("message", ""), sep="\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
