@@ -17,19 +17,22 @@ from labeling.policy import Policy, load_policy
 from lake.errors import Refused
 from lake.tables import Lake
 from models.world_loading import load_image_tokenizer, world_folder
+from serve.admission import at_once
 from serve.app import build_app
 from serve.guard import Guard
 from serve.keys import Keys
 from serve.middleware import audit
 from serve.replicas import Dynamics, World
 from serve.services import Remote, Services
-from serve.settings import Limits, ServeSettings
+from serve.settings import ServeSettings
 from serve.uploads import Uploads
 
 NAME = "worldlake"
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _DRAIN_S = 60.0
 """A replica that is stopped finishes what it has accepted, so long."""
+_READERS = 64
+"""Requests of an ingress that its proxies do not count: health, metrics, pages."""
 
 
 @dataclass(frozen=True)
@@ -113,20 +116,27 @@ def bound(plan: Plan) -> Any:
     settings = plan.settings
     shared: dict[str, Any] = {
         "ray_actor_options": {"num_cpus": 0, "num_gpus": 1 if plan.device == "cuda" else 0},
+        # All that waits waits at a replica: a handle whose replicas are full asks them again ever more seldom, and
+        # they idle meanwhile.
+        "max_ongoing_requests": settings.queue,
         "max_queued_requests": settings.queue,
-        # Twice a batch: while one is computed the next gathers.
-        "max_ongoing_requests": 2 * settings.batch_pairs,
         "graceful_shutdown_timeout_s": _DRAIN_S,
         "health_check_timeout_s": 60,
     } | _scaling(settings)
-    batch = (plan.device, settings.batch_pairs, settings.batch_wait_s)
-    dynamics = serve.deployment(Dynamics).options(**shared).bind(plan.labeler.settings.model, *batch)
-    world = (
-        serve.deployment(World).options(**shared).bind(settings.world, *batch) if settings.world is not None else None
+    # A request is never split, so that a batch takes the largest.
+    limits, wait_s = settings.limits, settings.batch_wait_s
+    pairs = max(settings.batch_pairs, limits.pairs, limits.candidates)
+    dynamics = (
+        serve.deployment(Dynamics).options(**shared).bind(plan.labeler.settings.model, plan.device, pairs, wait_s)
     )
+    world = None
+    if settings.world is not None:
+        drawn = max(settings.batch_pairs, limits.candidates)
+        world = serve.deployment(World).options(**shared).bind(settings.world, plan.device, drawn, wait_s)
     ingress = serve.deployment(Ingress).options(
         ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=settings.queue + _in_flight(settings.limits),
+        # As many as a proxy lets in; those beside them only read.
+        max_ongoing_requests=at_once(settings) + _READERS,
         graceful_shutdown_timeout_s=_DRAIN_S,
     )
     return ingress.bind(plan, dynamics, world)
@@ -138,8 +148,3 @@ def _scaling(settings: ServeSettings) -> dict[str, Any]:
         return {"num_replicas": least}
     wanted = settings.batch_pairs
     return {"autoscaling_config": {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": wanted}}
-
-
-def _in_flight(limits: Limits) -> int:
-    # Requests that read the lake or decode beside those that wait for a model.
-    return 4 * limits.pairs

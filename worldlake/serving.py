@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import typer
 from lake.errors import Refused
 from lake.tables import Lake
 from models.world_loading import WorldSettings
+from serve.admission import environment
 from serve.run import bound, plan, start, stop
 from serve.settings import ServeSettings
 from worldlake import console
@@ -51,6 +53,8 @@ def run_service(lake: Lake, options: Options, host: str, port: int) -> None:
     """Serve until a signal comes. Raises Refused, ModelRefused where that cannot be."""
     settings = options.settings()
     lake.storage.check(lake.uri)
+    # A cluster that runs already was started with these, or its proxies refuse nothing.
+    os.environ.update(environment(settings))
     with draining(None) as (stopped, start_cluster):
         start_ray()
         checked = plan(lake, settings, host)
