@@ -29,7 +29,7 @@ class HuggingFaceDynamics:
 
     Both log-probabilities are over text only: special tokens other than the end are ruled out, and all end tokens of
     the model count as one. So `annotate` and `score` agree on every text that its tokenizer splits as the model
-    wrote it. Every forward has `batch_size` rows, the last pair repeated where there are fewer.
+    wrote it. A forward has at most `batch_size` rows; on an accelerator always as many, the last pair repeated.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class HuggingFaceDynamics:
         scores = np.empty(len(obs), np.float32)
         for rows, inputs in self._batches(obs, next_obs):
             chunk = [targets[row] for row in rows]
-            chunk += chunk[-1:] * (self._batch_size - len(chunk))
+            chunk += chunk[-1:] * (len(inputs["input_ids"]) - len(chunk))
             scores[rows.start : rows.stop] = self._score(inputs, chunk)[: len(rows)]
         return scores
 
@@ -137,7 +137,9 @@ class HuggingFaceDynamics:
         self._check(obs, next_obs)
         for start in range(0, len(obs), self._batch_size):
             stop = min(start + self._batch_size, len(obs))
-            picked = np.minimum(np.arange(start, start + self._batch_size), stop - 1)
+            # An accelerator is quick where it meets one shape; to a CPU every row is work.
+            length = stop - start if self.model.device.type == "cpu" else self._batch_size
+            picked = np.minimum(np.arange(start, start + length), stop - 1)
             yield range(start, stop), self._prompts(obs[picked], next_obs[picked])
 
     def _check(self, obs: Images, next_obs: Images) -> None:

@@ -31,6 +31,9 @@ class Dynamics:
 
     def __init__(self, settings: ModelSettings, device: str, batch_pairs: int, wait_s: float) -> None:
         """Load the model, and let it label a black pair: what would fail fails before the service is ready."""
+        if device == "cpu":
+            # There a batch takes as long as its pairs, and the larger is the quicker one.
+            settings = settings.model_copy(update={"batch_size": batch_pairs})
         self._model = load_dynamics(settings, device)
         self._label_pairs = LabelPairs(self._model)
         self._answered_at = 0.0
