@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 FORMATS = ("JPEG", "PNG", "WEBP")
 TIMEOUT_S = 10.0
 """For a request's images: a photograph takes some ten milliseconds."""
+PROCESSES = 4
+"""Of an ingress. A file that hangs a decoder keeps one of them; others go on."""
 
 
 class TooLarge(DecodeError):
@@ -42,13 +44,16 @@ class Pair:
 
 
 class Uploads:
-    """Decodes uploads, one request at a time, in a process that is killed when it takes too long."""
+    """Decodes uploads in processes, each with one request at a time, that are killed when they take too long."""
 
     def __init__(self, size: int, quality: int, max_pixels: int) -> None:
         """`size` is the side of the model's images in pixels, `quality` that of their JPEGs."""
         self._size, self._quality, self._max_pixels = size, quality, max_pixels
-        self._process = Isolated(TIMEOUT_S, memory_bytes=2 << 30)
-        self._lock = asyncio.Lock()
+        # A process starts with its first call, so that as many run as were ever needed at once.
+        self._processes = [Isolated(TIMEOUT_S, memory_bytes=2 << 30) for _ in range(PROCESSES)]
+        self._free: asyncio.LifoQueue[Isolated] = asyncio.LifoQueue()
+        for process in self._processes:
+            self._free.put_nowait(process)
 
     async def pairs(self, contents: list[tuple[bytes, bytes]]) -> list[Pair]:
         """Frame pairs of uploaded files. Raises Problem for what is no image, or too large a one."""
@@ -59,21 +64,32 @@ class Uploads:
         return await self._call(_images, contents)
 
     async def _call(self, function: Callable[..., list[Result]], contents: Sequence[object]) -> list[Result]:
-        async with self._lock:
-            try:
-                return await asyncio.to_thread(
-                    self._process.call, function, contents, self._size, self._quality, self._max_pixels
-                )
-            except TooLarge as error:
-                raise bad_request("too-many-pixels", str(error)) from None
-            except DecodeError as error:
-                raise bad_request("image", str(error)) from None
-            except ChildLost:
-                raise bad_request("image", "an image could not be decoded in time: send a plain JPEG") from None
+        process = await self._free.get()
+        call = asyncio.ensure_future(
+            asyncio.to_thread(process.call, function, contents, self._size, self._quality, self._max_pixels)
+        )
+
+        def free(call: asyncio.Future[list[Result]]) -> None:
+            self._free.put_nowait(process)
+            # Asked for, because a request that was given up does not.
+            call.exception()
+
+        call.add_done_callback(free)
+        try:
+            # A thread cannot be cancelled: a process that were free before its call ends would answer the next request
+            # with what this one asked.
+            return await asyncio.shield(call)
+        except TooLarge as error:
+            raise bad_request("too-many-pixels", str(error)) from None
+        except DecodeError as error:
+            raise bad_request("image", str(error)) from None
+        except ChildLost:
+            raise bad_request("image", "an image could not be decoded in time: send a plain JPEG") from None
 
     def close(self) -> None:
-        """End the process."""
-        self._process.close()
+        """End the processes."""
+        for process in self._processes:
+            process.close()
 
 
 def _pairs(contents: list[tuple[bytes, bytes]], size: int, quality: int, max_pixels: int) -> list[Pair]:
