@@ -1,0 +1,156 @@
+"""The script that starts a RayJob and waits for it, against a server that answers as the API server would."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.k8s.manifests import ROOT, one, overlay, validate
+
+SCRIPT = ROOT / "k8s" / "base" / "scripts" / "launch.py"
+PATH = "/apis/ray.io/v1/namespaces/lakes/rayjobs"
+REFUSED = "Job entrypoint command failed with exit code 2, last available logs (truncated to 20,000 chars):\nno video"
+CRASHED = (
+    "Job entrypoint command failed with exit code 1, last available logs (truncated to 20,000 chars):\nexit code 2"
+)
+
+
+class Cluster:
+    """RayJobs that go through the given states, one more each time that they are looked at."""
+
+    def __init__(self, *states: dict[str, Any]) -> None:
+        self.template = one(overlay("gpu"), "RayJob", "worldlake-label")
+        self.jobs: dict[str, dict[str, Any]] = {"worldlake-label": self.template}
+        self.created: list[dict[str, Any]] = []
+        self.states = list(states)
+        cluster = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                path, _, query = self.path.partition("?")
+                if self.headers["Authorization"] != "Bearer secret":
+                    self.send_error(401)
+                elif path == PATH:
+                    assert query == "labelSelector=worldlake.io/job%3Dlabel-1"
+                    found = [job for job in cluster.jobs.values() if "worldlake.io/job" in job["metadata"]["labels"]]
+                    self.answer({"items": found})
+                else:
+                    self.answer(cluster.look(path.removeprefix(f"{PATH}/")))
+
+            def do_POST(self) -> None:
+                job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                job["metadata"]["name"] = job["metadata"].pop("generateName") + f"x{len(cluster.created)}"
+                cluster.created.append(job)
+                cluster.jobs[job["metadata"]["name"]] = job
+                self.answer(job)
+
+            def answer(self, body: dict[str, Any]) -> None:
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(json.dumps(body).encode())
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.template["metadata"].setdefault("labels", {})
+
+    def look(self, name: str) -> dict[str, Any]:
+        job = self.jobs[name]
+        if job is not self.template:
+            job["status"] = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        return job
+
+
+@pytest.fixture
+def account(tmp_path: Path) -> Path:
+    (tmp_path / "namespace").write_text("lakes\n")
+    (tmp_path / "token").write_text("secret\n")
+    return tmp_path
+
+
+def launch(cluster: Cluster, account: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {
+        "WORLDLAKE_API": f"http://127.0.0.1:{cluster.server.server_port}",
+        "WORLDLAKE_ACCOUNT": str(account),
+        "WORLDLAKE_POLL_S": "0.01",
+        "JOB_NAME": "label-1",
+        "JOB_UID": "uid-1",
+    }
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "worldlake-label"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    cluster.server.shutdown()
+    return done
+
+
+def running() -> Iterator[dict[str, Any]]:
+    yield {}
+    yield {"jobDeploymentStatus": "Initializing"}
+    yield {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
+
+
+@pytest.mark.parametrize(
+    ("last", "code"),
+    [
+        ({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}, 0),
+        # Somebody stopped it.
+        ({"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}, 1),
+        ({"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "reason": "AppFailed", "message": REFUSED}, 2),
+        ({"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "reason": "AppFailed", "message": CRASHED}, 1),
+        ({"jobDeploymentStatus": "Failed", "reason": "DeadlineExceeded"}, 1),
+    ],
+)
+def test_it_exits_as_worldlake_did(last: dict[str, Any], code: int, account: Path) -> None:
+    cluster = Cluster(*running(), last)
+    done = launch(cluster, account)
+    assert done.returncode == code, done.stderr
+    assert last.get("message", "") in done.stdout
+    assert len(cluster.created) == 1
+
+
+def test_what_it_starts_is_the_template_at_work(account: Path) -> None:
+    cluster = Cluster({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"})
+    launch(cluster, account)
+    (made,) = cluster.created
+    assert cluster.template["spec"]["suspend"] is True
+    assert made["spec"] == {**cluster.template["spec"], "suspend": False}
+    assert made["metadata"]["labels"]["worldlake.io/job"] == "label-1"
+    assert made["metadata"]["ownerReferences"][0]["uid"] == "uid-1"
+    # KubeRay takes no longer name: that of the CronJob, a dash, and what makes it unique.
+    assert len(cluster.template["metadata"]["name"]) + 6 <= 47
+    validate({key: value for key, value in made.items() if key != "status"})
+
+
+def test_it_waits_for_the_one_that_it_had_started(account: Path) -> None:
+    cluster = Cluster({"jobDeploymentStatus": "Running"}, {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"})
+    labels = {"worldlake.io/job": "label-1"}
+    cluster.jobs["worldlake-label-before"] = {"metadata": {"name": "worldlake-label-before", "labels": labels}}
+    done = launch(cluster, account)
+    assert (done.returncode, cluster.created) == (0, [])
+    assert "worldlake-label-before" in done.stdout
+
+
+def test_after_one_that_failed_it_starts_another(account: Path) -> None:
+    cluster = Cluster({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"})
+    cluster.jobs["worldlake-label-before"] = {
+        "metadata": {"name": "worldlake-label-before", "labels": {"worldlake.io/job": "label-1"}},
+        "status": {"jobDeploymentStatus": "Failed", "message": CRASHED},
+    }
+    done = launch(cluster, account)
+    assert (done.returncode, len(cluster.created)) == (0, 1)
+
+
+def test_an_api_server_that_says_no_is_worth_another_try(account: Path) -> None:
+    (account / "token").write_text("wrong")
+    done = launch(Cluster({}), account)
+    assert done.returncode == 1
+    assert "401" in done.stderr
