@@ -37,7 +37,7 @@ class Workers:
 def workers(decode: int | None, label: int | None, worker_cpus: float | None = None) -> Workers:
     """Fill the cluster that Ray is connected to; numbers given by the user win.
 
-    Shares of the cores that are there fit always, so with them a cluster that could grow never does.
+    Shares of the cores that are there fit on those, so without `worker_cpus` nodes that come later have nothing to do.
     """
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     gpus = int(ray.cluster_resources().get("GPU", 0))
