@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from serve import problems
 from serve.api import health, label, lake, overview, predict, refused, runs, triples, videos
+from serve.explorer import pages
 from serve.middleware import Envelope
 from serve.reading import Reading
 from serve.schemas import LabelIn
@@ -31,6 +32,7 @@ def build_app(services: Services) -> FastAPI:
     reading = Reading(services.lake, services.limits)
     for group in (triples, lake, refused, overview, runs, videos):
         app.include_router(group.router(services.guard, reading))
+    pages.install(app, services)
     app.add_middleware(Envelope, body_bytes=services.limits.body_bytes)
     _document(app)
     return app

@@ -1,4 +1,8 @@
-"""Who is asking: bearer keys, scopes and rates, as a dependency of every endpoint."""
+"""Who is asking: keys, scopes and rates, as a dependency of every endpoint.
+
+A program sends its key in a header. A browser that has signed in sends it in a cookie, which other sites could make it
+send as well: `SameSite=Strict` forbids that, and so do we where the browser says who asks.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import datetime as dt
 import time
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
+from urllib.parse import urlsplit
 
 from fastapi import Request
 
@@ -16,6 +21,10 @@ from serve.problems import Problem
 _READ_EVERY_S = 10.0
 """A key that was revoked is refused so much later at the latest."""
 
+COOKIE = "worldlake_key"
+"""Holds the key of a browser that has signed in."""
+
+_SAFE = ("GET", "HEAD", "OPTIONS")
 _ASK = {"WWW-Authenticate": 'Bearer realm="worldlake"'}
 
 
@@ -32,22 +41,37 @@ class Guard:
         """A dependency that raises Problem for requests whose key is missing, wrong, expired, under-scoped or busy."""
 
         async def check(request: Request) -> None:
-            await self._read_again()
-            if self._keys or not self._open:
-                request.state.key = self._admit(request.headers.get("Authorization", ""), scope)
+            authorization = request.headers.get("Authorization", "")
+            if not authorization:
+                refuse_other_sites(request)
+            if not await self.is_open():
+                request.state.key = key = self._key(_token(authorization, request.cookies.get(COOKIE)))
+                if not key.may(scope):
+                    raise Problem(HTTPStatus.FORBIDDEN, "scope", f"this needs a key with the scope {scope}")
+                self._take(key)
 
         return check
 
-    def _admit(self, authorization: str, scope: Scope) -> Key:
-        kind, _, token = authorization.partition(" ")
-        if not authorization:
-            raise Problem(HTTPStatus.UNAUTHORIZED, "no-key", "send a key: `Authorization: Bearer wl_...`", _ASK)
-        key = find(self._keys, token.strip()) if kind.lower() == "bearer" else None
+    async def is_open(self) -> bool:
+        """Whether nobody needs a key."""
+        await self._read_again()
+        return self._open and not self._keys
+
+    async def sign_in(self, request: Request, token: str) -> None:
+        """Check the key that a person types in. Raises Problem where it is none, or asks too often."""
+        refuse_other_sites(request)
+        await self._read_again()
+        request.state.key = self._key(token.strip())
+        self._take(request.state.key)
+
+    def _key(self, token: str) -> Key:
+        key = find(self._keys, token)
         if key is None or (key.expires_at is not None and key.expires_at <= dt.datetime.now(dt.UTC)):
             # One answer for all of these: it tells nobody which keys exist.
             raise Problem(HTTPStatus.UNAUTHORIZED, "key", "this key is not valid: ask for a new one", _ASK)
-        if not key.may(scope):
-            raise Problem(HTTPStatus.FORBIDDEN, "scope", f"this needs a key with the scope {scope}")
+        return key
+
+    def _take(self, key: Key) -> None:
         now = time.monotonic()
         bucket = self._buckets.setdefault(key.key_id, Bucket(key.per_minute, float(key.per_minute), now))
         if wait := bucket.take(now):
@@ -55,10 +79,31 @@ class Guard:
             raise Problem(
                 HTTPStatus.TOO_MANY_REQUESTS, "rate", f"this key may ask {key.per_minute} times a minute", after
             )
-        return key
 
     async def _read_again(self) -> None:
         if time.monotonic() - self._read_at > _READ_EVERY_S:
             # First, so that other requests do not all read as well.
             self._read_at = time.monotonic()
             self._keys = await asyncio.to_thread(self._source.read)
+
+
+def refuse_other_sites(request: Request) -> None:
+    """Raise Problem for a request that changes or costs something and that a page of another site has sent."""
+    if request.method in _SAFE:
+        return
+    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+    # Browsers leave the first one out where a page came over plain HTTP from another machine.
+    is_ours = (
+        site == "same-origin" if site else origin is None or urlsplit(origin).netloc == request.headers.get("Host")
+    )
+    if not is_ours:
+        raise Problem(HTTPStatus.FORBIDDEN, "cross-site", "this came from a page of another site: it needs a key")
+
+
+def _token(authorization: str, cookie: str | None) -> str:
+    if not authorization and cookie is None:
+        raise Problem(HTTPStatus.UNAUTHORIZED, "no-key", "send a key: `Authorization: Bearer wl_...`", _ASK)
+    kind, _, token = authorization.partition(" ")
+    if authorization:
+        return token.strip() if kind.lower() == "bearer" else ""
+    return cookie or ""

@@ -1,0 +1,102 @@
+"""The pages and what belongs to them. They hold no data and need no key; the endpoints that they ask do."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any
+
+import jinja2
+from fastapi import APIRouter, FastAPI, Form, Query, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from serve.guard import COOKIE, refuse_other_sites
+from serve.problems import Problem
+from serve.services import Services
+
+# Path to template. What a page is about it takes from its own address.
+_PAGES = {
+    "/": "overview",
+    "/triples": "triples",
+    "/rejected": "rejected",
+    "/videos": "videos",
+    "/videos/{video_id}": "video",
+    "/runs": "runs",
+    "/runs/{run_id}": "run",
+    "/live": "live",
+}
+# Asked for anew every time, which costs a 304: otherwise a browser guesses how long it may keep an old version.
+_NO_CACHE = {"Cache-Control": "no-cache"}
+
+_Key = Annotated[str, Form(max_length=200)]
+_Next = Annotated[str, Form(max_length=2000)]
+
+
+class _Static(StaticFiles):
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.update(_NO_CACHE)
+        return response
+
+
+def install(app: FastAPI, services: Services) -> None:
+    """Add the pages to an application."""
+    app.mount("/static", _Static(directory=Path(__file__).parent / "static"))
+    app.include_router(_router(services))
+
+
+def _router(services: Services) -> APIRouter:
+    pages = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("serve.explorer"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+
+    def rendered(request: Request, name: str, status: int = 200, **values: Any) -> HTMLResponse:
+        content = environment.get_template(f"{name}.html").render(
+            page=name, signed_in=COOKIE in request.cookies, predicts=services.world_size is not None, **values
+        )
+        return HTMLResponse(content, status, _NO_CACHE)
+
+    for path, name in _PAGES.items():
+
+        async def page(request: Request, name: str = name) -> HTMLResponse:
+            return rendered(request, name)
+
+        # Not as a decorator: FastAPI would take `name` for a parameter of the request.
+        pages.add_route(path, page, methods=["GET"])
+
+    @pages.get("/login")
+    async def login(request: Request, next: Annotated[str, Query(max_length=2000)] = "/") -> Response:
+        if await services.guard.is_open():
+            return RedirectResponse(_within(next), HTTPStatus.SEE_OTHER)
+        return rendered(request, "login", next=_within(next))
+
+    @pages.post("/login")
+    async def sign_in(request: Request, key: _Key = "", next: _Next = "/") -> Response:
+        try:
+            await services.guard.sign_in(request, key)
+        except Problem as problem:
+            if problem.kind == "cross-site":
+                raise
+            return rendered(request, "login", problem.status, next=_within(next), problem=problem.detail)
+        response = RedirectResponse(_within(next), HTTPStatus.SEE_OTHER)
+        # A proxy that ends TLS says so; whoever else says so only keeps the cookie from themselves.
+        is_https = "https" in (request.url.scheme, request.headers.get("X-Forwarded-Proto", ""))
+        response.set_cookie(COOKIE, key.strip(), httponly=True, secure=is_https, samesite="strict")
+        return response
+
+    @pages.post("/logout")
+    async def log_out(request: Request) -> Response:
+        refuse_other_sites(request)
+        response = RedirectResponse("/login", HTTPStatus.SEE_OTHER, {"Clear-Site-Data": '"cache"'})
+        response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+        return response
+
+    return pages
+
+
+def _within(path: str) -> str:
+    """A path on this site; the front page for anything that would lead elsewhere."""
+    return path if path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() else "/"
