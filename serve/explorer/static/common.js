@@ -104,7 +104,7 @@ const jpeg = (content) => (content ? `data:image/jpeg;base64,${content}` : "");
 export function shown(pair) {
   const scores = pair.scores || pair;
   const numbers = Object.fromEntries(SCORES.map((score) => [score, number({ ...scores, confidence: pair.confidence }[score])]));
-  const time = `${clock(pair.obs_time_s)} to ${clock(pair.next_time_s)}`;
+  const time = [clock(pair.obs_time_s), clock(pair.next_time_s)].filter(Boolean).join(" to ");
   return {
     ...pair,
     action: pair.action || "no action was named",
@@ -114,8 +114,8 @@ export function shown(pair) {
     nextAlt: `next_obs at ${clock(pair.next_time_s)}`,
     time,
     name: name(pair.uri),
-    place: `${name(pair.uri)}, ${time}`,
-    label: `${pair.action}, ${name(pair.uri)}, ${time}`,
+    place: [name(pair.uri), time].filter(Boolean).join(", "),
+    label: [pair.action, name(pair.uri), time].filter(Boolean).join(", "),
     why: pair.reasons && pair.reasons.length ? `by ${pair.reasons.join(", ")}` : "",
     datasetText: [pair.dataset, pair.split].filter(Boolean).join(", "),
     confidenceText: numbers.confidence ? `confidence ${numbers.confidence}` : "labelled by people",
