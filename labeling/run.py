@@ -104,7 +104,7 @@ def label(
         Superseded: another run took over.
     """
     started = time.monotonic()
-    _refuse_other_policy(lake, labeler.id, policy.id)
+    refuse_other_policy(lake, labeler.id, policy.id)
     list_again = partial(list_work, lake, labeler.id, where=where, limit=limit, retry_failed=retry_failed)
     run_id = new_run_id()
     summary = Summary(run_id, labeler.id, policy.id, "nothing to do", Ledger().counts, 0.0)
@@ -159,7 +159,7 @@ class _Driver:
             return
         self._committer.fence()
         # Both again, now that nobody else can decide anything: the run before may have gone on until this moment.
-        _refuse_other_policy(self._lake, self._labeler.id, self._policy.id)
+        refuse_other_policy(self._lake, self._labeler.id, self._policy.id)
         work = list_again()
         before = self._committer.decided(work["video_id"].to_pylist())
         for video_id in work["video_id"].to_pylist():
@@ -247,8 +247,8 @@ class _Driver:
         return [self._lake.write_file(to_table(name, rows), name, self._run.run_id)] if rows else []
 
 
-def _refuse_other_policy(lake: Lake, labeler_id: str, policy_id: str) -> None:
-    """One policy is active per (lake, labeler), fixed by the first row it decided."""
+def refuse_other_policy(lake: Lake, labeler_id: str, policy_id: str) -> None:
+    """Raise Refused where the labeler has decided under another policy: one is active per (lake, labeler)."""
     for name in ("triples", "rejections"):
         first = lake.dataset(name).head(1, columns=["policy_id"], filter=pc.field("labeler_id") == labeler_id)
         if len(first) and (active := first["policy_id"][0].as_py()) != policy_id:

@@ -1,6 +1,7 @@
 """Exactly-once commits of what workers wrote: one committer per (lake, labeler), fenced by an epoch.
 
-Every commit carries an application transaction `label/<labeler_id>` with version `epoch << 32 | seq`. A committer
+Every commit carries an application transaction `label/<labeler_id>` with version `epoch << 32 | seq`; a service, whose
+uploads are videos of their own, commits beside a run under `live/<labeler_id>`. A committer
 that starts raises the epoch in every table; Delta refuses a commit whose handle is older than a transaction of the
 same application, so a committer of an older epoch can never add a row again, however long it was paused.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,12 +38,18 @@ class Committer:
     """Commits the files of one labeler's workers into `TABLES`. Construct, then `fence()` before anything else."""
 
     def __init__(
-        self, lake: Lake, labeler_id: str, run_id: str, on_retry: Callable[[str], None] = lambda message: None
+        self,
+        lake: Lake,
+        labeler_id: str,
+        run_id: str,
+        on_retry: Callable[[str], None] = lambda message: None,
+        *,
+        source: Literal["label", "live"] = "label",
     ) -> None:
         self.lake = lake
         self.labeler_id = labeler_id
         self.run_id = run_id
-        self.app_id = f"label/{labeler_id}"
+        self.app_id = f"{source}/{labeler_id}"
         self.epoch = 0
         self._seq = 0
         self._decided: set[str] = set()
@@ -83,6 +91,16 @@ class Committer:
                     found.setdefault(video, []).append(triple)
         self._decided.update(id_ for ids in found.values() for id_ in ids)
         return found
+
+    def remember(self, rows: pc.Expression) -> None:
+        """Learn which ids are decided under this labeler in some rows, so that `commit` drops them. After `fence()`."""
+        for name in DECISIONS:
+            mine = (pc.field("labeler_id") == self.labeler_id) & rows
+            self._decided.update(self.lake.read(name, ["triple_id"], mine)["triple_id"].to_pylist())
+
+    def is_decided(self, triple_id: str) -> bool:
+        """Whether `commit` would drop a row of this id."""
+        return triple_id in self._decided
 
     def commit(self, files: Mapping[str, Sequence[DataFile]]) -> dict[str, list[DataFile]]:
         """Commit files into their tables, in the order of `TABLES`; returns what was committed (without repeats).

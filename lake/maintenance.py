@@ -98,9 +98,10 @@ def forget(lake: Lake, what: str) -> Forgotten:
 
 
 def _fence_labelers(lake: Lake, run_id: str) -> None:
-    """End every labelling run that was paused and looks dead: its files are about to go."""
-    for labeler_id in {run.labeler_id for run in states(lake) if run.labeler_id}:
-        Committer(lake, labeler_id, run_id).fence()
+    """End every labelling run that was paused and looks dead, and stop services for a while: their files are to go."""
+    for run in {(run.labeler_id, run.kind == "serve"): run for run in states(lake) if run.labeler_id}.values():
+        assert run.labeler_id is not None
+        Committer(lake, run.labeler_id, run_id, source="live" if run.kind == "serve" else "label").fence()
 
 
 def _forget(lake: Lake, what: str) -> Forgotten:

@@ -103,8 +103,12 @@ def _heartbeats(lake: Lake) -> dict[str, dict[str, Any]]:
 
 
 def live_runs(lake: Lake, labeler_id: str | None = None) -> list[RunState]:
-    """Runs that are at work now; only those of one labeler if given."""
-    return [state for state in states(lake) if state.live and labeler_id in (None, state.labeler_id)]
+    """Runs that are at work now; only those of one labeler if given.
+
+    Not services: one that writes may go on for months, and nobody has to wait for it, see ``serve.writing``.
+    """
+    alive = [state for state in states(lake) if state.live and state.kind != "serve"]
+    return [state for state in alive if labeler_id in (None, state.labeler_id)]
 
 
 def refuse_second_run(lake: Lake, labeler_id: str, stop: threading.Event) -> None:

@@ -36,6 +36,7 @@ class Key(BaseModel):
     digest: str = Field(description="SHA-256 of the secret, hexadecimal")
     scopes: tuple[Scope, ...]
     per_minute: int = Field(600, ge=1, description="requests a minute, on each ingress replica")
+    write: bool = Field(False, description="what it labels goes into the lake where a request does not say")
     created_at: dt.datetime
     expires_at: dt.datetime | None = None
 
@@ -62,7 +63,13 @@ class Keys:
             raise Refused(f"{self._uri} holds no keys ({str(error).splitlines()[0]}): remove it") from None
 
     def create(
-        self, name: str, scopes: tuple[str, ...], *, days: float | None = None, per_minute: int = 600
+        self,
+        name: str,
+        scopes: tuple[str, ...],
+        *,
+        days: float | None = None,
+        per_minute: int = 600,
+        write: bool = False,
     ) -> tuple[Key, str]:
         """A new key and its token, which nobody can read again. Raises Refused for a name or a scope that is none."""
         keys = self.read()
@@ -80,6 +87,7 @@ class Keys:
             digest=_digest(secret),
             scopes=scopes,
             per_minute=per_minute,
+            write=write,
             created_at=now,
             expires_at=now + dt.timedelta(days=days) if days is not None else None,
         )

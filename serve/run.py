@@ -18,6 +18,7 @@ from lake.errors import Refused
 from lake.tables import Lake
 from models.world_loading import load_image_tokenizer, world_folder
 from serve.admission import at_once
+from serve.answers import Answers
 from serve.app import build_app
 from serve.guard import Guard
 from serve.keys import Keys
@@ -26,6 +27,7 @@ from serve.replicas import Dynamics, World
 from serve.services import Remote, Services
 from serve.settings import ServeSettings
 from serve.uploads import Uploads
+from serve.writing import Writer
 
 NAME = "worldlake"
 _LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -76,7 +78,7 @@ def plan(lake: Lake, settings: ServeSettings, host: str) -> Plan:
 class Ingress:
     """Reads requests, decodes uploads, asks the models, answers."""
 
-    def __init__(self, plan: Plan, dynamics: Any, world: Any | None) -> None:
+    def __init__(self, plan: Plan, dynamics: Any, world: Any | None, writer: Any) -> None:
         # To this process's output, which Ray keeps.
         audit.setLevel(logging.INFO)
         audit.addHandler(logging.StreamHandler(sys.stdout))
@@ -84,7 +86,9 @@ class Ingress:
         quality = settings.labeler.sampling.jpeg_quality
         self._services = Services(
             lake=plan.lake,
-            models=Remote(dynamics, world),
+            models=(remote := Remote(dynamics, world, writer)),
+            writer=remote,
+            answers=Answers(plan.lake),
             guard=Guard(Keys(plan.lake), open_without_keys=plan.is_local),
             uploads=Uploads(plan.labeler.image_size, quality, settings.limits.pixels),
             policy=plan.policy,
@@ -133,13 +137,20 @@ def bound(plan: Plan) -> Any:
     if settings.world is not None:
         drawn = max(settings.batch_pairs, limits.candidates)
         world = serve.deployment(World).options(**shared).bind(settings.world, plan.device, drawn, wait_s)
+    # One: it alone decides about live pairs. A commit may have to wait for a lake that is away for minutes.
+    writer = serve.deployment(Writer).options(
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=settings.queue,
+        max_queued_requests=settings.queue,
+        graceful_shutdown_timeout_s=_DRAIN_S,
+    )
     ingress = serve.deployment(Ingress).options(
         ray_actor_options={"num_cpus": 0},
         # As many as a proxy lets in; those beside them only read.
         max_ongoing_requests=at_once(settings) + _READERS,
         graceful_shutdown_timeout_s=_DRAIN_S,
     )
-    return ingress.bind(plan, dynamics, world)
+    return ingress.bind(plan, dynamics, world, writer.bind(plan.lake, plan.labeler, plan.policy))
 
 
 def _scaling(settings: ServeSettings) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
+WriteMode = Literal["no", "soon", "durable"]
+
 Action = Annotated[str, Field(min_length=1, max_length=1000, examples=["the red shape moves left"])]
 
 
@@ -30,6 +32,10 @@ class LabelIn(BaseModel):
 class Label(BaseModel):
     """What happened between two frames, how sure the model is, and what the policy says of it."""
 
+    triple_id: str = Field(
+        examples=["0c0f3c5e-0d5f-5f0f-8d0e-6d1f0c7b2a11"],
+        description="follows from the images and the labeler: the same pair has the same id",
+    )
     action: str | None = Field(examples=["the red shape moves left"], description="null: this pair failed")
     confidence: float | None = Field(examples=[-0.004], description="mean log-probability per token of the action")
     scores: dict[str, float | None] = Field(
@@ -45,6 +51,7 @@ class LabelOut(BaseModel):
 
     labeler_id: str = Field(examples=["6f70371c69f4950b"], description="that of `worldlake label` with the same model")
     policy_id: str = Field(examples=["dd43f367fc4eb960"])
+    write: WriteMode = Field(description="durable: the labels are in the lake; soon: they will be in a second or so")
     labels: list[Label]
 
 

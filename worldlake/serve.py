@@ -52,6 +52,9 @@ def create(
     scope: Annotated[list[str], typer.Option(help="label, predict, read or admin (all); may be repeated.")],
     days: Annotated[float | None, typer.Option(min=0, help="Expires after so many days; default: never.")] = None,
     per_minute: Annotated[int, typer.Option(min=1, help="Requests a minute, on each ingress replica.")] = 600,
+    write: Annotated[
+        bool, typer.Option("--write", help="What it labels goes into the lake, unless a request says ?write=no.")
+    ] = False,
     endpoint_url: Endpoint = None,
     region: Region = None,
     profile: Profile = None,
@@ -62,7 +65,7 @@ def create(
     from serve.keys import Keys
 
     made, token = Keys(open_lake(lake, storage(endpoint_url, region, profile))).create(
-        name, tuple(scope), days=days, per_minute=per_minute
+        name, tuple(scope), days=days, per_minute=per_minute, write=write
     )
     if json:
         console.print_json({"key_id": made.key_id, "name": made.name, "token": token})

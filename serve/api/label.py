@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+from collections.abc import Awaitable, Callable
+from hashlib import sha256
 from http import HTTPStatus
 from typing import Annotated, Any
-from uuid import uuid4
 
-from fastapi import APIRouter, Depends, Header, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
+from lake.ids import triple_id
+from serve.keys import Key
 from serve.problems import Problem, bad_request, responses
-from serve.schemas import Label, LabelIn, LabelOut
+from serve.schemas import Label, LabelIn, LabelOut, WriteMode
 from serve.services import Services
 from serve.uploads import Pair
+from serve.writing import upload_columns
+
+Deadline = Annotated[float | None, Header(ge=1, le=3600, description="seconds to answer within")]
+Write = Annotated[
+    WriteMode | None,
+    Query(description="whether the labels go into the lake; durable: before the answer. Default: no, or by the key"),
+]
 
 _SCORES = ("motion", "camera_motion", "direction", "copy", "text")
 _BODY: dict[str, Any] = {
@@ -42,24 +53,56 @@ def router(services: Services) -> APIRouter:
     @api.post(
         "/v1/label",
         summary="Name the action between two frames, of one or several pairs",
-        responses=responses(400, 401, 403, 413, 415, 422, 429, 503, 504),
+        responses=responses(400, 401, 403, 409, 413, 415, 422, 429, 503, 504),
         openapi_extra=_BODY,
     )
     async def label(
         request: Request,
-        x_deadline_s: Annotated[float | None, Header(ge=1, le=3600, description="seconds to answer within")] = None,
+        x_deadline_s: Deadline = None,
+        write: Write = None,
+        idempotency_key: Annotated[
+            str | None,
+            Header(min_length=1, max_length=200, description="with write: the same key gets the same answer for a day"),
+        ] = None,
     ) -> LabelOut:
         contents = await _contents(request, services)
+        mode = write_mode(request, write)
+        digests = [(sha256(obs).digest(), sha256(next_obs).digest()) for obs, next_obs in contents]
 
-        async def work() -> list[Label]:
+        async def work() -> LabelOut:
             pairs = await services.uploads.pairs(contents)
-            labelled = await services.models.label([_row(pair) for pair in pairs])
-            return [_label(row, services) for row in labelled]
+            rows = [_row(pair, upload, services) for pair, upload in zip(pairs, digests, strict=True)]
+            rows = await services.write(await services.label(rows), mode)
+            labels = [as_label(row) for row in rows]
+            return LabelOut(labeler_id=services.labeler_id, policy_id=services.policy.id, write=mode, labels=labels)
 
-        labels = await services.within(x_deadline_s, work)
-        return LabelOut(labeler_id=services.labeler_id, policy_id=services.policy.id, labels=labels)
+        if idempotency_key is None:
+            return await services.within(x_deadline_s, work)
+        if mode == "no":
+            raise bad_request("idempotency-key", "an Idempotency-Key is for requests that write: add ?write=durable")
+        asked = sha256(repr((mode, digests)).encode()).hexdigest()
+        return await services.within(x_deadline_s, lambda: _once(request, services, idempotency_key, asked, work))
 
     return api
+
+
+def write_mode(request: Request, write: WriteMode | None) -> WriteMode:
+    """What the request asks for, else what goes for its key."""
+    key: Key | None = getattr(request.state, "key", None)
+    return write or ("durable" if key and key.write else "no")
+
+
+async def _once(
+    request: Request, services: Services, key: str, asked: str, work: Callable[[], Awaitable[LabelOut]]
+) -> LabelOut:
+    client: Key | None = getattr(request.state, "key", None)
+    who = client.key_id if client else ""
+    kept = await asyncio.to_thread(services.answers.find, who, key, asked)
+    if kept is not None:
+        return LabelOut.model_validate_json(kept)
+    answer = await work()
+    await asyncio.to_thread(services.answers.keep, who, key, asked, answer.model_dump_json())
+    return answer
 
 
 async def _contents(request: Request, services: Services) -> list[tuple[bytes, bytes]]:
@@ -93,10 +136,13 @@ def _first(error: Exception) -> str:
     return str(error)
 
 
-def _row(pair: Pair) -> dict[str, Any]:
-    # An id that no other request in a batch has: by it labels find their way back.
+def _row(pair: Pair, digests: tuple[bytes, bytes], services: Services) -> dict[str, Any]:
+    upload = upload_columns(*digests)
     return {
-        "triple_id": str(uuid4()),
+        **upload,
+        "triple_id": triple_id(upload["video_id"], 0, 1, services.labeler_id),
+        "obs_pts": 0,
+        "next_pts": 1,
         "obs": pair.obs,
         "next_obs": pair.next_obs,
         "motion": pair.motion,
@@ -104,13 +150,14 @@ def _row(pair: Pair) -> dict[str, Any]:
     }
 
 
-def _label(row: dict[str, Any], services: Services) -> Label:
+def as_label(row: dict[str, Any]) -> Label:
+    """A labelled and verified row as the API has it."""
     scores = {name: row[name] for name in _SCORES}
+    common: dict[str, Any] = {"triple_id": row["triple_id"], "scores": scores}
     if row["error_type"]:
-        return Label(action=None, confidence=None, scores=scores, verdict="failed", reasons=[row["message"]])
-    reasons = services.policy.reasons(row, None)
-    verdict = "rejected" if reasons else "accepted"
-    return Label(action=row["action"], confidence=row["confidence"], scores=scores, verdict=verdict, reasons=reasons)
+        return Label(action=None, confidence=None, verdict="failed", reasons=[row["message"]], **common)
+    verdict = "rejected" if row["reasons"] else "accepted"
+    return Label(action=row["action"], confidence=row["confidence"], verdict=verdict, reasons=row["reasons"], **common)
 
 
 def encoded(content: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,12 +25,14 @@ from models.builtin.train_world import new_model, new_tokenizer, write_folder
 from models.loading import ModelSettings, load_dynamics
 from models.protocols import Images
 from models.world_loading import WorldSettings, load_world
+from serve.answers import Answers
 from serve.app import build_app
 from serve.guard import Guard
 from serve.keys import Keys
 from serve.services import Services
 from serve.settings import Limits
 from serve.uploads import Uploads
+from serve.writing import Writer
 from tests.lake.filled import Filled, fill
 
 LIMITS = Limits(body_bytes=1 << 20, pixels=1_000_000, pairs=8, candidates=8, rows=20, sql_rows=50, sql_seconds=3)
@@ -75,14 +78,28 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> InProcess:
     return InProcess(folder)
 
 
+class WrittenHere:
+    """`serve.services.Writing` in this process."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.writer = writer
+
+    async def write(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        found = await asyncio.to_thread(self.writer.write_now, rows)
+        return [found[row["triple_id"]] for row in rows if row["triple_id"] in found]
+
+
 def serve(lake: Lake, models: InProcess) -> Services:
     labeler = resolve_labeler(LabelerSettings(), "cpu")
+    policy = load_policy("builtin")
     return Services(
         lake=lake,
         models=models,
+        writer=WrittenHere(Writer(lake, labeler, policy)),
+        answers=Answers(lake),
         guard=Guard(Keys(lake), open_without_keys=True),
         uploads=Uploads(labeler.image_size, labeler.settings.sampling.jpeg_quality, LIMITS.pixels),
-        policy=load_policy("builtin"),
+        policy=policy,
         labeler_id=labeler.id,
         dynamics_size=labeler.image_size,
         world_size=models.world.image_size,

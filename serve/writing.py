@@ -1,0 +1,168 @@
+"""Live labels into the lake: one writer for a service, which gathers what many requests decided into one commit.
+
+It goes beside labelling runs of the same labeler without ever racing one: uploads are videos of their own, and its
+commits carry an application id of their own. A second writer, or a `forget`, fences it; it then starts anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow.compute as pc
+from deltalake.exceptions import DeltaError
+from ray import serve
+
+from labeling.labeler import Labeler
+from labeling.ledger import Report
+from labeling.policy import Policy
+from labeling.run import refuse_other_policy
+from labeling.stream import VERIFIED, block
+from labeling.write import Write
+from lake import forgotten
+from lake.commits import Committer
+from lake.errors import Superseded
+from lake.ids import video_id
+from lake.manifest import hashed_split
+from lake.runs import Run, new_run_id
+from lake.s3 import Unavailable
+from lake.tables import Lake
+from serve.replicas import Rows
+
+DATASET = "live"
+_UPLOADS = "upload:"
+_SCORES = ("motion", "camera_motion", "confidence", "direction", "copy", "text")
+_ROWS = 1024
+_WAIT_S = 0.2
+"""A commit takes some ten milliseconds on a disk and a few hundred in S3; a batch gathers in that time."""
+
+log = logging.getLogger("serve.writing")
+
+
+def upload_columns(*digests: bytes) -> dict[str, Any]:
+    """What a live row says of its video: the upload itself, named by the SHA-256 of each of its files."""
+    content = hashlib.sha256(b"".join(digests)).hexdigest()
+    uri = f"{_UPLOADS}{content}"
+    return {
+        "video_id": video_id(uri, content),
+        "uri": uri,
+        "etag": content,
+        "dataset": DATASET,
+        "split": hashed_split(uri),
+        "attempt": 1,
+    }
+
+
+class WriteFailed(Exception):
+    """The lake cannot be written now; the same request may succeed in a while."""
+
+
+class Writer:
+    """Writes labelled and verified rows (`stream.VERIFIED`): accepted ones to `triples`, others to `rejections`.
+
+    A deployment of one replica. Ray starts another when it dies, which reads what was written and goes on.
+    """
+
+    def __init__(self, lake: Lake, labeler: Labeler, policy: Policy) -> None:
+        self._lake, self._labeler, self._policy = lake, labeler, policy
+        self._run: Run | None = None
+
+    @serve.batch(  # type: ignore[untyped-decorator]
+        max_batch_size=_ROWS, batch_wait_timeout_s=_WAIT_S, batch_size_fn=lambda requests: sum(map(len, requests))
+    )
+    async def write(self, requests: list[Rows]) -> list[Rows]:
+        """Returns when the rows of every request are in the lake; for each, the rows that are there.
+
+        A pair that was in the lake before keeps the row that it has. What was forgotten is left out.
+
+        Raises:
+            Refused: the labeler has decided under another policy here, or a `forget` is at work.
+            WriteFailed: the lake does not take it now.
+        """
+        found = await asyncio.to_thread(self.write_now, [row for rows in requests for row in rows])
+        return [[found[row["triple_id"]] for row in rows if row["triple_id"] in found] for rows in requests]
+
+    def write_now(self, rows: Rows) -> dict[str, dict[str, Any]]:
+        """As `write`, of one request; by id."""
+        for attempt in (1, 2):
+            try:
+                return self._write(rows)
+            except Superseded:
+                # Another writer took over, or a forget came by: from the beginning, with what is in the lake now.
+                self.close()
+                if attempt == 2:
+                    raise WriteFailed("another writer of this labeler is at work: run one service on a lake") from None
+            except (OSError, DeltaError, Unavailable) as error:
+                # The committer takes for decided what it was about to commit.
+                self.close()
+                log.warning("live labels were not written: %s", error)
+                raise WriteFailed(f"the lake cannot be written ({type(error).__name__})") from None
+        raise AssertionError("the last attempt returns or raises")
+
+    def _write(self, rows: Rows) -> dict[str, dict[str, Any]]:
+        if self._run is None:
+            self._open()
+        wanted = {row["triple_id"]: row for row in rows if forgotten.key(row["uri"]) not in self._forgotten}
+        fresh = {id_: row for id_, row in wanted.items() if not self._committer.is_decided(id_)}
+        self._commit(list(fresh.values()))
+        return {**fresh, **(self._in_the_lake(wanted.keys() - fresh.keys()) if len(wanted) > len(fresh) else {})}
+
+    def _commit(self, rows: Rows) -> None:
+        assert self._run is not None
+        if not rows:
+            return
+        write = Write(self._lake, self._run.run_id, self._labeler.id, self._policy.id, self._labeler.decoder)
+        report: Report = pickle.loads(write(block(rows, VERIFIED))["report"][0].as_py())  # noqa: S301 - our own bytes
+        files: dict[str, list[Any]] = {}
+        for file in report.files:
+            files.setdefault(file.table, []).append(file)
+        self._committer.commit(files)
+        self._run.counts["accepted"] += len(report.accepted)
+        self._run.counts["rejected"] += len(report.rejected)
+
+    def _in_the_lake(self, ids: Sequence[str] | set[str]) -> dict[str, dict[str, Any]]:
+        mine = pc.field("triple_id").isin(list(ids))
+        columns = ["triple_id", "action", *_SCORES]
+        accepted = self._lake.read("triples", columns, mine).to_pylist()
+        rejected = self._lake.read("rejections", [*columns, "reasons"], mine).to_pylist()
+        return {row["triple_id"]: {"reasons": [], "error_type": None, **row} for row in [*accepted, *rejected]}
+
+    def _open(self) -> None:
+        refuse_other_policy(self._lake, self._labeler.id, self._policy.id)
+        config = {"labeler": self._labeler.identity, "policy": self._policy.model_dump(mode="json")}
+        run = Run(
+            self._lake,
+            new_run_id(),
+            "serve",
+            config,
+            self._labeler.id,
+            self._policy.id,
+            model_hashes=self._labeler.identity["model"],
+            counts={"accepted": 0, "rejected": 0},
+            on_error=log.warning,
+        )
+        self._committer = Committer(self._lake, self._labeler.id, run.run_id, log.warning, source="live")
+        # Fence, then look for a forget: one that is recorded later fences in its turn.
+        self._committer.fence()
+        run.__enter__()
+        self._run = run
+        # A range, so that files of videos alone are left unread.
+        self._committer.remember((pc.field("uri") >= _UPLOADS) & (pc.field("uri") < "upload;"))
+        self._forgotten = forgotten.keys(self._lake)
+
+    def close(self) -> None:
+        """End the run that is on record, if any."""
+        run, self._run = self._run, None
+        if run is not None:
+            try:
+                run.__exit__(None, None, None)
+            except (OSError, DeltaError) as error:
+                log.warning("the end of run %s could not be recorded: %s", run.run_id, error)
+
+    def __del__(self) -> None:
+        """Ray Serve calls it when a replica is stopped."""
+        self.close()
