@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.problems import busy
 
@@ -56,6 +56,23 @@ class Admission:
         else:
             self._free -= 1
             try:
-                await self._app(scope, receive, send)
+                await self._answer(scope, receive, send)
             finally:
                 self._free += 1
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def begin(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, begin)
+        except Exception:
+            if has_begun:
+                raise
+        # When an ingress dies Ray Serve raises, or says nothing at all.
+        if not has_begun:
+            await busy("the service is being restarted", 5).response(scope["path"])(scope, receive, send)

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
+from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from labeling.policy import Policy
@@ -128,7 +129,8 @@ class Services:
             ) from None
         except BackPressureError:
             raise busy("too many requests wait for the model") from None
-        except DeploymentUnavailableError:
+        except (DeploymentUnavailableError, RayActorError):
+            # Ray asks another replica where the request had not got to the one that died.
             raise busy("the model is being restarted", 5) from None
 
 

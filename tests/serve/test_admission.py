@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 
 import httpx
+import pytest
 from starlette.types import Receive, Scope, Send
 
 from serve.admission import _DEFAULT, Admission, at_once, environment
@@ -31,6 +32,23 @@ def test_no_more_are_let_in_than_are_told_and_health_always_is() -> None:
             leave.set()
             assert [(await one).status_code for one in inside] == [200, 200]
             assert (await client.post("/v1/label")).status_code == 200
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_an_ingress_that_dies_is_a_problem_as_well(raises: bool) -> None:
+    async def died(scope: Scope, receive: Receive, send: Send) -> None:
+        if raises:
+            raise RuntimeError("the actor died")
+
+    async def run() -> None:
+        transport = httpx.ASGITransport(Admission(died, at_once=1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            answer = await client.post("/v1/label")
+        assert answer.status_code == 503
+        assert answer.json()["instance"] == "/v1/label"
+        assert int(answer.headers["Retry-After"]) >= 1
 
     asyncio.run(run())
 
