@@ -1,0 +1,1 @@
+"""Load on `worldlake serve`, and on the same model behind other servers."""

@@ -1,0 +1,167 @@
+"""How a service holds up under load, against the same model behind plain FastAPI and behind LitServe, in one run.
+
+    python -m bench.serving [--out bench/results/serving.json]
+
+Every server runs on core 0, all its processes; clients run on core 1. A request is one frame pair of 64 pixels, as
+JSON. What the model does by itself on core 0, in batches and with nothing around it, is measured in the same run.
+First so many clients at once, each with its next request when it has its answer; then requests that come by chance
+(Poisson) at multiples of what was answered at best, whose latency counts from when they were due. Last of all ten
+times the capacity for a minute, and what becomes of memory. `larger` is a model of the builtin one's class and with
+five times its work: real models are larger still, and the service around them costs the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.serving.bodies import bodies
+from bench.serving.larger import write
+from bench.serving.load import Load, summary
+from bench.serving.servers import NAMES, Server, Watch, prefer, serving
+
+SERVER_CORE, CLIENT_CORE = 0, 1
+CLIENTS = (1, 8, 64, 256)
+RATES = (0.25, 0.5, 0.75, 1.0, 1.5)
+OVERLOAD = 10
+WARM_S = 2.0
+PAIRS = 256
+
+
+def main() -> None:
+    """Measure and print; `--out` keeps the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["builtin", "larger"], choices=["builtin", "larger"])
+    parser.add_argument("--servers", nargs="+", default=list(NAMES), choices=NAMES)
+    parser.add_argument("--seconds", type=float, default=10, help="of every load but the last")
+    parser.add_argument("--overload", type=float, default=60, help="seconds of ten times the capacity")
+    parser.add_argument(
+        "--priority", type=int, default=0, help="before others on a machine that is shared: down to -20"
+    )
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    prefer(os.getpid(), options.priority)
+    os.sched_setaffinity(0, {CLIENT_CORE})
+    figures: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}",
+        "seconds": options.seconds,
+        "models": {},
+    }
+    with tempfile.TemporaryDirectory(prefix="bench-serving-") as folder:
+        for name in options.models:
+            figures["models"][name] = _of_model(name, Path(folder) / name, options)
+            if options.out:
+                options.out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _of_model(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    folder.mkdir()
+    model = name
+    if name == "larger":
+        write(folder / "model")
+        model = f"hf:{folder / 'model'}"
+    asked = bodies(PAIRS)
+    found: dict[str, Any] = {"alone": _alone(model, options.priority), "servers": {}}
+    print(f"\n{name}: the model by itself answers {found['alone']['per_s']:.1f} pairs/s", flush=True)
+    for server in options.servers:
+        with serving(server, model, folder) as running:
+            running.keep_to(SERVER_CORE, options.priority)
+            found["servers"][server] = _measure(running, asked, options, found["alone"]["per_s"])
+    return found
+
+
+def _alone(model: str, priority: int) -> dict[str, Any]:
+    """What batches take on the servers' core, and the best rate of them."""
+    command = [sys.executable, "-m", "bench.serving.peers", "model", "--model", model]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, {SERVER_CORE}),
+    )
+    prefer(process.pid, priority)
+    output = process.communicate()[0]
+    if process.returncode:
+        raise SystemExit(f"{model} does not answer")
+    told: dict[str, Any] = json.loads(output.splitlines()[-1])
+    told["per_s"] = max(1000 * int(size) / taken for size, taken in told["batch_ms"].items())
+    return told
+
+
+def _measure(server: Server, asked: Sequence[bytes], options: argparse.Namespace, alone_per_s: float) -> dict[str, Any]:
+    found: dict[str, Any] = {"closed": {}, "open": {}}
+    for clients in CLIENTS:
+        one = _closed(server, asked, clients, options.seconds)
+        found["closed"][clients] = one
+        _say(f"{server.name}, {clients} clients", one, alone_per_s)
+    peak = max(one["per_s"] for one in found["closed"].values())
+    found |= {"peak_per_s": peak, "share_of_alone": peak / alone_per_s}
+    for rate in RATES:
+        one = _open(server, asked, rate * peak, options.seconds)
+        found["open"][rate] = one
+        _say(f"{server.name}, {rate:g} x capacity", one, alone_per_s)
+    with Watch(server) as watch:
+        one = _open(server, asked, OVERLOAD * peak, options.overload)
+    found["overload"] = one | {"goodput_of_peak": one["per_s"] / peak, "mib": watch.mib}
+    _say(f"{server.name}, {OVERLOAD} x capacity", one, alone_per_s)
+    print(f"  memory {watch.mib[:1]} to {watch.mib[-1:]} MiB, at most {max(watch.mib, default=0)}", flush=True)
+    return found
+
+
+def _closed(server: Server, asked: Sequence[bytes], clients: int, seconds: float) -> dict[str, Any]:
+    load = Load(f"{server.url}/v1/label", asked)
+    computed, cpu_s = server.batches(), server.cpu_s()
+    one = _run(load, lambda: load.closed(clients, WARM_S + seconds), seconds)
+    # In all, with the seconds of warming: CPU is counted over these as well.
+    answered = max(1, sum(sample.status == 200 for sample in load.samples))
+    used = {kind: taken - cpu_s.get(kind, 0) for kind, taken in server.cpu_s().items()}
+    one["cpu_ms_a_request"] = {kind: round(1000 * taken / answered, 2) for kind, taken in used.items()}
+    pairs, batches = (after - before for after, before in zip(server.batches(), computed, strict=True))
+    one["pairs_a_batch"] = pairs / batches if batches else 1.0
+    return one
+
+
+def _open(server: Server, asked: Sequence[bytes], per_s: float, seconds: float) -> dict[str, Any]:
+    load = Load(f"{server.url}/v1/label", asked)
+    return {"asked_per_s": per_s} | _run(load, lambda: load.open(per_s, WARM_S + seconds), seconds)
+
+
+def _run(load: Load, send: Callable[[], Awaitable[None]], seconds: float) -> dict[str, Any]:
+    async def run() -> None:
+        await send()
+
+    asyncio.run(run())
+    found = summary(load.samples, WARM_S, WARM_S + seconds)
+    found["problems"] = sorted({one.problem for one in load.samples if one.status not in (200, 429, 503)})[:5]
+    return found
+
+
+def _say(what: str, one: dict[str, Any], alone_per_s: float) -> None:
+    latency = one["ms"] or {"p50": float("nan"), "p95": float("nan"), "p99": float("nan")}
+    text = (
+        f"{what:28}{one['per_s']:8.1f}/s ({one['per_s'] / alone_per_s:4.0%} of the model's own)"
+        f"{latency['p50']:9.0f}{latency['p95']:9.0f}{latency['p99']:9.0f} ms (p50, p95, p99)"
+    )
+    if "pairs_a_batch" in one:
+        text += f", {one['pairs_a_batch']:.1f} pairs a batch"
+    if one["refused"]:
+        text += (
+            f", {one['refused']} refused after {one['refusal_ms']['p50']:.0f} ms (p99 {one['refusal_ms']['p99']:.0f})"
+        )
+    if one["failed"]:
+        text += f", {one['failed']} failed"
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()
