@@ -5,18 +5,26 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from labeling.labeler import Labeler
 from labeling.segments import Segment, sample_segment
-from labeling.stop import Stop
 from labeling.stream import SAMPLES, VIDEO, block, describe
 from lake.ids import triple_id
 from lake.isolation import Isolated
 from lake.s3 import outage
 from lake.storage import StorageConfig
+
+
+class StopSign(Protocol):
+    """Whoever may ask to stop, such as `stop.Stop`."""
+
+    def requested(self) -> bool:
+        """Whether it was asked for."""
+        ...
+
 
 _VIDEO_COLUMNS = [name for name, _ in VIDEO]
 
@@ -28,11 +36,15 @@ class SampleVideos:
     where it does not (a process killed by a timeout), the driver sees that sums differ and queues the video again.
     """
 
-    def __init__(self, labeler: Labeler, storage: StorageConfig, stop: Stop, timeout_s: float) -> None:
+    def __init__(self, labeler: Labeler, storage: StorageConfig, stop: StopSign, timeout_s: float) -> None:
         self._labeler = labeler
         self._storage = storage
         self._stop = stop
         self._decoder = Isolated(timeout_s)
+
+    def close(self) -> None:
+        """End the decode process, whatever it is at."""
+        self._decoder.close()
 
     def __call__(self, work: pa.Table) -> Iterator[pa.Table]:
         """Sample videos (`WORK`) into blocks of `SAMPLES`, one a segment. A video that fails is a row that says why."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,32 +53,22 @@ class KeptLake(Lake):
         """The newest versions of tables: while they are the same, so is every answer about them."""
         return tuple(self._newest(name).version for name in names)
 
-    def pictures(self, triple_ids: Sequence[str]) -> dict[str, tuple[bytes, bytes]]:
-        """`obs` and `next_obs` of triples by id, of those that exist.
+    def find(self, name: str, columns: Sequence[str], where: pc.Expression) -> pa.Table:
+        """Columns of the rows that satisfy a condition which few do.
 
-        Ids are spread over all files, so first their places are looked up without touching an image; then only row
-        groups that hold one of them are read.
+        Of row groups without such a row only the columns of the condition are read; images of all others would be
+        most of what a table holds.
         """
-        opened = self._newest("triples")
-        wanted = pc.field("triple_id").isin(pa.array(triple_ids, pa.string()))
-        columns = ["triple_id", "video_id", "labeled_at", "__filename"]
-        places: dict[str, list[pc.Expression]] = defaultdict(list)
-        for row in opened.dataset.to_table(columns=columns, filter=wanted).to_pylist():
-            # The video and the time leave out row groups, which ids do not.
-            is_row = pc.field("triple_id") == row["triple_id"]
-            for column in ("video_id", "labeled_at"):
-                value = row[column]
-                is_row &= pc.field(column).is_null() if value is None else pc.field(column) == pa.scalar(value)
-            places[row["__filename"]].append(is_row)
-        found: dict[str, tuple[bytes, bytes]] = {}
-        for path, rows in places.items():
-            is_wanted = rows[0]
-            for row in rows[1:]:
-                is_wanted |= row
-            images = opened.fragments[path].to_table(columns=["triple_id", "obs", "next_obs"], filter=is_wanted)
-            for image in images.to_pylist():
-                found[image["triple_id"]] = (image["obs"], image["next_obs"])
-        return found
+        opened = self._newest(name)
+        schema = opened.dataset.schema
+        paths = opened.dataset.to_table(columns=["__filename"], filter=where)["__filename"]
+        parts = [schema.empty_table().select(columns)]
+        for path in paths.unique().to_pylist():
+            groups = opened.fragments[path].split_by_row_group(schema=schema)
+            for group in groups:
+                if len(groups) == 1 or group.count_rows(filter=where):
+                    parts.append(group.to_table(schema=schema, columns=list(columns), filter=where))
+        return pa.concat_tables(parts)
 
     def writers(self, version: int) -> Counter[str]:
         """How many triples each run had written that were there in a version of `triples`; none where it is gone."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 
 from fastapi import FastAPI
 from pydantic import BaseModel
 
 from serve import problems
-from serve.api import health, label, lake, overview, predict, refused, runs, triples, videos
+from serve.api import health, label, lake, overview, predict, refused, runs, triples, video, videos
 from serve.explorer import pages
 from serve.middleware import Envelope
 from serve.reading import Reading
-from serve.schemas import LabelIn
+from serve.schemas import LabelIn, VideoIn
 from serve.services import Services
 
 _ABOUT = """Live labels and verified predictions, by the models of `worldlake label` and `worldlake evaluate`.
@@ -23,17 +25,27 @@ Errors are problem details (RFC 9457). `Authorization: Bearer wl_...`; keys have
 
 def build_app(services: Services) -> FastAPI:
     """The application over given models and a given lake."""
-    app = FastAPI(title="worldlake", version=version("worldlake"), description=_ABOUT, redoc_url=None)
+    reading = Reading(services.lake, services.limits)
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        # A lake that does not answer is no reason not to start: /readyz says so.
+        with suppress(Exception):
+            await overview.prepare(reading)
+        yield
+
+    app = FastAPI(title="worldlake", version=version("worldlake"), description=_ABOUT, redoc_url=None, lifespan=life)
     problems.install(app)
     app.include_router(health.router(services))
     app.include_router(label.router(services))
+    app.include_router(video.router(services))
     if services.world_size is not None:
         app.include_router(predict.router(services))
-    reading = Reading(services.lake, services.limits)
     for group in (triples, lake, refused, overview, runs, videos):
         app.include_router(group.router(services.guard, reading))
     pages.install(app, services)
-    app.add_middleware(Envelope, body_bytes=services.limits.body_bytes)
+    larger = {video.PATH: services.limits.video_bytes}
+    app.add_middleware(Envelope, body_bytes=services.limits.body_bytes, larger=larger)
     _document(app)
     return app
 
@@ -42,10 +54,10 @@ def _document(app: FastAPI) -> None:
     """Complete the OpenAPI document: schemas that no signature names, and the key."""
     made = app.openapi()
     schemas = made["components"]["schemas"]
-    named: dict[str, type[BaseModel]] = {"ProblemDocument": problems.ProblemDocument, "LabelIn": LabelIn}
-    for name, model in named.items():
+    named: tuple[type[BaseModel], ...] = (problems.ProblemDocument, LabelIn, VideoIn)
+    for model in named:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas |= schema.pop("$defs", {}) | {name: schema}
+        schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
     made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in made["paths"].items():
         if path.startswith("/v1/"):

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 import uuid
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from prometheus_client import Counter, Histogram
@@ -34,14 +35,16 @@ class _BodyTooLarge(Exception):
 class Envelope:
     """An ASGI middleware. It sees bytes, so that nothing is read into memory before its size is known to be allowed."""
 
-    def __init__(self, app: ASGIApp, body_bytes: int) -> None:
-        self._app, self._body_bytes = app, body_bytes
+    def __init__(self, app: ASGIApp, body_bytes: int, larger: Mapping[str, int]) -> None:
+        """`larger`: by path, what may have more bytes than `body_bytes`."""
+        self._app, self._default, self._larger = app, body_bytes, larger
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        most = self._larger.get(scope["path"], self._default)
         started, status, read = time.monotonic(), 500, 0
         has_begun = False
         request_id = uuid.uuid4().hex
@@ -50,7 +53,7 @@ class Envelope:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > self._body_bytes:
+            if read > most:
                 raise _BodyTooLarge
             return message
 
@@ -66,14 +69,12 @@ class Envelope:
             await send(message)
 
         try:
-            if _declared(scope) > self._body_bytes:
+            if _declared(scope) > most:
                 raise _BodyTooLarge
             await self._app(scope, receive_counted, send_with_headers)
         except _BodyTooLarge:
             if not has_begun:
-                problem = Problem(
-                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body", f"a request has at most {self._body_bytes:,} bytes"
-                )
+                problem = Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body", f"a request has at most {most:,} bytes")
                 await problem.response(scope["path"])(scope, receive, send_with_headers)
         finally:
             taken = time.monotonic() - started

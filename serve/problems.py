@@ -19,16 +19,21 @@ class Problem(Exception):
         super().__init__(detail)
         self.status, self.kind, self.detail, self.headers = status, kind, detail, headers or {}
 
-    def response(self, instance: str) -> JSONResponse:
-        """The answer to a request at the path `instance`."""
-        body = {
+    def document(self, instance: str) -> dict[str, Any]:
+        """The problem document of a request at the path `instance`."""
+        return {
             "type": f"urn:worldlake:problem:{self.kind}",
             "title": self.status.phrase,
             "status": self.status.value,
             "detail": self.detail,
             "instance": instance,
         }
-        return JSONResponse(body, self.status.value, self.headers, media_type="application/problem+json")
+
+    def response(self, instance: str) -> JSONResponse:
+        """The answer to a request at the path `instance`."""
+        return JSONResponse(
+            self.document(instance), self.status.value, self.headers, media_type="application/problem+json"
+        )
 
 
 class ProblemDocument(BaseModel):

@@ -27,6 +27,7 @@ from serve.replicas import Dynamics, World
 from serve.services import Remote, Services
 from serve.settings import ServeSettings
 from serve.uploads import Uploads
+from serve.videos import Videos
 from serve.writing import Writer
 
 NAME = "worldlake"
@@ -91,6 +92,7 @@ class Ingress:
             answers=Answers(plan.lake),
             guard=Guard(Keys(plan.lake), open_without_keys=plan.is_local),
             uploads=Uploads(plan.labeler.image_size, quality, settings.limits.pixels),
+            videos=Videos(plan.lake, plan.labeler, settings.limits, settings.sources),
             policy=plan.policy,
             labeler_id=plan.labeler.id,
             dynamics_size=plan.labeler.image_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 from typing import Annotated, Any, Literal
 
@@ -29,6 +30,11 @@ class LabelIn(BaseModel):
     pairs: list[PairIn] = Field(min_length=1)
 
 
+def encoded(content: bytes) -> str:
+    """Bytes as JSON has them."""
+    return base64.b64encode(content).decode()
+
+
 class Label(BaseModel):
     """What happened between two frames, how sure the model is, and what the policy says of it."""
 
@@ -53,6 +59,14 @@ class LabelOut(BaseModel):
     policy_id: str = Field(examples=["dd43f367fc4eb960"])
     write: WriteMode = Field(description="durable: the labels are in the lake; soon: they will be in a second or so")
     labels: list[Label]
+
+
+class VideoIn(BaseModel):
+    """A video that lies where the service may read."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    uri: str = Field(max_length=2000, examples=["s3://bucket/footage/0001.mp4"])
 
 
 class PredictIn(BaseModel):

@@ -24,6 +24,7 @@ from serve.replicas import Rows
 from serve.schemas import WriteMode
 from serve.settings import Limits
 from serve.uploads import Uploads
+from serve.videos import Videos
 from serve.writing import WriteFailed
 
 Answer = TypeVar("Answer")
@@ -68,6 +69,7 @@ class Services:
     answers: Answers
     guard: Guard
     uploads: Uploads
+    videos: Videos
     policy: Policy
     labeler_id: str
     dynamics_size: int

@@ -28,6 +28,9 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65_535)] = 8000,
     replicas: Annotated[str, typer.Option(help="Of each model; 1-4: as many of these as the load asks for.")] = "1",
     batch_pairs: Annotated[int, typer.Option(min=1, max=4096, help="Pairs that a model sees at once, at most.")] = 64,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="s3:// prefix under which a request may name videos; may be repeated.")
+    ] = None,
     endpoint_url: Endpoint = None,
     region: Region = None,
     profile: Profile = None,
@@ -40,7 +43,7 @@ def serve(
     """
     from worldlake.serving import Options, run_service
 
-    chosen = Options(model, adapter, policy, world, world_adapter, replicas, batch_pairs)
+    chosen = Options(model, adapter, policy, world, world_adapter, replicas, batch_pairs, allow)
     run_service(open_lake(lake, storage(endpoint_url, region, profile)), chosen, host, port)
     return 0
 

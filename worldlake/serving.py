@@ -32,6 +32,7 @@ class Options:
     world_adapter: Path | None
     replicas: str
     batch_pairs: int
+    allow: list[str] | None
 
     def settings(self) -> ServeSettings:
         """As a service wants them. Raises Refused, ModelRefused where a value is impossible."""
@@ -46,6 +47,7 @@ class Options:
             world=world,
             replicas=(int(least), int(most or least)),
             batch_pairs=self.batch_pairs,
+            sources=tuple(self.allow or ()),
         )
 
 

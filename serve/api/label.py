@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import binascii
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
@@ -106,7 +105,7 @@ async def _once(
 
 
 async def _contents(request: Request, services: Services) -> list[tuple[bytes, bytes]]:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = media_type(request)
     if kind == "application/json":
         try:
             pairs = LabelIn.model_validate_json(await request.body()).pairs
@@ -122,10 +121,20 @@ async def _contents(request: Request, services: Services) -> list[tuple[bytes, b
             raise bad_request("invalid", "send two files, obs and next_obs")
         obs, next_obs = [await file.read() for file in files if isinstance(file, UploadFile)]
         return [(obs, next_obs)]
-    raise Problem(
+    raise unsupported(request)
+
+
+def media_type(request: Request) -> str:
+    """The content type of a request, without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def unsupported(request: Request) -> Problem:
+    """A request of another content type than the two that are read."""
+    return Problem(
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
         "media-type",
-        f"{kind or 'no content type'}: send application/json or multipart/form-data",
+        f"{media_type(request) or 'no content type'}: send application/json or multipart/form-data",
     )
 
 
@@ -158,8 +167,3 @@ def as_label(row: dict[str, Any]) -> Label:
         return Label(action=None, confidence=None, verdict="failed", reasons=[row["message"]], **common)
     verdict = "rejected" if row["reasons"] else "accepted"
     return Label(action=row["action"], confidence=row["confidence"], verdict=verdict, reasons=row["reasons"], **common)
-
-
-def encoded(content: bytes) -> str:
-    """Bytes as JSON has them."""
-    return base64.b64encode(content).decode()

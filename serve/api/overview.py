@@ -82,11 +82,11 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
 
     @api.get("/v1/overview", summary="Counts, acceptance, throughput and labels", responses=errors)
     async def overview(labeler: Annotated[str | None, Query(max_length=200)] = None) -> OverviewOut:
-        counted = await reading.unchanged(("overview", labeler), _DECIDED, lambda: _counted(reading, labeler))
+        found = await _kept(reading, labeler)
         # Runs that are at work change without a commit.
         runs = await reading.ask(lambda: newest(reading.lake))
         deciding = [run for run in runs if run.pairs and labeler in (None, run.labeler_id)]
-        return OverviewOut(lake=reading.lake.uri, runs=deciding[:_RUNS][::-1], **counted)
+        return OverviewOut(lake=reading.lake.uri, runs=deciding[:_RUNS][::-1], **found)
 
     @api.get("/v1/scores", summary="How the scores of pairs are spread", responses=errors)
     async def scores(filters: Annotated[Filters, Depends()]) -> list[Histogram]:
@@ -108,19 +108,29 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
     return api
 
 
-async def _counted(reading: Reading, labeler: str | None) -> dict[str, Any]:
-    counted = (await reading.rows(_OVERVIEW, {"labeler": labeler}))[0]
-    datasets = [DatasetOut(**row) for row in counted["datasets"] or []]
+async def prepare(reading: Reading) -> None:
+    """Have the overview ready, and the tables open, before anybody asks."""
+    await _kept(reading, None)
+
+
+async def _kept(reading: Reading, labeler: str | None) -> dict[str, Any]:
+    return await reading.unchanged(("overview", labeler), _DECIDED, lambda: counted(reading, labeler))
+
+
+async def counted(reading: Reading, labeler: str | None) -> dict[str, Any]:
+    """Everything of an overview but the runs."""
+    found = (await reading.rows(_OVERVIEW, {"labeler": labeler}))[0]
+    datasets = [DatasetOut(**row) for row in found["datasets"] or []]
     return {
         "videos": sum(one.videos for one in datasets),
         "triples": sum(one.accepted for one in datasets),
         "rejections": sum(one.rejected for one in datasets),
-        "failures": counted["failures"],
-        "distinct_actions": counted["distinct_actions"],
+        "failures": found["failures"],
+        "distinct_actions": found["distinct_actions"],
         "datasets": datasets,
-        "verifiers": [VerifierOut(**row) for row in counted["verifiers"] or []],
-        "actions": [ActionOut(**row) for row in counted["actions"] or []],
-        "labelers": [LabelerOut(**row) for row in counted["labelers"] or []],
+        "verifiers": [VerifierOut(**row) for row in found["verifiers"] or []],
+        "actions": [ActionOut(**row) for row in found["actions"] or []],
+        "labelers": [LabelerOut(**row) for row in found["labelers"] or []],
     }
 
 

@@ -11,9 +11,8 @@ from fastapi import APIRouter, Depends, Header
 
 from labeling.annotate import decode_images
 from models.verification import resized
-from serve.api.label import encoded
 from serve.problems import bad_request, responses
-from serve.schemas import Candidate, PredictIn, PredictOut
+from serve.schemas import Candidate, PredictIn, PredictOut, encoded
 from serve.services import Services
 
 

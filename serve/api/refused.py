@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query
 
 from serve.api.triples import NEWEST, page_of
 from serve.guard import Guard
-from serve.lake_schemas import Decided, FailureOut, FailuresPage, RejectionsPage
+from serve.lake_schemas import FailureOut, FailuresPage, RejectionsPage
 from serve.problems import responses
 from serve.reading import Filters, Reading
 
@@ -46,7 +46,7 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
             filters.sql += " AND list_contains(reasons, $reason)"
             filters.parameters["reason"] = reason
         page, last = await page_of(reading, "rejections", filters, after, reading.page(limit), NEWEST)
-        return RejectionsPage(rejections=[Decided(**row) for row in page], next=last)
+        return RejectionsPage(rejections=page, next=last)
 
     @api.get("/v1/failures", summary="Attempts that failed, newest first", responses=errors)
     async def failures(

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from fastapi import APIRouter, Depends, Query, Response
 
-from serve.api.label import encoded
+from lake.kept import KeptLake
+from lake.sql import plain
 from serve.guard import Guard
 from serve.lake_schemas import Decided, TriplesPage
 from serve.problems import Problem, responses
 from serve.reading import Filters, Reading
 
-COLUMNS = (
-    "triple_id, run_id, labeler_id, policy_id, video_id, uri, dataset, split, obs_time_s, next_time_s, action, motion, "
-    "camera_motion, confidence, direction, copy, text, labeled_at"
-)
-_IMAGES = {"obs.jpg": 0, "next_obs.jpg": 1}
+_COLUMNS = [
+    "triple_id", "run_id", "labeler_id", "policy_id", "video_id", "uri", "dataset", "split", "obs_time_s",
+    "next_time_s", "action", "motion", "camera_motion", "confidence", "direction", "copy", "text", "labeled_at",
+]  # fmt: skip
+_IMAGES = {"obs.jpg": "obs", "next_obs.jpg": "next_obs"}
 _ROWS_WITH_IMAGES = 100
 """Two images of some 20 kB each, as base64."""
 
@@ -47,21 +50,15 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
         if min_confidence is not None:
             filters.sql += " AND confidence >= $min_confidence"
             filters.parameters["min_confidence"] = min_confidence
-        page, last = await page_of(reading, "triples", filters, after, limit, _ORDERS[order])
-        if images:
-            found = await reading.ask(lambda: reading.lake.pictures([row["triple_id"] for row in page]))
-            for row in page:
-                # One that was forgotten a moment ago has none.
-                row["obs"], row["next_obs"] = map(encoded, found.get(row["triple_id"], (b"", b"")))
-        return TriplesPage(triples=[Decided(**row) for row in page], next=last)
+        page, last = await page_of(reading, "triples", filters, after, limit, _ORDERS[order], images=images)
+        return TriplesPage(triples=page, next=last)
 
     @api.get("/v1/triples/{triple_id}", summary="One triple", responses=errors | responses(404))
     async def triple(triple_id: UUID) -> Decided:
-        statement = f"SELECT {COLUMNS} FROM triples WHERE triple_id = $triple_id LIMIT 1"
-        rows = await reading.rows(statement, {"triple_id": str(triple_id)}, 1)
+        rows = await reading.ask(lambda: decided(reading.lake, "triples", pc.field("triple_id") == str(triple_id)))
         if not rows:
             raise _missing(triple_id)
-        return Decided(**rows[0], verdict="accepted", reasons=[])
+        return rows[0]
 
     @api.get(
         "/v1/triples/{triple_id}/{image}",
@@ -72,20 +69,21 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
     async def image(triple_id: UUID, image: str) -> Response:
         if image not in _IMAGES:
             raise _missing(triple_id)
-        found = await reading.ask(lambda: reading.lake.pictures([str(triple_id)]))
-        if str(triple_id) not in found:
+        where = pc.field("triple_id") == str(triple_id)
+        found = await reading.ask(lambda: reading.lake.find("triples", [_IMAGES[image]], where))
+        if not found.num_rows:
             raise _missing(triple_id)
         # A triple never changes; it can be forgotten.
-        content = found[str(triple_id)][_IMAGES[image]]
+        content = found[_IMAGES[image]][0].as_py()
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
     return api
 
 
 async def page_of(
-    reading: Reading, table: str, filters: Filters, after: UUID | None, limit: int, key: str
-) -> tuple[list[dict[str, Any]], str | None]:
-    """Rows after one, in the order of `key` and id, as `Decided`; and the id to go on after."""
+    reading: Reading, table: str, filters: Filters, after: UUID | None, limit: int, key: str, *, images: bool = False
+) -> tuple[list[Decided], str | None]:
+    """Rows after one, in the order of `key` and id; and the id to go on after."""
     given = filters.parameters | {"limit": limit + 1}
     condition = filters.sql
     if after is not None:
@@ -93,12 +91,24 @@ async def page_of(
         condition += f" AND ({key}, triple_id) > (SELECT ({key}, triple_id) FROM {table} WHERE triple_id = $after)"
         if key == "triple_id":
             condition = f"{filters.sql} AND triple_id > $after"
-    reasons = "reasons" if table == "rejections" else "[]::VARCHAR[] AS reasons"
-    statement = f"SELECT {COLUMNS}, {reasons} FROM {table} WHERE {condition} ORDER BY {key}, triple_id LIMIT $limit"
-    rows = await reading.rows(statement, given, limit + 1)
-    verdict = "rejected" if table == "rejections" else "accepted"
-    page = [row | {"verdict": verdict, "reasons": row["reasons"] or []} for row in rows[:limit]]
-    return page, page[-1]["triple_id"] if len(rows) > limit else None
+    # Which rows, by as few columns as that takes; then all columns of these.
+    statement = f"SELECT triple_id FROM {table} WHERE {condition} ORDER BY {key}, triple_id LIMIT $limit"
+    ids = [row["triple_id"] for row in await reading.rows(statement, given, limit + 1)]
+    where = pc.field("triple_id").isin(pa.array(ids[:limit], pa.string()))
+    rows = {row.triple_id: row for row in await reading.ask(lambda: decided(reading.lake, table, where, images=images))}
+    # One that was forgotten a moment ago is in no table any more.
+    page = [rows[id_] for id_ in ids[:limit] if id_ in rows]
+    return page, ids[limit - 1] if len(ids) > limit else None
+
+
+def decided(lake: KeptLake, table: str, where: pc.Expression, *, images: bool = False) -> list[Decided]:
+    """The few rows of `triples` or `rejections` that satisfy a condition, in no order."""
+    is_rejected = table == "rejections"
+    columns = [*_COLUMNS, *(["reasons"] if is_rejected else []), *(_IMAGES.values() if images else [])]
+    # As JSON has them: bytes as base64, and no NaN.
+    rows = [{name: plain(value) for name, value in row.items()} for row in lake.find(table, columns, where).to_pylist()]
+    verdict = "rejected" if is_rejected else "accepted"
+    return [Decided(**row | {"verdict": verdict, "reasons": row.get("reasons") or []}) for row in rows]
 
 
 def _missing(triple_id: UUID) -> Problem:

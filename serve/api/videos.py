@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from http import HTTPStatus
 from typing import Annotated, Any
 from uuid import UUID
 
+import pyarrow.compute as pc
 from fastapi import APIRouter, Depends, Query
 
+from lake.kept import KeptLake
+from lake.schemas import DECISIONS
 from serve.api.refused import FAILURE
-from serve.api.triples import COLUMNS
+from serve.api.triples import decided
 from serve.guard import Guard
 from serve.lake_schemas import Decided, FailureInTime, PairsPage, VideoDetail, VideoOut, VideosPage
 from serve.problems import Problem, responses
@@ -28,20 +32,9 @@ WITH page AS (
     ORDER BY uri, video_id LIMIT $limit)
 SELECT *, {_COUNTS} FROM page ORDER BY uri, video_id
 """
-_ONE = f"""
-SELECT *, {_COUNTS},
-    coalesce((SELECT any_value(time_base) FROM triples WHERE video_id = $video),
-        (SELECT any_value(time_base) FROM rejections WHERE video_id = $video)) AS time_base,
-    (SELECT list(DISTINCT labeler_id ORDER BY labeler_id) FROM progress WHERE video_id = $video) AS finished_under
-FROM videos AS page WHERE video_id = $video LIMIT 1
-"""
-_PAIRS = f"""
-WITH pairs AS (
-    SELECT {COLUMNS}, 'accepted' AS verdict, []::VARCHAR[] AS reasons FROM triples WHERE video_id = $video
-    UNION ALL SELECT {COLUMNS}, 'rejected', reasons FROM rejections WHERE video_id = $video)
-SELECT * FROM pairs
-WHERE $after IS NULL OR (obs_time_s, triple_id) > (SELECT (obs_time_s, triple_id) FROM pairs WHERE triple_id = $after)
-ORDER BY obs_time_s, triple_id LIMIT $limit
+_ONE = """
+SELECT *, (SELECT list(DISTINCT labeler_id ORDER BY labeler_id) FROM progress WHERE video_id = $video) AS finished_under
+FROM videos WHERE video_id = $video LIMIT 1
 """
 _FAILURES = f"SELECT {FAILURE} FROM failures WHERE video_id = $video ORDER BY failed_at DESC LIMIT 100"
 _Id = Annotated[str | None, Query(max_length=64, description="`next` of the page before")]
@@ -71,9 +64,15 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
         rows = await reading.rows(_ONE, given, 1)
         if not rows:
             raise Problem(HTTPStatus.NOT_FOUND, "not-found", "there is no video of this id in this lake")
-        found = rows[0] | {"finished_under": rows[0]["finished_under"] or []}
-        failures = [_in_time(row, found["time_base"]) for row in await reading.rows(_FAILURES, given)]
-        return VideoDetail(**found, failures=failures)
+        failures = await reading.rows(_FAILURES, given)
+        times = await reading.ask(lambda: _time_bases(reading.lake, video_id))
+        base = next((one for found in times.values() for one in found), None)
+        return VideoDetail(
+            **rows[0] | {"finished_under": rows[0]["finished_under"] or []},
+            accepted=len(times["triples"]),
+            rejected=len(times["rejections"]),
+            failures=[_in_time(row, base) for row in failures],
+        )
 
     @api.get("/v1/videos/{video_id}/pairs", summary="Decided pairs of a video, in time", responses=errors)
     async def pairs(
@@ -82,12 +81,25 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
         limit: Annotated[int | None, Query(ge=1, description="rows of the page")] = None,
     ) -> PairsPage:
         limit = reading.page(limit)
-        given = {"video": video_id, "after": str(after) if after else None, "limit": limit + 1}
-        rows = await reading.rows(_PAIRS, given, limit + 1)
-        page = [Decided(**row | {"reasons": row["reasons"] or []}) for row in rows[:limit]]
-        return PairsPage(pairs=page, next=page[-1].triple_id if len(rows) > limit else None)
+        found = await reading.ask(lambda: _pairs(reading.lake, video_id))
+        if after is not None:
+            ids = [pair.triple_id for pair in found]
+            found = found[ids.index(str(after)) + 1 :] if str(after) in ids else []
+        page = found[:limit]
+        return PairsPage(pairs=page, next=page[-1].triple_id if len(found) > limit else None)
 
     return api
+
+
+def _pairs(lake: KeptLake, video_id: str) -> list[Decided]:
+    of_video = pc.field("video_id") == video_id
+    found = [pair for table in DECISIONS for pair in decided(lake, table, of_video)]
+    return sorted(found, key=lambda pair: (math.inf if pair.obs_time_s is None else pair.obs_time_s, pair.triple_id))
+
+
+def _time_bases(lake: KeptLake, video_id: str) -> dict[str, list[str | None]]:
+    of_video = pc.field("video_id") == video_id
+    return {table: lake.find(table, ["time_base"], of_video)["time_base"].to_pylist() for table in DECISIONS}
 
 
 def _in_time(failure: dict[str, Any], time_base: str | None) -> FailureInTime:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
@@ -43,13 +44,23 @@ def test_it_reads_what_a_fresh_lake_reads_after_every_change(filled: Filled) -> 
     check()
 
 
-def test_pictures_are_those_of_their_triples(filled: Filled) -> None:
+def test_few_rows_are_found_with_their_images(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = KeptLake(filled.lake)
-    assert kept.pictures([*filled.images, "none"]) == filled.images
+
+    def images(ids: list[str]) -> dict[str, tuple[bytes, bytes]]:
+        where = pc.field("triple_id").isin(pa.array(ids, pa.string()))
+        found = kept.find("triples", ["triple_id", "obs", "next_obs"], where).to_pylist()
+        return {row["triple_id"]: (row["obs"], row["next_obs"]) for row in found}
+
+    assert images([*filled.images, "none"]) == filled.images
+    # Several row groups in the one file that is left.
+    monkeypatch.setattr(maintenance, "_IMAGE_ROWS", 8)
     maintenance.maintain(filled.lake, cluster=True)
+    (file,) = kept.dataset("triples").get_fragments()
+    assert file.num_row_groups == 5
     some = list(filled.images)[::7]
-    assert kept.pictures(some) == {id_: filled.images[id_] for id_ in some}
-    assert kept.pictures([]) == {}
+    assert images(some) == {id_: filled.images[id_] for id_ in some}
+    assert images([]) == {}
 
 
 def test_writers_of_a_version_are_counted_as_they_were(filled: Filled) -> None:

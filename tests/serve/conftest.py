@@ -32,10 +32,13 @@ from serve.keys import Keys
 from serve.services import Services
 from serve.settings import Limits
 from serve.uploads import Uploads
+from serve.videos import Videos
 from serve.writing import Writer
 from tests.lake.filled import Filled, fill
 
-LIMITS = Limits(body_bytes=1 << 20, pixels=1_000_000, pairs=8, candidates=8, rows=20, sql_rows=50, sql_seconds=3)
+LIMITS = Limits(
+    body_bytes=1 << 20, pixels=1_000_000, pairs=8, candidates=8, rows=20, sql_rows=50, sql_seconds=3, video_seconds=30
+)
 
 
 class InProcess:
@@ -89,7 +92,7 @@ class WrittenHere:
         return [found[row["triple_id"]] for row in rows if row["triple_id"] in found]
 
 
-def serve(lake: Lake, models: InProcess) -> Services:
+def serve(lake: Lake, models: InProcess, sources: tuple[str, ...] = ()) -> Services:
     labeler = resolve_labeler(LabelerSettings(), "cpu")
     policy = load_policy("builtin")
     return Services(
@@ -99,6 +102,7 @@ def serve(lake: Lake, models: InProcess) -> Services:
         answers=Answers(lake),
         guard=Guard(Keys(lake), open_without_keys=True),
         uploads=Uploads(labeler.image_size, labeler.settings.sampling.jpeg_quality, LIMITS.pixels),
+        videos=Videos(lake, labeler, LIMITS, sources),
         policy=policy,
         labeler_id=labeler.id,
         dynamics_size=labeler.image_size,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -13,18 +14,19 @@ import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from fastapi import FastAPI
-from fastapi.responses import HTMLResponse, StreamingResponse
+from fastapi.responses import HTMLResponse
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from lake.commits import Committer
 from lake.runs import Run
 from lake.tables import Lake, now, to_table
+from models.sample_world import write_folder
 from serve.app import build_app
 from serve.guard import COOKIE
 from serve.keys import Keys
 from serve.settings import Limits
 from tests.lake.filled import LABELERS, Filled, fill, jpeg
-from tests.serve.conftest import InProcess, as_base64, serve
+from tests.serve.conftest import InProcess, serve
 from tests.serve.test_client import listening
 
 CHROMIUM = shutil.which("chromium")
@@ -45,24 +47,6 @@ class Explorer:
     @property
     def paths(self) -> list[str]:
         return [path.format(video=self.filled.videos[0], run="20990101T000000-train") for path in PATHS]
-
-
-def stub_video(app: FastAPI, obs: bytes) -> None:
-    """`POST /v1/label/video` as it is agreed: two pairs, one of them after a pause, and the sums."""
-    pair = {
-        "triple_id": "a", "action": HOSTILE, "confidence": -0.01, "scores": {"motion": 0.2}, "verdict": "accepted",
-        "reasons": [], "obs_time_s": 0.5, "next_time_s": 1.5, "obs": as_base64(obs), "next_obs": as_base64(obs),
-    }  # fmt: skip
-    other = pair | {"triple_id": "b", "verdict": "rejected", "reasons": ["copy"]}
-
-    @app.post("/v1/label/video", include_in_schema=False)
-    async def video() -> StreamingResponse:
-        async def events() -> Iterator[str]:
-            yield f"event: triple\ndata: {json.dumps(pair)}\n\nevent: tri"
-            yield f"ple\r\ndata: {json.dumps(other)}\r\n\r\n"
-            yield 'event: done\ndata: {"sampled": 2, "accepted": 1, "rejected": 1, "failed": 0}\n\n'
-
-        return StreamingResponse(events(), media_type="text/event-stream")
 
 
 def add_hostile_rows(lake: Lake, video: str) -> None:
@@ -95,10 +79,7 @@ def started(tmp_path_factory: pytest.TempPathFactory, models: InProcess) -> Iter
     filled = fill(Lake(str(tmp_path_factory.mktemp("explored") / "lake")), pairs=10)
     add_hostile_rows(filled.lake, filled.videos[0])
     services = replace(serve(filled.lake, models), limits=Limits())
-    app = build_app(services)
-    if not any(getattr(route, "path", "") == "/v1/label/video" for route in app.routes):
-        stub_video(app, jpeg(3))
-    for url in listening(app):
+    for url in listening(build_app(services)):
         yield Explorer(url, filled)
     services.uploads.close()
 
@@ -264,18 +245,22 @@ def test_a_run_shows_where_its_triples_come_from(page: Page, explorer: Explorer)
     explorer.complaints[:] = [text for text in explorer.complaints if "404" not in text]
 
 
-def test_the_triples_of_a_video_arrive(page: Page, tmp_path: Path) -> None:
+def test_the_triples_of_a_video_arrive(page: Page, explorer: Explorer, tmp_path: Path) -> None:
     show(page, "/live")
-    video = tmp_path / "<b>clip</b>.mp4"
-    video.parent.mkdir(exist_ok=True)
-    video.write_bytes(b"video")
-    page.locator("input[type=file]").first.set_input_files(video)
-    expect(page.locator("#videoState")).to_contain_text("2 sampled = 1 accepted + 1 rejected + 0 failed")
+    upload, state = page.locator("input[type=file]").first, page.locator("#videoState")
+    upload.set_input_files(write_folder(tmp_path, [81])[0])
+    expect(state).to_contain_text("sampled =", timeout=60_000)
+    sums = re.search(r"(\d+) sampled = (\d+) accepted \+ (\d+) rejected \+ (\d+) failed", state.inner_text())
+    assert sums
     cards = page.get_by_role("list", name="Pairs of the video").get_by_role("listitem")
-    expect(cards).to_have_count(2)
-    expect(cards.first).to_contain_text(HOSTILE)
-    expect(cards.last).to_contain_text("by copy")
+    expect(cards).to_have_count(int(sums[1]))
+    expect(cards.filter(has=page.locator(".tag.accepted"))).to_have_count(int(sums[2]))
+    assert int(sums[2]) > 0
     expect(cards.first.locator("img").first).to_have_js_property("naturalWidth", 64)
+    upload.set_input_files({"name": f"{HOSTILE}.mp4", "mimeType": "video/mp4", "buffer": b"no video"})
+    expect(page.get_by_role("alert").filter(has_text="this is no video")).to_be_visible()
+    expect(cards).to_have_count(0)
+    explorer.complaints[:] = [text for text in explorer.complaints if "422" not in text]
 
 
 def test_a_prediction_is_drawn_and_verified(page: Page, pairs: list[tuple[bytes, bytes, str]]) -> None:

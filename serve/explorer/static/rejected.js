@@ -14,8 +14,9 @@ page("rejected", () => ({
   failures: [],
   nextFailure: null,
   async load() {
-    const found = choices().then((made) => Object.assign(this, made));
-    await Promise.all([this.fetchPage(null), this.fetchFailures(null), found]);
+    await this.fetchPage(null);
+    this.ready = "rejected";
+    await Promise.all([this.fetchFailures(null), choices().then((made) => Object.assign(this, made))]);
     this.$nextTick(() => location.hash === "#failed" && document.getElementById("failed").scrollIntoView());
   },
   search() {

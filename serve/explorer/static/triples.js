@@ -20,10 +20,10 @@ page("triples", () => ({
   next: null,
   chosen: null,
   async load() {
-    const others = Promise.all([choices().then((found) => Object.assign(this, found)), this.spread()]);
+    // First what a person came for; the rest would only make it slower.
     await this.fetchPage(null);
     this.ready = "triples";
-    await others;
+    await Promise.all([choices().then((found) => Object.assign(this, found)), this.spread()]);
   },
   search() {
     toAddress(this.filters, DEFAULTS);

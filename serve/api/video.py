@@ -1,0 +1,161 @@
+"""`/v1/label/video`: what happens in a video, told while it is being found out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import StreamingResponse
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+
+from serve.api.label import Write, as_label, media_type, unsupported, write_mode
+from serve.problems import Problem, bad_request, responses
+from serve.replicas import Rows
+from serve.schemas import VideoIn, WriteMode, encoded
+from serve.services import Services
+from serve.videos import save
+
+PATH = "/v1/label/video"
+_BUSY_S = (0.5, 1, 2, 4, 8, 15)
+"""Waits while other requests are labelled: a stream that has begun does not give up at the first."""
+
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": VideoIn.model_json_schema(ref_template="#/components/schemas/{model}")},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["video"],
+                    "properties": {"video": {"type": "string", "format": "binary"}},
+                }
+            },
+        },
+    }
+}
+_EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Events: `triple` for each pair (as in /v1/label, with times and images), `done` with sums, "
+        "`problem` where it breaks off",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
+
+def router(services: Services) -> APIRouter:
+    """The endpoint."""
+    api = APIRouter(tags=["label"], dependencies=[Depends(services.guard.require("label"))])
+
+    @api.post(
+        PATH,
+        summary="Label the frame pairs of a video, as server-sent events",
+        responses=responses(400, 401, 403, 404, 413, 415, 422, 429, 503) | _EVENTS,
+        openapi_extra=_BODY,
+        response_class=StreamingResponse,
+    )
+    async def label_video(request: Request, write: Write = None) -> StreamingResponse:
+        mode = write_mode(request, write)
+        folder = tempfile.TemporaryDirectory(prefix="worldlake-")
+        path = Path(folder.name, "video")
+        if media_type(request) == "application/json":
+            entry = await asyncio.to_thread(services.videos.find, await _uri(request))
+            if (video_id := await asyncio.to_thread(services.videos.catalogued, entry)) is not None:
+                # A labelling run decides about it, under its own id.
+                mode = "no"
+                if (rows := await asyncio.to_thread(services.videos.decided, video_id)) is not None:
+                    return _stream(_told(rows), folder)
+            await asyncio.to_thread(services.videos.fetch, entry, path)
+        else:
+            await _save(request, path)
+        await asyncio.to_thread(services.videos.check, path)
+        return _stream(_labelled(path, mode, services), folder)
+
+    return api
+
+
+async def _uri(request: Request) -> str:
+    try:
+        return VideoIn.model_validate_json(await request.body()).uri
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise bad_request("invalid", f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}") from None
+
+
+async def _save(request: Request, path: Path) -> None:
+    if media_type(request) != "multipart/form-data":
+        raise unsupported(request)
+    async with request.form(max_files=1, max_fields=0) as form:
+        file = form.get("video")
+        if not isinstance(file, UploadFile):
+            raise bad_request("invalid", "send one file, video")
+        await asyncio.to_thread(save, file.file, path)
+
+
+def _stream(events: AsyncIterator[str], folder: tempfile.TemporaryDirectory[str]) -> StreamingResponse:
+    async def told() -> AsyncIterator[str]:
+        with folder:
+            try:
+                async for event in events:
+                    yield event
+            except Problem as problem:
+                yield _event("problem", problem.document(PATH))
+
+    return StreamingResponse(told(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+async def _labelled(path: Path, mode: WriteMode, services: Services) -> AsyncIterator[str]:
+    counts = {"sampled": 0, "accepted": 0, "rejected": 0, "failed": 0}
+    async with services.videos.turn(), aclosing(services.videos.sample(path)) as segments:
+        async for rows in segments:
+            pairs = [row for row in rows if row["obs"] is not None]
+            broken = [row["message"] for row in rows if row["obs"] is None and row["scope"] == "video"]
+            if broken:
+                raise bad_request("video", f"this video cannot be decoded: {broken[0]}")
+            for start in range(0, len(pairs), services.limits.pairs):
+                for row in await _decided(pairs[start : start + services.limits.pairs], mode, services):
+                    yield _triple(row, counts)
+    yield _event("done", counts)
+
+
+async def _decided(pairs: Rows, mode: WriteMode, services: Services) -> Rows:
+    async def work() -> Rows:
+        images = {row["triple_id"]: row for row in pairs}
+        rows = await services.write(await services.label(pairs), mode)
+        return [{**images[row["triple_id"]], **row} for row in rows]
+
+    for wait_s in _BUSY_S:
+        try:
+            return await services.within(None, work)
+        except Problem as problem:
+            if problem.kind != "busy":
+                raise
+        await asyncio.sleep(wait_s)
+    return await services.within(None, work)
+
+
+async def _told(rows: Rows) -> AsyncIterator[str]:
+    counts = {"sampled": 0, "accepted": 0, "rejected": 0, "failed": 0}
+    for row in rows:
+        yield _triple(row, counts)
+    yield _event("done", counts)
+
+
+def _triple(row: dict[str, Any], counts: dict[str, int]) -> str:
+    label = as_label(row)
+    counts["sampled"] += 1
+    counts[label.verdict] += 1
+    times = {name: row[name] for name in ("obs_time_s", "next_time_s")}
+    images = {name: encoded(row[name]) if row[name] is not None else None for name in ("obs", "next_obs")}
+    return _event("triple", label.model_dump(mode="json") | times | images)
+
+
+def _event(name: str, data: dict[str, Any]) -> str:
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"

@@ -1,0 +1,151 @@
+"""Videos that requests bring or name: checked by their header, then sampled as a labelling run samples, live."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from botocore.exceptions import BotoCoreError, ClientError
+
+from labeling.labeler import Labeler
+from labeling.sample import SampleVideos
+from labeling.stream import WORK
+from lake.errors import Refused, SourceChanged
+from lake.probe import Header, ProbeError, prober
+from lake.s3 import Unavailable
+from lake.schemas import DECISIONS, TABLES
+from lake.storage import Entry, is_s3, local_etag, normalise
+from lake.tables import Lake
+from serve.problems import Problem, bad_request, busy
+from serve.replicas import Rows
+from serve.settings import Limits
+from serve.writing import upload_columns
+
+SEGMENT_TIMEOUT_S = 120.0
+"""For a minute of video."""
+
+
+@dataclass(frozen=True)
+class _Stopped:
+    event: threading.Event
+
+    def requested(self) -> bool:
+        return self.event.is_set()
+
+
+class Videos:
+    """Samples a few videos at once, each in a process of its own that can be killed."""
+
+    def __init__(self, lake: Lake, labeler: Labeler, limits: Limits, sources: tuple[str, ...]) -> None:
+        """`sources`: `s3://` prefixes; what a request names must lie under one of them."""
+        self._lake, self._labeler, self._limits = lake, labeler, limits
+        self._sources = tuple(normalise(source) for source in sources)
+        self._slots = asyncio.Semaphore(limits.videos)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """One of the few. Raises Problem where all are at work."""
+        if self._slots.locked():
+            raise busy(f"{self._limits.videos} videos are being sampled", 5)
+        async with self._slots:
+            yield
+
+    def find(self, uri: str) -> Entry:
+        """The object that a request names. Raises Problem where it may not, or there is none."""
+        if not is_s3(uri) or not any(uri == root or uri.startswith(f"{root}/") for root in self._sources):
+            # One answer for all, so that nobody learns what else the service could read.
+            where = ", ".join(self._sources) or "none, until the service is started with --allow s3://bucket/folder"
+            raise bad_request("uri", f"this service reads videos under these places only: {where}")
+        try:
+            entry = next((entry for page in self._lake.storage.pages(uri) for entry in page if entry.uri == uri), None)
+        except (Refused, Unavailable, ClientError, BotoCoreError):
+            raise busy("the store of this video does not answer", 5) from None
+        if entry is None:
+            raise Problem(HTTPStatus.NOT_FOUND, "not-found", f"there is no object {uri!r}")
+        if entry.bytes > self._limits.video_bytes:
+            raise bad_request("too-large", f"a video has at most {self._limits.video_bytes:,} bytes")
+        return entry
+
+    def fetch(self, entry: Entry, path: Path) -> Path:
+        """Download it. Raises Problem where it is gone or changed meanwhile."""
+        try:
+            return self._lake.storage.fetch(entry.uri, entry.etag, path)
+        except SourceChanged as error:
+            raise bad_request("uri", str(error)) from None
+        except (ClientError, BotoCoreError):
+            raise busy("the store of this video does not answer", 5) from None
+
+    def catalogued(self, entry: Entry) -> str | None:
+        """The id of the video in the catalogue; None where this state of it is not there."""
+        mine = (pc.field("uri") == entry.uri) & (pc.field("etag") == entry.etag)
+        found = self._lake.read("videos", ["video_id"], mine)["video_id"].to_pylist()
+        return found[0] if found else None
+
+    def decided(self, video_id: str) -> Rows | None:
+        """What the labeler has said of a catalogued video; None where it has not finished it."""
+        mine = (pc.field("video_id") == video_id) & (pc.field("labeler_id") == self._labeler.id)
+        if not self._lake.read("progress", ["video_id"], mine).num_rows:
+            return None
+        rows = [row for name in DECISIONS for row in self._lake.read(name, TABLES[name].names, mine).to_pylist()]
+        missing: dict[str, Any] = {"reasons": [], "obs": None, "next_obs": None, "error_type": None}
+        return sorted(({**missing, **row} for row in rows), key=lambda row: row["obs_pts"])
+
+    def check(self, path: Path) -> None:
+        """Look at the header. Raises Problem for what is no video, or too large or too long a one."""
+        entry = Entry(str(path), path.stat().st_size, local_etag(path))
+        with prober(self._lake.storage) as probing:
+            header = next(iter(probing.probe([entry])))
+        if isinstance(header, ProbeError):
+            raise bad_request("video", f"this is no video that can be read: {header.message}")
+        self._refuse(header)
+
+    def _refuse(self, header: Header) -> None:
+        if header.width * header.height > self._limits.pixels:
+            raise bad_request("too-many-pixels", f"{header.width} x {header.height}: send a smaller video")
+        if header.duration_s is not None and header.duration_s > self._limits.video_seconds:
+            raise self._too_long()
+
+    def _too_long(self) -> Problem:
+        return bad_request("too-long", f"a video has at most {self._limits.video_seconds:g} seconds: cut it")
+
+    async def sample(self, path: Path) -> AsyncGenerator[Rows, None]:
+        """Rows of `stream.SAMPLES`, a segment at a time, under the id of the video's content."""
+        upload = await asyncio.to_thread(_upload, path)
+        stopped = threading.Event()
+        sampler = SampleVideos(self._labeler, self._lake.storage, _Stopped(stopped), SEGMENT_TIMEOUT_S)
+        work = pa.Table.from_pylist([{**upload, "uri": str(path), "etag": local_etag(path), "decided": []}], WORK)
+        blocks = sampler(work)
+        try:
+            # A header may be silent about the length, or wrong; a still picture has segments without a pair.
+            most = 2 + self._limits.video_seconds / self._labeler.settings.sampling.segment_s
+            segments = 0
+            while (block := await asyncio.to_thread(next, blocks, None)) is not None:
+                if (segments := segments + 1) > most:
+                    raise self._too_long()
+                yield [{**row, **upload} for row in block.to_pylist()]
+        finally:
+            stopped.set()
+            sampler.close()
+
+
+def save(file: IO[bytes], path: Path) -> Path:
+    """Write an upload to a file."""
+    file.seek(0)
+    with path.open("wb") as out:
+        while chunk := file.read(1 << 20):
+            out.write(chunk)
+    return path
+
+
+def _upload(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return upload_columns(hashlib.file_digest(file, "sha256").digest())

@@ -1,0 +1,171 @@
+"""Videos labelled live, as events: what a labelling run would say of them, within limits, from allowed places only."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from httpx import Response
+
+from labeling.annotate import decode_images
+from labeling.sampling import SamplingSettings
+from labeling.segments import sample_video
+from lake import catalog
+from lake.commits import Committer
+from lake.ids import triple_id
+from lake.tables import Lake, now, to_table
+from models.sample_world import write_folder
+from serve.app import build_app
+from serve.services import Services
+from tests.conftest import Bucket
+from tests.media import Medium
+from tests.serve.conftest import InProcess, WrittenHere, serve
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("footage"), [81])[0]
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    made = Lake(str(tmp_path / "lake"))
+    made.create()
+    return made
+
+
+@pytest.fixture
+def services(lake: Lake, models: InProcess) -> Iterator[Services]:
+    made = serve(lake, models)
+    yield made
+    close(made)
+
+
+@pytest.fixture
+def client(services: Services) -> Iterator[TestClient]:
+    with TestClient(build_app(services), raise_server_exceptions=False) as made:
+        yield made
+
+
+def close(services: Services) -> None:
+    services.uploads.close()
+    assert isinstance(services.writer, WrittenHere)
+    services.writer.writer.close()
+
+
+def upload(client: TestClient, path: Path, write: str = "no") -> Response:
+    with path.open("rb") as file:
+        return client.post("/v1/label/video", params={"write": write}, files={"video": file})
+
+
+def events(answer: Response) -> list[tuple[str, dict[str, Any]]]:
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    parts = [part.split("\n") for part in answer.text.strip().split("\n\n")]
+    return [(event.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for event, data in parts]
+
+
+def test_a_video_gets_the_labels_of_a_labelling_run(client: TestClient, models: InProcess, clip: Path) -> None:
+    *triples, (last, sums) = events(upload(client, clip))
+    assert last == "done"
+    pairs = [pair for segment in sample_video(str(clip), SamplingSettings(), 64) for pair in segment.pairs]
+    obs, after = (decode_images([getattr(pair, name) for pair in pairs]) for name in ("obs", "next_obs"))
+    expected = [annotation.action for annotation in models.dynamics.annotate(obs, after)]
+    assert [data["action"] for _, data in triples] == expected
+    assert sums["sampled"] == len(pairs) == sums["accepted"] + sums["rejected"] + sums["failed"]
+    assert {name for name, _ in triples} == {"triple"}
+    assert all(data["obs"] and data["next_time_s"] > data["obs_time_s"] for _, data in triples)
+
+
+def test_a_video_that_is_written_twice_is_there_once(client: TestClient, lake: Lake, clip: Path) -> None:
+    first, again = (events(upload(client, clip, "durable")) for _ in range(2))
+    assert first == again
+    for name, verdict in (("triples", "accepted"), ("rejections", "rejected")):
+        written = lake.read(name, ["triple_id", "uri", "obs_pts", "time_base"]).to_pylist()
+        told = sorted(data["triple_id"] for kind, data in first[:-1] if data["verdict"] == verdict)
+        assert sorted(row["triple_id"] for row in written) == told
+        assert all(row["uri"].startswith("upload:") and row["time_base"] for row in written)
+
+
+def test_what_is_no_short_video_is_refused_in_one_line(
+    client: TestClient, tmp_path: Path, corpus: dict[str, Medium]
+) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    long = tmp_path / "long.mp4"
+    source = ["-f", "lavfi", "-i", "testsrc=size=64x64:rate=2:duration=40"]
+    subprocess.run(["ffmpeg", "-v", "error", *source, str(long)], check=True)
+    wide = tmp_path / "wide.mp4"
+    source = ["-f", "lavfi", "-i", "testsrc=size=2048x1024:rate=1:duration=1"]
+    subprocess.run(["ffmpeg", "-v", "error", *source, str(wide)], check=True)
+    for path, kind in ((text, "video"), (long, "too-long"), (wide, "too-many-pixels")):
+        answer = upload(client, path)
+        assert (answer.status_code, answer.json()["type"]) == (422, f"urn:worldlake:problem:{kind}")
+    for medium in corpus.values():
+        answer = upload(client, medium.path)
+        assert answer.status_code in (200, 422), (medium.path, answer.text)
+        if answer.status_code == 200:
+            assert events(answer)[-1][0] in ("done", "problem")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "file:///etc/passwd",
+        "/etc/passwd",
+        "http://169.254.169.254/latest/meta-data/",
+        "s3://other/secret.mp4",
+        "s3://allowed-not/a.mp4",
+        "s3://allowed/footage-private/a.mp4",
+        "s3://allowed/footage/../private/a.mp4",
+        "S3://allowed/footage/a.mp4",
+    ],
+)
+def test_nothing_is_fetched_from_elsewhere(
+    lake: Lake, models: InProcess, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = serve(lake, models, sources=("s3://allowed/footage",))
+    asked: list[str] = []
+
+    def pages(self: object, uri: str) -> Iterator[list[Any]]:
+        asked.append(uri)
+        yield []
+
+    monkeypatch.setattr("lake.storage.StorageConfig.pages", pages)
+    with TestClient(build_app(services), raise_server_exceptions=False) as client:
+        answer = client.post("/v1/label/video", json={"uri": uri})
+    # Keys of S3 have no parents: two dots are part of a name under the allowed prefix, which does not exist.
+    is_inside = uri.startswith("s3://allowed/footage/")
+    assert answer.status_code == (404 if is_inside else 422)
+    assert asked == ([uri] if is_inside else [])
+    close(services)
+
+
+def test_a_catalogued_video_is_told_and_never_written(bucket: Bucket, models: InProcess, clip: Path) -> None:
+    bucket.put("videos/clip.mp4", clip)
+    lake = Lake(f"{bucket.uri}/lake")
+    catalog.ingest(lake, [f"{bucket.uri}/videos"])
+    (video,) = lake.read("videos", ["video_id", "uri"]).to_pylist()
+    services = serve(lake, models, sources=(f"{bucket.uri}/videos",))
+    with TestClient(build_app(services), raise_server_exceptions=False) as client:
+        ask = {"url": "/v1/label/video?write=durable", "json": {"uri": video["uri"]}}
+        live = events(client.post(**ask))
+        assert live[-1][1]["sampled"] > 1
+        committer = Committer(lake, services.labeler_id, "run")
+        committer.fence()
+        same = {"labeler_id": services.labeler_id, "video_id": video["video_id"], "run_id": "run"}
+        row = {"triple_id": triple_id(video["video_id"], 3, 9, services.labeler_id), "obs_pts": 3, "next_pts": 9}
+        images = {"action": "as it was labelled", "obs": b"a", "next_obs": b"b", "labeled_at": now()}
+        tables = {"triples": {**same, **row, **images}, "progress": {**same, "sampled": 1, "accepted": 1}}
+        committer.commit({name: [lake.write_file(to_table(name, [r]), name, "run")] for name, r in tables.items()})
+        (kind, told), (_, sums) = events(client.post(**ask))
+        assert (kind, told["action"], told["triple_id"]) == ("triple", "as it was labelled", row["triple_id"])
+        assert sums == {"sampled": 1, "accepted": 1, "rejected": 0, "failed": 0}
+    assert lake.read("triples", ["triple_id"]).num_rows == 1
+    assert lake.read("rejections", ["triple_id"]).num_rows == 0
+    close(services)
