@@ -184,17 +184,17 @@ class RunDetail(RunOut):
 
 
 class VideoOut(BaseModel):
-    """A row of `videos`, and how many of its pairs were decided."""
+    """A row of `videos`, and how many of its pairs were decided. An upload that was labelled live has no such row."""
 
     video_id: str
-    uri: str | None
-    dataset: str | None
-    split: str | None
-    class_label: str | None
-    width: int | None
-    height: int | None
-    fps: float | None
-    duration_s: float | None
+    uri: str | None = None
+    dataset: str | None = None
+    split: str | None = None
+    class_label: str | None = None
+    width: int | None = None
+    height: int | None = None
+    fps: float | None = None
+    duration_s: float | None = None
     accepted: int
     rejected: int
 
@@ -216,9 +216,9 @@ class FailureInTime(FailureOut):
 class VideoDetail(VideoOut):
     """A video, and what went wrong with it."""
 
-    codec: str | None
-    frames: int | None
-    bytes: int | None
-    added_at: dt.datetime | None
+    codec: str | None = None
+    frames: int | None = None
+    bytes: int | None = None
+    added_at: dt.datetime | None = None
     finished_under: list[str] = Field(description="labelers")
     failures: list[FailureInTime]

@@ -62,16 +62,17 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
     async def video(video_id: str) -> VideoDetail:
         given: dict[str, object] = {"video": video_id}
         rows = await reading.rows(_ONE, given, 1)
-        if not rows:
+        pairs = await reading.ask(lambda: _of_pairs(reading.lake, video_id))
+        first = next((pair for found in pairs.values() for pair in found), None)
+        if not rows and first is None:
             raise Problem(HTTPStatus.NOT_FOUND, "not-found", "there is no video of this id in this lake")
+        known = rows[0] if rows else {"video_id": video_id, **(first or {})}
         failures = await reading.rows(_FAILURES, given)
-        times = await reading.ask(lambda: _time_bases(reading.lake, video_id))
-        base = next((one for found in times.values() for one in found), None)
         return VideoDetail(
-            **rows[0] | {"finished_under": rows[0]["finished_under"] or []},
-            accepted=len(times["triples"]),
-            rejected=len(times["rejections"]),
-            failures=[_in_time(row, base) for row in failures],
+            **known | {"finished_under": known.get("finished_under") or []},
+            accepted=len(pairs["triples"]),
+            rejected=len(pairs["rejections"]),
+            failures=[_in_time(row, first["time_base"] if first else None) for row in failures],
         )
 
     @api.get("/v1/videos/{video_id}/pairs", summary="Decided pairs of a video, in time", responses=errors)
@@ -97,9 +98,11 @@ def _pairs(lake: KeptLake, video_id: str) -> list[Decided]:
     return sorted(found, key=lambda pair: (math.inf if pair.obs_time_s is None else pair.obs_time_s, pair.triple_id))
 
 
-def _time_bases(lake: KeptLake, video_id: str) -> dict[str, list[str | None]]:
+def _of_pairs(lake: KeptLake, video_id: str) -> dict[str, list[dict[str, Any]]]:
+    """What its accepted and its rejected pairs know of a video."""
+    columns = ["uri", "dataset", "split", "time_base"]
     of_video = pc.field("video_id") == video_id
-    return {table: lake.find(table, ["time_base"], of_video)["time_base"].to_pylist() for table in DECISIONS}
+    return {table: lake.find(table, columns, of_video).to_pylist() for table in DECISIONS}
 
 
 def _in_time(failure: dict[str, Any], time_base: str | None) -> FailureInTime:

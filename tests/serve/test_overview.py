@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
+from lake.commits import Committer
 from lake.runs import Run
-from lake.tables import now
-from tests.lake.filled import LABELERS
-from tests.serve.conftest import Served
+from lake.tables import Lake, now, to_table
+from serve.app import build_app
+from tests.lake.filled import LABELERS, fill
+from tests.serve.conftest import InProcess, Served, serve
 
 
 def get(served: Served, path: str, status: int = 200, **parameters: Any) -> Any:
@@ -109,6 +113,19 @@ def test_a_video_has_its_pairs_in_the_order_of_their_time(served: Served) -> Non
     found = pages(served, f"/v1/videos/{video['video_id']}/pairs", "pairs", limit=7)
     assert len({pair["triple_id"] for pair in found}) == 20
     get(served, "/v1/videos/none", 404)
+
+
+def test_an_upload_that_was_labelled_live_is_shown_too(tmp_path: Path, models: InProcess) -> None:
+    lake = fill(Lake(str(tmp_path / "lake")), videos=1).lake
+    committer = Committer(lake, LABELERS[0], "live")
+    committer.fence()
+    row = {"triple_id": "x", "video_id": "upload", "uri": "upload:1", "dataset": "live", "action": "a", "obs_pts": 0}
+    committer.commit({"rejections": [lake.write_file(to_table("rejections", [row]), "rejections", "live")]})
+    services = serve(lake, models)
+    with TestClient(build_app(services)) as client:
+        video = client.get("/v1/videos/upload").json()
+    services.uploads.close()
+    assert (video["uri"], video["dataset"], video["accepted"], video["rejected"]) == ("upload:1", "live", 0, 1)
 
 
 def test_a_run_knows_what_it_wrote_and_who_read_it(served: Served) -> None:
