@@ -8,8 +8,11 @@ with Client("http://127.0.0.1:8000", key="wl_...") as client:
 from __future__ import annotations
 
 import base64
+import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -17,7 +20,7 @@ import httpx
 from pydantic import BaseModel
 
 from serve.problems import ProblemDocument
-from serve.schemas import LabelerOut, LabelOut, PredictOut, SqlOut, Triple, TriplesOut
+from serve.schemas import LabelerOut, LabelOut, PredictOut, SqlOut, Triple, TriplesOut, VideoTriple, WriteMode
 
 Out = TypeVar("Out", bound=BaseModel)
 
@@ -45,10 +48,42 @@ class Client:
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
         self._attempts, self._wait = attempts, time.sleep
 
-    def label(self, pairs: Sequence[tuple[bytes, bytes]]) -> LabelOut:
-        """Name the action between the images of each pair."""
+    def label(self, pairs: Sequence[tuple[bytes, bytes]], *, write: WriteMode | None = None) -> LabelOut:
+        """Name the action between the images of each pair. `write`: into the lake or not; None: as for the key."""
         asked = [{"obs": _text(obs), "next_obs": _text(next_obs)} for obs, next_obs in pairs]
-        return self._ask(LabelOut, "POST", "/v1/label", json={"pairs": asked})
+        wanted = {"write": write} if write else {}
+        return self._ask(LabelOut, "POST", "/v1/label", params=wanted, json={"pairs": asked})
+
+    def label_video(
+        self, video: Path | str, *, write: WriteMode | None = None
+    ) -> Generator[VideoTriple, None, dict[str, int]]:
+        """Name what happens in a video, a file or an `s3://` uri, pair by pair as it is found out; returns the sums.
+
+        Raises Refusal also in the middle, where the service breaks off. Tried once only, as half may have been told.
+        """
+        wanted = {"write": write} if write else {}
+        with ExitStack() as stack:
+            if isinstance(video, str):
+                body: dict[str, Any] = {"json": {"uri": video}}
+            else:
+                body = {"files": {"video": stack.enter_context(video.open("rb"))}}
+            answer = stack.enter_context(self._http.stream("POST", "/v1/label/video", params=wanted, **body))
+            if not answer.is_success:
+                answer.read()
+                raise Refusal(_problem(answer))
+            event = ""
+            for line in answer.iter_lines():
+                name, _, value = line.partition(": ")
+                if name == "event":
+                    event = value
+                elif name == "data" and event == "triple":
+                    yield VideoTriple.model_validate_json(value)
+                elif name == "data" and event == "problem":
+                    raise Refusal(ProblemDocument.model_validate_json(value))
+                elif name == "data":
+                    sums: dict[str, int] = json.loads(value)
+                    return sums
+        raise httpx.RemoteProtocolError("the service ended before the video did")
 
     def predict(
         self, image: bytes, action: str, *, n: int = 4, seed: int = 0, all_candidates: bool = False

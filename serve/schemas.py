@@ -61,6 +61,15 @@ class LabelOut(BaseModel):
     labels: list[Label]
 
 
+class VideoTriple(Label):
+    """A labelled pair of a video, as an event has it."""
+
+    obs_time_s: float | None
+    next_time_s: float | None
+    obs: str | None = Field(description="JPEG as base64; null for rejected pairs of a catalogued video")
+    next_obs: str | None
+
+
 class VideoIn(BaseModel):
     """A video that lies where the service may read."""
 

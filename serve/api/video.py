@@ -18,7 +18,7 @@ from starlette.datastructures import UploadFile
 from serve.api.label import Write, as_label, media_type, unsupported, write_mode
 from serve.problems import Problem, bad_request, responses
 from serve.replicas import Rows
-from serve.schemas import VideoIn, WriteMode, encoded
+from serve.schemas import VideoIn, VideoTriple, WriteMode, encoded
 from serve.services import Services
 from serve.videos import save
 
@@ -154,7 +154,7 @@ def _triple(row: dict[str, Any], counts: dict[str, int]) -> str:
     counts[label.verdict] += 1
     times = {name: row[name] for name in ("obs_time_s", "next_time_s")}
     images = {name: encoded(row[name]) if row[name] is not None else None for name in ("obs", "next_obs")}
-    return _event("triple", label.model_dump(mode="json") | times | images)
+    return _event("triple", VideoTriple(**label.model_dump(), **times, **images).model_dump(mode="json"))
 
 
 def _event(name: str, data: dict[str, Any]) -> str:

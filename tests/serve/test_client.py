@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -17,9 +18,11 @@ from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 from PIL import Image
 
+from models.sample_world import write_folder
 from serve.app import build_app
 from serve.client import Client, Refusal
 from serve.problems import busy
+from serve.schemas import VideoTriple
 from tests.serve.conftest import Served
 
 Pairs = list[tuple[bytes, bytes, str]]
@@ -43,6 +46,22 @@ def client(served: Served) -> Iterator[Client]:
     for url in listening(build_app(served.services)):
         with Client(url, attempts=2) as client:
             yield client
+
+
+def test_a_video_is_told_pair_by_pair(client: Client, tmp_path: Path) -> None:
+    video = write_folder(tmp_path, [82], frames=100)[0]
+    told: list[VideoTriple] = []
+    telling = client.label_video(video)
+    while True:
+        try:
+            told.append(next(telling))
+        except StopIteration as end:
+            sums = end.value
+            break
+    assert sums["sampled"] == len(told) > 0
+    assert base64.b64decode(told[0].obs or "").startswith(b"\xff\xd8")
+    with pytest.raises(Refusal, match="these places only"):
+        next(client.label_video("s3://bucket/a.mp4"))
 
 
 def test_answers_are_typed(client: Client, served: Served, pairs: Pairs) -> None:
