@@ -351,7 +351,7 @@ def _records(storage: StorageConfig, manifest: Entry) -> Iterator[dict[str, str]
             reader = csv.DictReader(io.StringIO(content, newline=""), delimiter="\t" if extension == "tsv" else ",")
             items: list[Any] = list(reader)
         elif extension in ("jsonl", "ndjson"):
-            items = [json.loads(line) for line in content.splitlines() if line.strip()]
+            items = [json.loads(line) for line in content.split("\n") if line.strip()]
         else:
             items = json.loads(content)
     except (ValueError, RecursionError, csv.Error) as error:

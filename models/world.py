@@ -19,13 +19,16 @@ from transformers import PreTrainedTokenizerBase
 from models.image_tokens import Codes, ImageTokenizer
 from models.protocols import Images
 
+_GREEDY_BELOW = 1e-3
+"""Logits divided by less have no differences that a float can tell from infinity."""
+
 
 class SamplingSettings(BaseModel):
     """How image tokens are drawn from the model's distribution over the codebook."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    temperature: float = Field(1.0, ge=0, le=10, description="0: always the likeliest token")
+    temperature: float = Field(1.0, ge=0, le=10, description="below 0.001: always the likeliest token")
     top_k: int | None = Field(None, ge=1, description="draw from the k likeliest tokens only")
     top_p: float = Field(1.0, gt=0, le=1, description="draw from the likeliest tokens that together have this share")
 
@@ -162,7 +165,7 @@ class Emu3World:
     def _pick(self, logprobs: torch.Tensor, luck: torch.Tensor) -> torch.Tensor:
         """One code a row: the first at which the cumulative probability exceeds `luck`, which is uniform in [0, 1)."""
         settings = self._sampling
-        if settings.temperature == 0:
+        if settings.temperature < _GREEDY_BELOW:
             return logprobs.argmax(-1)
         reached = filtered(logprobs, settings).double().exp().cumsum(-1)
         return torch.searchsorted(reached, luck[:, None].double() * reached[:, -1:], right=True)[:, 0]

@@ -110,17 +110,17 @@ def load_image_tokenizer(folder: Path, image_size: int | None, device: str | Non
 
     Raises ModelRefused, with the remedy, where it cannot be used as asked.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
     from transformers import Emu3Config, Emu3VQVAE
 
     weights: dict[str, Any] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            weights |= {key.split("vqmodel.")[1]: file.get_tensor(key) for key in file.keys() if "vqmodel." in key}  # noqa: SIM118
-    vq = Emu3VQVAE(Emu3Config.from_pretrained(folder, local_files_only=True).vq_config)
     try:
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, "pt") as file:
+                weights |= {key.split("vqmodel.")[1]: file.get_tensor(key) for key in file.keys() if "vqmodel." in key}  # noqa: SIM118
+        vq = Emu3VQVAE(Emu3Config.from_pretrained(folder, local_files_only=True).vq_config)
         vq.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError, OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise ModelRefused(f"the image tokenizer in {folder} does not load ({reason}); download it again") from error
     vq = vq.float().to(device or best_device()).eval().requires_grad_(False)

@@ -40,7 +40,7 @@ class Chosen:
         moved = np.cumsum(stays) - 1
         sources = [(moved[indices[stays[indices]]], factor) for indices, factor in self.sources]
         if not all(len(indices) for indices, _ in sources):
-            raise Refused("no image of a source can be read: see the table failures, stage tokenize")
+            raise Refused("no image of a source can be read: see the table failures, stages tokenize and decode")
         return Chosen(self.table.filter(pa.array(stays)), sources)
 
 

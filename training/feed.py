@@ -43,9 +43,12 @@ class Feeder:
 
     def __init__(self, rows: Rows) -> None:
         cv2.setNumThreads(1)
-        self._table = pa.concat_tables(ray.get(rows.blocks))
+        self._blocks: list[pa.Table] = ray.get(rows.blocks)
+        self._starts = np.cumsum([0, *map(len, self._blocks)])
         self._actions: pa.Array = ray.get(rows.actions)
-        self._row_of = _first_rows(self._table["triple_id"])
+        self._row_of = _first_rows(
+            pa.concat_tables([block.select(["triple_id"]) for block in self._blocks])["triple_id"]
+        )
         if len(self._row_of) != len(self._actions):
             raise ValueError(f"{len(self._row_of)} triples were read where {len(self._actions)} were chosen")
         self._decode = rows.decode
@@ -53,7 +56,14 @@ class Feeder:
     def batch(self, indices: Indices) -> Arrays:
         """The decoded rows, in the order of `indices`, and their `action` texts."""
         actions = self._actions.take(pa.array(indices)).to_pylist()
-        return self._decode(self._table.take(pa.array(self._row_of[indices]))) | {"action": actions}
+        return self._decode(self._rows(self._row_of[indices])) | {"action": actions}
+
+    def _rows(self, places: Indices) -> pa.Table:
+        # Not `take` of all blocks as one table: it copies whole columns together, of which none may have 2 GiB.
+        of_block = np.searchsorted(self._starts, places, side="right") - 1
+        offsets = places - self._starts[of_block]
+        pairs = zip(of_block.tolist(), offsets.tolist(), strict=True)
+        return pa.concat_tables([self._blocks[block].slice(offset, 1) for block, offset in pairs])
 
 
 def feed(rows: Rows, wanted: Iterable[Indices]) -> Iterator[Arrays]:

@@ -58,9 +58,11 @@ class StepResult:
 
 def learning_rate(step: int, steps: int, settings: TrainingSettings) -> float:
     """Of a step: a linear warm-up to the peak, then half a cosine down to zero after the last step."""
-    if step < settings.warmup_steps:
-        return settings.peak_lr * (step + 1) / settings.warmup_steps
-    share = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+    # A few labelled pairs make a few steps: a warm-up made for thousands would be all of the training.
+    warmup = min(settings.warmup_steps, steps // 5)
+    if step < warmup:
+        return settings.peak_lr * (step + 1) / warmup
+    share = (step - warmup) / max(1, steps - warmup)
     return settings.peak_lr * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
 

@@ -27,7 +27,6 @@ import ray
 
 from lake.errors import Refused
 from lake.runs import Run, states
-from lake.s3 import patiently
 from lake.storage import StorageConfig, join, normalise
 from lake.tables import Lake
 from models.loading import resolve
@@ -44,6 +43,7 @@ from training.tokens import WithImages, make_tokens
 from training.worker import Job
 from training.world import COLUMNS
 
+_RECORD = "run.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -96,6 +96,7 @@ class _Base:
 class _Record:
     """`run.json`: what a run that goes on has in common with the one that began."""
 
+    lake: str
     identity: dict[str, Any]
     base: dict[str, str]
     versions: dict[str, int]
@@ -134,7 +135,7 @@ def train(
     base = _find_base(settings)
     record = _read_record(lake.storage, uri)
     if record:
-        _refuse_other(run, record, base)
+        _refuse_other(run, record, base, lake)
         if before and before.status == "finished":
             return summary
     elif before and before.config.get("uri") != uri:
@@ -176,24 +177,17 @@ def _pin(lake: Lake, settings: TrainingSettings) -> dict[str, int]:
 
 
 def _read_record(storage: StorageConfig, uri: str) -> _Record | None:
-    filesystem, path = storage.filesystem(join(uri, "run.json"))
+    content = storage.get(join(uri, _RECORD))
     try:
-        content = patiently(lambda: filesystem.open_input_file(path).read())
-    except FileNotFoundError:
-        return None
-    return _Record(**json.loads(content))
+        return _Record(**json.loads(content)) if content is not None else None
+    except (TypeError, ValueError):
+        raise Refused(f"{join(uri, _RECORD)} is no record of a run: use another --run, or remove {uri}") from None
 
 
-def _write_record(storage: StorageConfig, uri: str, record: _Record) -> None:
-    filesystem, path = storage.filesystem(uri)
-    if filesystem.type_name == "local":
-        Path(path).mkdir(parents=True, exist_ok=True)
-    with filesystem.open_output_stream(join(path, "run.json")) as out:
-        out.write(json.dumps(vars(record), indent=2).encode())
-
-
-def _refuse_other(run: str, record: _Record, base: _Base) -> None:
+def _refuse_other(run: str, record: _Record, base: _Base, lake: Lake) -> None:
     """Two trainings under one name would be neither."""
+    if record.lake != lake.uri:
+        raise Refused(f"run {run} was begun on the lake {record.lake}, not {lake.uri}: use another --run or --out")
     # As the record has them: with what the model decides (image size, layout) filled in.
     wanted, found = json.loads(json.dumps(base.settings.identity())), record.identity
     differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
@@ -236,10 +230,10 @@ class _Driver:
             self._summary.status = "drained"
             return
         chosen, rows = self._read(chosen)
-        record = record or _Record(
-            self._settings.identity(), self._base.hashes, versions, _precision(self._settings, gpus)
-        )
-        _write_record(self._lake.storage, self._uri, record)
+        if record is None:
+            precision = _precision(self._settings, gpus)
+            record = _Record(self._lake.uri, self._settings.identity(), self._base.hashes, versions, precision)
+            self._lake.storage.put(join(self._uri, _RECORD), json.dumps(vars(record), indent=2).encode())
         self._settings = self._settings.model_copy(update={"precision": record.precision})
         self._follow(self._job(chosen, rows), gpus)
 
@@ -289,6 +283,8 @@ class _Driver:
     def _job(self, chosen: Chosen, rows: Rows) -> Job:
         settings = self._settings
         order = Order(chosen.sources, settings.seed)
+        if order.epoch_length == 0:
+            raise Refused(f"the factors leave no pair of {len(chosen.table):,} for an epoch: give a larger factor")
         steps = settings.steps or math.ceil(order.epoch_length * (settings.epochs or 1) / settings.batch_size)
         self._summary.triples, self._summary.steps = len(chosen.table), steps
         self._books.counts |= {"triples": len(chosen.table), "epoch length": order.epoch_length, "steps": steps}

@@ -26,7 +26,7 @@ class Source(SelectionSettings):
 class TrainingSettings(BaseModel):
     """Settings that both kinds of training have. Raises Refused where a value is impossible."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     task: ClassVar[Literal["dynamics", "world"]]
 
     model: str = Field("builtin", description="what to start from: builtin, hf:<folder> or hf:<owner>/<repository>")
@@ -47,7 +47,7 @@ class TrainingSettings(BaseModel):
     batch_size: int = Field(64, ge=1, description="pairs of a step, over all workers")
     micro_batch_size: int = Field(16, ge=1, description="pairs a worker computes at once; divides batch_size")
     peak_lr: float = Field(2e-4, gt=0, lt=10)
-    warmup_steps: int = Field(100, ge=0)
+    warmup_steps: int = Field(100, ge=0, description="steps up to the peak; at most a fifth of all")
     weight_decay: float = Field(0.01, ge=0, description="of matrices; norms and biases have none")
     grad_clip: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
     precision: Literal["auto", "float32", "mixed", "bfloat16"] = Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -34,7 +34,10 @@ Model = Annotated[str, typer.Option(help="Dynamics model: builtin, hf:<folder> o
 Adapter = Annotated[str | None, typer.Option(help="PEFT adapter of the dynamics model.")]
 Prompt = Annotated[str | None, typer.Option(help="What the dynamics model is asked; default: as labelling asks it.")]
 ImageSize = Annotated[int | None, typer.Option(help="Side of the images it sees in pixels; default: the model's.")]
-Dtype = Annotated[str, typer.Option(help="auto (bfloat16 on GPU, float32 on CPU), float32 or bfloat16.")]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    typer.Option(help="auto (bfloat16 on GPU, float32 on CPU), float32 or bfloat16."),
+]
 BatchSize = Annotated[int, typer.Option(min=1, max=4096, help="Pairs that a model sees at once.")]
 Report = Annotated[Path | None, typer.Option(help="HTML file to write: figures, and samples as pictures.")]
 

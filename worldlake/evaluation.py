@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 from lake.errors import Refused
 from lake.ids import content_id
@@ -100,10 +100,13 @@ def plain_figures(figures: dict[str, dict[str, Figure]]) -> dict[str, dict[str, 
     return {method: {name: plain(figure) for name, figure in own.items()} for method, own in figures.items()}
 
 
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
 def model_settings(
     name: str,
     adapter: str | None,
-    dtype: str,
+    dtype: Dtype,
     batch_size: int,
     *,
     image_size: int | None = None,
@@ -117,7 +120,7 @@ def model_settings(
 def world_settings(
     name: str,
     adapter: Path | None,
-    dtype: str,
+    dtype: Dtype,
     batch_size: int,
     temperature: float,
     top_k: int | None,
@@ -127,7 +130,7 @@ def world_settings(
     return WorldSettings(
         name=name,
         adapter=adapter,
-        dtype=cast(Any, dtype),
+        dtype=dtype,
         batch_size=batch_size,
         sampling=SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p),
     )
@@ -268,7 +271,7 @@ def _check_report(path: Path | None) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.open("a").close()
     except OSError as error:
         raise Refused(f"--report {path}: {error.strerror}: name a file that can be written") from None
 

@@ -60,6 +60,8 @@ class Amounts:
 def run_full_demo(folder: Path, seed: int, amounts: Amounts = Amounts()) -> dict[str, Any]:
     """Label, train, verify and compare; returns the figures. Running it again goes on where it stopped."""
     started = time.monotonic()
+    # Another seed has other clips and other models: nothing of one may be taken for the other's.
+    folder = folder / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     bases = _bases(folder / "untaught", seed)
     lake = Lake(str(folder / "lake"))
@@ -107,8 +109,10 @@ def _bases(folder: Path, seed: int) -> _Bases:
     bases = _Bases(folder / "dynamics", folder / "world")
     writers: dict[Path, Callable[[Path, int], None]] = {bases.dynamics: write_dynamics, bases.world: write_world}
     for path, write in writers.items():
-        if not (path / "preprocessor_config.json").exists():
-            write(path, seed)
+        if not path.exists():
+            half = path.with_name(f"{path.name}.half")
+            write(half, seed)
+            half.rename(path)
     return bases
 
 

@@ -37,7 +37,7 @@ class Options:
     def settings(self) -> ServeSettings:
         """As a service wants them. Raises Refused, ModelRefused where a value is impossible."""
         least, dash, most = self.replicas.partition("-")
-        if not least.isdigit() or (dash and not most.isdigit()) or not 1 <= int(least) <= int(most or least):
+        if not least.isdecimal() or (dash and not most.isdecimal()) or not 1 <= int(least) <= int(most or least):
             raise Refused(f"--replicas {self.replicas!r}: give a number, or two with a dash, such as 1-4")
         labeler = labeler_settings({"name": self.model, "adapter": self.adapter}, {})
         world = None if self.world == "none" else WorldSettings(name=self.world, adapter=self.world_adapter)

@@ -83,7 +83,7 @@ def _mapping(text: str) -> Any:
 
 def _workers(text: str) -> int | tuple[int, int]:
     least, dash, most = text.partition("-")
-    if not least.isdigit() or (dash and not most.isdigit()):
+    if not least.isdecimal() or (dash and not most.isdecimal()):
         raise Refused(f"--workers {text!r}: give a number, or two with a dash, such as 2-8")
     return (int(least), int(most)) if dash else int(least)
 

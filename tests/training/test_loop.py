@@ -134,11 +134,15 @@ def test_a_loss_that_is_no_number_changes_no_weight(folder: Path) -> None:
 
 def test_warm_up_and_cosine() -> None:
     wanted = settings(warmup_steps=4, peak_lr=1.0)
-    rates = [learning_rate(step, 12, wanted) for step in range(12)]
+    rates = [learning_rate(step, 20, wanted) for step in range(20)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4] == 1.0
-    assert rates[8] == pytest.approx(0.5)
-    assert 0 < rates[11] < rates[10] < 0.2
+    assert rates[12] == pytest.approx(0.5)
+    assert 0 < rates[19] < rates[18] < 0.2
+    # The steps of a small seed set: the peak is reached all the same, and left again.
+    few = [learning_rate(step, 10, settings(warmup_steps=100, peak_lr=1.0)) for step in range(10)]
+    assert few[:2] == [0.5, 1.0]
+    assert few[9] < 0.1
 
 
 WORKERS = {

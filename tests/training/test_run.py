@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import threading
 from collections.abc import Iterator
@@ -266,6 +267,22 @@ def test_a_run_goes_on_from_the_model_it_was_begun_from(
         run(lake, wanted, "changed", out=str(tmp_path / "out"))
 
 
+def test_a_run_goes_on_with_the_lake_it_was_begun_on(
+    lake: Lake, model: Path, undisturbed: Summary, tmp_path: Path
+) -> None:
+    other = Lake(str(tmp_path / "other"))
+    add_triples(other, 4)
+    with pytest.raises(Refused, match="was begun on the lake"):
+        run(other, settings(model), "undisturbed", out=f"{lake.uri}/models")
+
+
+def test_a_record_that_was_cut_off_is_refused_in_one_line(lake: Lake, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "run.json").write_text('{"lake": "')
+    with pytest.raises(Refused, match="no record of a run"):
+        run(lake, settings(model), "cut", out=str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -279,6 +296,8 @@ def test_a_run_goes_on_from_the_model_it_was_begun_from(
         ({"epochs": 1}, "exactly one of epochs and steps"),
         ({"lora_rank": 8}, "lora_rank does nothing with method full"),
         ({"flor": 0.1}, "flor"),
+        ({"steps": None, "epochs": math.inf}, "finite"),
+        ({"sources": [{"factor": 0.001}]}, "larger factor"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(lake: Lake, model: Path, changes: dict[str, Any], message: str) -> None:

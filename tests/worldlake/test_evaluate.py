@@ -202,6 +202,8 @@ def test_pairs_that_cannot_be_read_are_counted_and_sizes_mixed(
         (["dynamics", "--lake", "LAKE", "--limit", "0"], "--limit"),
         (["world", "--lake", "LAKE", "--world", "gpt"], "hf:"),
         (["world", "--lake", "LAKE", "--world", "WORLD", "-n", "0"], "-n"),
+        (["world", "--lake", "LAKE", "--world", "WORLD", "--dtype", "int4"], "bfloat16"),
+        (["world", "--lake", "LAKE", "--world", "WORLD", "--report", "/tmp"], "/tmp"),
         (["world", "--lake", "LAKE", "--world", "WORLD", "--referee", "builtin"], "referee"),
         (["world", "--lake", "LAKE", "--world", "WORLD", "--dataset", "bad", "--oracle"], "--oracle"),
         (["world", "--lake", "LAKE", "--world", "WORLD", "--dataset", "sample", "--judge", "host/v1"], "https://"),
