@@ -25,12 +25,14 @@ function redrawn(draw) {
 
 const axis = () => ({ stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } });
 
-// At least an hour wide: of a single run uPlot would make years.
-const apart = (_, low, high) => [low - Math.max(1800, (high - low) / 20), high + Math.max(1800, (high - low) / 20)];
+const short = (time) => new Date(1000 * time).toISOString().slice(5, 16).replace("T", " ");
 
 // Pairs per second of runs, at the time when they started.
 export function throughput(element, runs) {
   const data = [runs.map((run) => Date.parse(run.started_at) / 1000), runs.map((run) => run.pairs_per_s)];
+  // At least an hour wide: around a single run uPlot would show years.
+  const [first, last] = [Math.min(...data[0]), Math.max(...data[0])];
+  const margin = Math.max(1800, (last - first) / 20);
   return redrawn(
     () =>
       new uPlot(
@@ -39,8 +41,8 @@ export function throughput(element, runs) {
           height: 170,
           legend: { show: false },
           cursor: { show: false },
-          scales: { x: { range: apart }, y: { range: (_, low, high) => [0, high * 1.1 || 1] } },
-          axes: [axis(), axis()],
+          scales: { x: { range: [first - margin, last + margin] }, y: { range: (_, low, high) => [0, high * 1.1 || 1] } },
+          axes: [{ ...axis(), space: 100, values: (_, times) => times.map(short) }, axis()],
           series: [{}, { stroke: colour("--accent"), width: 2, points: { show: true, size: 8, fill: colour("--accent") } }],
         },
         data,
@@ -64,7 +66,8 @@ export function histogram(element, scores, kept) {
     chart.ctx.fillStyle = colour("--surface");
     const wide = chart.bbox.width / middles.length;
     middles.forEach((middle, bin) => {
-      if (!kept(middle)) chart.ctx.fillRect(left + bin * wide, top, wide + 1, height);
+      const [from, to] = [Math.round(left + bin * wide), Math.round(left + (bin + 1) * wide)];
+      if (!kept(middle)) chart.ctx.fillRect(from, top, to - from, height);
     });
     chart.ctx.restore();
   };

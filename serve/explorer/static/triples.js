@@ -104,7 +104,7 @@ page("triples", () => ({
     }
   },
   get keep() {
-    return this.bounds.filter((bound) => bound.on).map((bound) => `${bound.score} ${bound.sign} ${bound.value}`).join(" AND ");
+    return this.bounds.filter((bound) => bound.on).map((bound) => `${bound.score} ${bound.sign} ${Number(bound.value.toPrecision(4))}`).join(" AND ");
   },
   get anyBound() {
     return this.keep !== "";
