@@ -45,7 +45,7 @@ _EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Events: `triple` for each pair (as in /v1/label, with times and images), `done` with sums, "
         "`problem` where it breaks off",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {}},
     }
 }
 
