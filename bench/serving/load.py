@@ -102,7 +102,7 @@ def summary(samples: Sequence[Sample], begin_s: float, end_s: float) -> dict[str
         "refused": len(refused),
         "refused_without_retry_after": sum(not one.may_come_back for one in refused),
         "failed": sum(one.status not in (200, *REFUSED) for one in sent),
-        "per_s": len(done) / (end_s - begin_s),
+        "per_s": len(done) / (end_s - begin_s) if end_s > begin_s else 0.0,
         "ms": _percentiles([one.latency_s for one in sent if one.status == 200]),
         "refusal_ms": _percentiles([one.latency_s for one in refused]),
     }

@@ -1,4 +1,4 @@
-"""Kill -9 the processes of a service under load: a model's replica, the ingress, the proxy, the controller."""
+"""Kill -9 the processes of a service under load, and ask it for much more than it can do."""
 
 from __future__ import annotations
 
@@ -115,6 +115,21 @@ def test_a_proxy_takes_its_connections_along_and_comes_back(server: Server) -> N
     assert lost
     # A connection that breaks is nothing that anybody could answer; no answer is half of one.
     assert {one.status for one in samples} <= {0, 200, 503}
+
+
+@pytest.mark.timeout(120)
+def test_what_is_too_much_is_refused_and_health_is_not(server: Server) -> None:
+    load = Load(f"{server.url}/v1/label", bodies(BODIES))
+    thread = threading.Thread(target=lambda: asyncio.run(load.open(200, 10)))
+    thread.start()
+    until(lambda: any(one.status == 503 for one in load.samples), 10)
+    assert httpx.get(f"{server.url}/healthz", timeout=30).status_code == 200
+    thread.join()
+    assert {one.status for one in load.samples} == {200, 503}
+    assert_each_is_answered(load.samples)
+    again = Load(f"{server.url}/v1/label", bodies(BODIES))
+    asyncio.run(again.closed(CLIENTS, 2))
+    assert {one.status for one in again.samples} == {200}
 
 
 def test_a_request_may_be_larger_than_a_batch(server: Server) -> None:

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from bench.serving.bodies import bodies
+from bench.serving.larger import write
+from bench.serving.load import Load, Sample, summary
+from models.loading import ModelSettings, load_dynamics
+from serve.admission import Admission
+
+TAKES_S = 0.05
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """A server that does one thing after the other, and lets eight wait."""
+    busy = asyncio.Lock()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        async with busy:
+            await asyncio.sleep(TAKES_S)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        server = uvicorn.Server(uvicorn.Config(Admission(slow, at_once=8), lifespan="off", log_level="critical"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1/label"
+        server.should_exit = True
+        thread.join()
+
+
+def test_clients_wait_for_their_answers(url: str) -> None:
+    load = Load(url, [b"{}"])
+    asyncio.run(load.closed(4, 1.0))
+    assert {one.status for one in load.samples} == {200}
+    # Each waits for those of the three others.
+    assert np.median([one.latency_s for one in load.samples]) >= 3 * TAKES_S
+
+
+def test_requests_come_whatever_becomes_of_those_before_and_count_from_when_they_were_due(url: str) -> None:
+    load = Load(url, [b"{}"])
+    asyncio.run(load.open(100, 1.0))
+    found = summary(load.samples, 0, 1.0)
+    assert 60 < found["sent"] < 140
+    assert found["answered"] + found["refused"] == found["sent"]
+    assert found["refused"] > found["answered"]
+    assert found["refused_without_retry_after"] == found["failed"] == 0
+    # The eighth in a queue waits for seven.
+    assert max(one.latency_s for one in load.samples if one.status == 200) >= 7 * TAKES_S
+
+
+def test_figures_are_of_the_time_that_was_asked_for() -> None:
+    samples = [Sample(second, 0.5, 200) for second in range(10)] + [Sample(4.5, 0.001, 503, may_come_back=True)]
+    found = summary(samples, 2, 7)
+    assert (found["sent"], found["answered"], found["refused"], found["per_s"]) == (6, 5, 1, 1.0)
+    assert found["ms"] == {"p50": 500, "p95": 500, "p99": 500}
+    assert found["refusal_ms"]["p50"] == 1
+
+
+def test_the_larger_model_answers(tmp_path: Path) -> None:
+    write(tmp_path)
+    model = load_dynamics(ModelSettings(name=f"hf:{tmp_path}", max_new_tokens=4), "cpu")
+    frames = np.zeros((1, model.image_size, model.image_size, 3), np.uint8)
+    assert len(model.annotate(frames, frames)) == 1
+    assert len(set(bodies(2))) == 2
