@@ -34,7 +34,15 @@ def build_app(services: Services) -> FastAPI:
             await overview.prepare(reading)
         yield
 
-    app = FastAPI(title="worldlake", version=version("worldlake"), description=_ABOUT, redoc_url=None, lifespan=life)
+    app = FastAPI(
+        title="worldlake",
+        version=version("worldlake"),
+        description=_ABOUT,
+        # Their pages load scripts from elsewhere, which our headers forbid, as would a machine without a network.
+        docs_url=None,
+        redoc_url=None,
+        lifespan=life,
+    )
     problems.install(app)
     app.include_router(health.router(services))
     app.include_router(label.router(services))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -49,15 +48,13 @@ class Videos:
         """`sources`: `s3://` prefixes; what a request names must lie under one of them."""
         self._lake, self._labeler, self._limits = lake, labeler, limits
         self._sources = tuple(normalise(source) for source in sources)
-        self._slots = asyncio.Semaphore(limits.videos)
+        self.turn = asyncio.Semaphore(limits.videos)
+        """To be held while a video is sampled."""
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """One of the few. Raises Problem where all are at work."""
-        if self._slots.locked():
+    def refuse_where_all_sample(self) -> None:
+        """Raise Problem where as many videos are being sampled as may be."""
+        if self.turn.locked():
             raise busy(f"{self._limits.videos} videos are being sampled", 5)
-        async with self._slots:
-            yield
 
     def find(self, uri: str) -> Entry:
         """The object that a request names. Raises Problem where it may not, or there is none."""

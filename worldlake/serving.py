@@ -63,7 +63,7 @@ def run_service(lake: Lake, options: Options, host: str, port: int) -> None:
         start(checked, host, port)
         start_cluster()
         console.out.print(
-            f"labeler {checked.labeler.id} answers at http://{host}:{port} (API: http://{host}:{port}/docs); "
+            f"labeler {checked.labeler.id} answers at http://{host}:{port} (API: http://{host}:{port}/openapi.json); "
             "Ctrl-C finishes and ends",
             markup=False,
         )

@@ -62,6 +62,7 @@ def router(services: Services) -> APIRouter:
         response_class=StreamingResponse,
     )
     async def label_video(request: Request, write: Write = None) -> StreamingResponse:
+        services.videos.refuse_where_all_sample()
         mode = write_mode(request, write)
         folder = tempfile.TemporaryDirectory(prefix="worldlake-")
         path = Path(folder.name, "video")
@@ -113,7 +114,7 @@ def _stream(events: AsyncIterator[str], folder: tempfile.TemporaryDirectory[str]
 
 async def _labelled(path: Path, mode: WriteMode, services: Services) -> AsyncIterator[str]:
     counts = {"sampled": 0, "accepted": 0, "rejected": 0, "failed": 0}
-    async with services.videos.turn(), aclosing(services.videos.sample(path)) as segments:
+    async with services.videos.turn, aclosing(services.videos.sample(path)) as segments:
         async for rows in segments:
             pairs = [row for row in rows if row["obs"] is not None]
             broken = [row["message"] for row in rows if row["obs"] is None and row["scope"] == "video"]

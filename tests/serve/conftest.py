@@ -86,9 +86,11 @@ class WrittenHere:
 
     def __init__(self, writer: Writer) -> None:
         self.writer = writer
+        self._alone = asyncio.Lock()
 
     async def write(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        found = await asyncio.to_thread(self.writer.write_now, rows)
+        async with self._alone:
+            found = await asyncio.to_thread(self.writer.write_now, rows)
         return [found[row["triple_id"]] for row in rows if row["triple_id"] in found]
 
 
@@ -118,6 +120,37 @@ def served(tmp_path_factory: pytest.TempPathFactory, models: InProcess) -> Itera
     with TestClient(build_app(services), raise_server_exceptions=False) as client:
         yield Served(services, client, filled)
     services.uploads.close()
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    """An empty lake."""
+    made = Lake(str(tmp_path / "lake"))
+    made.create()
+    return made
+
+
+@pytest.fixture
+def services(lake: Lake, models: InProcess) -> Iterator[Services]:
+    made = serve(lake, models)
+    yield made
+    close(made)
+
+
+@pytest.fixture
+def client(services: Services) -> Iterator[TestClient]:
+    with TestClient(build_app(services), raise_server_exceptions=False) as made:
+        yield made
+
+
+def writer_of(services: Services) -> Writer:
+    assert isinstance(services.writer, WrittenHere)
+    return services.writer.writer
+
+
+def close(services: Services) -> None:
+    services.uploads.close()
+    writer_of(services).close()
 
 
 @pytest.fixture(scope="session")

@@ -21,13 +21,6 @@ from tests.serve.conftest import InProcess, serve
 
 
 @pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    made = Lake(str(tmp_path / "lake"))
-    made.create()
-    return made
-
-
-@pytest.fixture
 def client(lake: Lake, models: InProcess) -> Iterator[TestClient]:
     Keys(lake).create("first", ("read",))
     services = serve(lake, models)

@@ -24,38 +24,12 @@ from serve.app import build_app
 from serve.services import Services
 from tests.conftest import Bucket
 from tests.media import Medium
-from tests.serve.conftest import InProcess, WrittenHere, serve
+from tests.serve.conftest import InProcess, close, serve
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("footage"), [81])[0]
-
-
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    made = Lake(str(tmp_path / "lake"))
-    made.create()
-    return made
-
-
-@pytest.fixture
-def services(lake: Lake, models: InProcess) -> Iterator[Services]:
-    made = serve(lake, models)
-    yield made
-    close(made)
-
-
-@pytest.fixture
-def client(services: Services) -> Iterator[TestClient]:
-    with TestClient(build_app(services), raise_server_exceptions=False) as made:
-        yield made
-
-
-def close(services: Services) -> None:
-    services.uploads.close()
-    assert isinstance(services.writer, WrittenHere)
-    services.writer.writer.close()
 
 
 def upload(client: TestClient, path: Path, write: str = "no") -> Response:
@@ -111,6 +85,20 @@ def test_what_is_no_short_video_is_refused_in_one_line(
         assert answer.status_code in (200, 422), (medium.path, answer.text)
         if answer.status_code == 200:
             assert events(answer)[-1][0] in ("done", "problem")
+
+
+def test_more_videos_than_are_sampled_at_once_are_refused_before_they_are_read(
+    client: TestClient, services: Services, clip: Path
+) -> None:
+    for _ in range(services.limits.videos):
+        client.portal.call(services.videos.turn.acquire)
+    answer = upload(client, clip)
+    assert (answer.status_code, answer.json()["type"]) == (503, "urn:worldlake:problem:busy")
+    assert answer.headers["Retry-After"]
+    services.videos.turn.release()
+    assert events(upload(client, clip))[-1][0] == "done"
+    # Given back at the end, so that the next one is not refused.
+    assert events(upload(client, clip))[-1][0] == "done"
 
 
 @pytest.mark.parametrize(

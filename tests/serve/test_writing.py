@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,35 +19,9 @@ from lake.tables import Lake
 from serve.app import build_app
 from serve.keys import Keys
 from serve.services import Services
-from tests.serve.conftest import InProcess, WrittenHere, as_base64, serve
+from tests.serve.conftest import InProcess, as_base64, close, serve, writer_of
 
 Pairs = list[tuple[bytes, bytes, str]]
-
-
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    made = Lake(str(tmp_path / "lake"))
-    made.create()
-    return made
-
-
-@pytest.fixture
-def services(lake: Lake, models: InProcess) -> Iterator[Services]:
-    made = serve(lake, models)
-    yield made
-    made.uploads.close()
-    writer_of(made).close()
-
-
-@pytest.fixture
-def client(services: Services) -> Iterator[TestClient]:
-    with TestClient(build_app(services), raise_server_exceptions=False) as made:
-        yield made
-
-
-def writer_of(services: Services) -> Any:
-    assert isinstance(services.writer, WrittenHere)
-    return services.writer.writer
 
 
 def ask(client: TestClient, pairs: Pairs, write: str | None = "durable", **headers: str) -> Any:
@@ -102,8 +74,7 @@ def test_a_key_may_write_by_default(lake: Lake, models: InProcess, pairs: Pairs)
         assert rows(lake, "triples", "rejections") == []
         assert ask(client, pairs[:1], None, Authorization=f"Bearer {writing}").json()["write"] == "durable"
     assert len(rows(lake, "triples", "rejections")) == 1
-    services.uploads.close()
-    writer_of(services).close()
+    close(services)
 
 
 def test_soon_is_soon(client: TestClient, lake: Lake, pairs: Pairs, services: Services) -> None:
@@ -135,8 +106,7 @@ def test_a_writer_that_starts_takes_over_and_the_one_before_goes_on_later(
     ids = [row["triple_id"] for row in rows(lake, "triples", "rejections")]
     assert len(ids) == len(set(ids)) == 6
     for services in (first, second):
-        services.uploads.close()
-        writer_of(services).close()
+        close(services)
 
 
 def test_another_policy_is_refused(client: TestClient, services: Services, lake: Lake, pairs: Pairs) -> None:
