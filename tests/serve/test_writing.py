@@ -79,7 +79,7 @@ def test_a_key_may_write_by_default(lake: Lake, models: InProcess, pairs: Pairs)
 
 def test_soon_is_soon(client: TestClient, lake: Lake, pairs: Pairs, services: Services) -> None:
     assert ask(client, pairs[:3], "soon").json()["write"] == "soon"
-    ask(client, pairs[3:4], "durable")
+    assert ask(client, pairs[3:4], "durable").status_code == 200
     assert len(rows(lake, "triples", "rejections")) == 4
     assert services._unwritten == {}
 
