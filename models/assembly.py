@@ -93,13 +93,14 @@ def _to_device(model: Any, device: str) -> Any:
 
 
 def _inputs(settings: ModelSettings, folder: Path, config: Any) -> PairInputs:
+    assert settings.image_size is not None
+    assert settings.prompt is not None
     if config.model_type not in QWEN_FAMILY:
         return StockInputs(folder, settings.prompt)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise ModelRefused(f"the tokenizer in {folder} does not load ({_line(error)}); download it again") from error
-    assert settings.image_size is not None
     layout: PairLayout = "video" if settings.pair_layout == "video" else "images"
     return QwenInputs(folder, config, tokenizer, settings.image_size, layout, settings.prompt)
 

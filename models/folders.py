@@ -18,6 +18,9 @@ BUILTIN = Path(__file__).parent / "builtin" / "weights"
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 """Weights, configurations, chat templates and tokenizers: what is loaded, and so what is hashed."""
 
+TRAINED_AS = "worldlake.json"
+"""What a model that worldlake trained was shown: beside its weights, or its adapter's, so that it is asked the same."""
+
 REMEMBERED_BYTES = 32 << 20
 """Smaller files are hashed in a moment."""
 SETTLED_NS = 2_000_000_000
@@ -150,6 +153,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelRefused(f"{path} holds no JSON object; download the model again")
     return content
+
+
+def trained_as(adapter: Path | None, folder: Path) -> dict[str, Any]:
+    """Settings that the adapter, or else the model, was trained with; empty where worldlake did not train it.
+
+    Raises ModelRefused where the file is not as worldlake writes it.
+    """
+    for place in filter(None, (adapter, folder)):
+        found = read_json(place / TRAINED_AS)
+        if found and not isinstance(found.get("image_size"), int):
+            raise ModelRefused(f"{place / TRAINED_AS} has no image_size: bring back the file that training wrote")
+        if found:
+            return found
+    return {}
 
 
 def image_processor_config(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from models.errors import ModelRefused
-from models.folders import check_weights, find_folder, hash_files, image_processor_config, read_json
+from models.folders import check_weights, find_folder, hash_files, image_processor_config, read_json, trained_as
 from models.protocols import DynamicsModel
 
 # torch and transformers take seconds to import, so that only the functions that need them do.
@@ -36,13 +36,13 @@ class ModelSettings(BaseModel):
     name: str = Field("builtin", description="builtin, hf:<folder> or hf:<owner>/<repository>")
     revision: str | None = Field(None, description="commit, tag or branch of a repository; None: its main branch")
     adapter: str | None = Field(None, description="PEFT adapter: a folder or <owner>/<repository>[@<revision>]")
-    prompt: str = Field(DEFAULT_PROMPT, min_length=1)
+    prompt: str | None = Field(None, min_length=1, description="None: as the model was trained, else DEFAULT_PROMPT")
     max_new_tokens: int = Field(32, ge=2, le=1024, description="tokens of an action, the end token included")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPU, float32 on CPU")
-    image_size: int | None = Field(None, ge=8, le=4096, description="pixels; None: the model's own")
+    image_size: int | None = Field(None, ge=8, le=4096, description="pixels; None: as it was trained")
     batch_size: int = Field(16, ge=1, le=4096)
     pair_layout: Literal["auto", "images", "video"] = Field(
-        "auto", description="two images, or one video of two frames; auto: video where the model takes it"
+        "auto", description="two images, or one video of two frames; auto: as it was trained, else video where it can"
     )
 
     @model_validator(mode="wrap")
@@ -65,7 +65,7 @@ class ResolvedModel:
     """All that decides what the model answers: sha256 of its files, prompt, dtype, layout, sizes."""
     image_size: int
     settings: ModelSettings
-    """The settings with nothing left open (commit, dtype, size, layout): what workers are to load."""
+    """The settings with nothing left open (commit, prompt, dtype, size, layout): what workers are to load."""
 
 
 def resolve(settings: ModelSettings, device: str | None = None) -> ResolvedModel:
@@ -77,7 +77,7 @@ def resolve(settings: ModelSettings, device: str | None = None) -> ResolvedModel
     """
     found = _find(settings, device)
     identity: dict[str, str | int] = {
-        "prompt": settings.prompt,
+        "prompt": str(found.settings.prompt),
         "max_new_tokens": settings.max_new_tokens,
         "dtype": found.settings.dtype,
         "image_size": found.image_size,
@@ -118,6 +118,7 @@ def _find(settings: ModelSettings, device: str | None) -> _Found:
     if settings.adapter is not None:
         adapter, pinned["adapter"] = _find_adapter(settings.adapter)
         check_adapter(adapter, config)
+    settings = _as_trained(settings, adapter, folder)
     device = device or best_device()
     try:
         image_size, layout = _image_size(settings, config, folder), _pair_layout(settings, config)
@@ -125,8 +126,16 @@ def _find(settings: ModelSettings, device: str | None) -> _Found:
         raise ModelRefused(
             f"the config.json or preprocessor_config.json of {folder} is broken ({error}); download the model again"
         ) from error
+    pinned |= {"prompt": settings.prompt or DEFAULT_PROMPT}
     pinned |= {"dtype": chosen_dtype(settings.dtype, device), "image_size": image_size, "pair_layout": layout}
     return _Found(folder, adapter, image_size, device, settings.model_copy(update=pinned))
+
+
+def _as_trained(settings: ModelSettings, adapter: Path | None, folder: Path) -> ModelSettings:
+    """What was left open, as the model was trained: asked in another way it would answer worse, and nobody be told."""
+    is_open = {name for name in ("prompt", "image_size", "pair_layout") if getattr(settings, name) in (None, "auto")}
+    trained = {name: value for name, value in trained_as(adapter, folder).items() if name in is_open}
+    return ModelSettings(**settings.model_dump() | trained)
 
 
 def _find_adapter(name: str) -> tuple[Path, str]:

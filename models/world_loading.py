@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.errors import ModelRefused
-from models.folders import check_weights, find_folder, hash_files, image_processor_config, read_json
+from models.folders import check_weights, find_folder, hash_files, image_processor_config, read_json, trained_as
 from models.image_tokens import ImageTokenizer
 from models.loading import best_device, check_adapter, chosen_dtype
 from models.world import Emu3World, SamplingSettings
@@ -29,7 +29,7 @@ class WorldSettings(BaseModel):
     revision: str | None = Field(None, description="commit, tag or branch of a repository; None: its main branch")
     adapter: Path | None = Field(None, description="folder of a PEFT adapter")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPU, float32 on CPU")
-    image_size: int | None = Field(None, ge=8, le=4096, description="pixels; None: the model's own")
+    image_size: int | None = Field(None, ge=8, le=4096, description="pixels; None: as it was trained")
     batch_size: int = Field(16, ge=1, le=4096, description="observations, each with all its candidates")
     sampling: SamplingSettings = SamplingSettings()
 
@@ -55,6 +55,11 @@ def world_folder(settings: WorldSettings) -> tuple[Path, dict[str, str]]:
         check_adapter(settings.adapter, read_json(folder / "config.json"))
         hashes |= {f"adapter:{name}": digest for name, digest in hash_files(settings.adapter).items()}
     return folder, hashes
+
+
+def asked_size(settings: WorldSettings, folder: Path) -> int | None:
+    """The image size that was asked for, or else trained with; None: the one that the model was made for."""
+    return settings.image_size or trained_as(settings.adapter, folder).get("image_size")
 
 
 def load_world(settings: WorldSettings, device: str | None = None) -> Emu3World:
@@ -98,7 +103,7 @@ def load_emu3(folder: Path, dtype: Literal["float32", "bfloat16"]) -> tuple[Any,
 
 def as_world(model: Any, tokenizer: Any, folder: Path, settings: WorldSettings) -> Emu3World:
     """A loaded Emu3 as a world model, with the image size and normalisation that its folder names."""
-    images = _as_tokenizer(model.model.vqmodel, folder, settings.image_size)
+    images = _as_tokenizer(model.model.vqmodel, folder, asked_size(settings, folder))
     try:
         return Emu3World(model, tokenizer, images, batch_size=settings.batch_size, sampling=settings.sampling)
     except ValueError as error:
@@ -129,7 +134,12 @@ def load_image_tokenizer(folder: Path, image_size: int | None, device: str | Non
 
 def _as_tokenizer(vq: Any, folder: Path, image_size: int | None) -> ImageTokenizer:
     images = image_processor_config(folder)
-    size = image_size or (images.get("size") or {}).get("height") or _EMU3_SIZE
+    size = (
+        image_size
+        or trained_as(None, folder).get("image_size")
+        or (images.get("size") or {}).get("height")
+        or _EMU3_SIZE
+    )
     mean, std = images.get("image_mean", (0.5, 0.5, 0.5)), images.get("image_std", (0.5, 0.5, 0.5))
     try:
         return ImageTokenizer(vq, image_size=size, mean=mean, std=std, hold=images.get("hold", 0.0))

@@ -16,7 +16,7 @@ from labeling.labeler import Labeler, resolve_labeler
 from labeling.policy import Policy, load_policy
 from lake.errors import Refused
 from lake.tables import Lake
-from models.world_loading import load_image_tokenizer, world_folder
+from models.world_loading import asked_size, load_image_tokenizer, world_folder
 from serve.admission import at_once
 from serve.answers import Answers
 from serve.app import build_app
@@ -65,7 +65,7 @@ def plan(lake: Lake, settings: ServeSettings, host: str) -> Plan:
     size = None
     if settings.world is not None:
         folder, _ = world_folder(settings.world)
-        size = load_image_tokenizer(folder, settings.world.image_size, "cpu").image_size
+        size = load_image_tokenizer(folder, asked_size(settings.world, folder), "cpu").image_size
     is_local = host in _LOCAL
     if not Keys(lake).read() and not is_local:
         raise Refused(

@@ -20,16 +20,15 @@ PAIR_COLUMNS = ["triple_id", "video_id", "obs", "next_obs"]
 
 def model_settings(settings: DynamicsTraining) -> ModelSettings:
     """How labelling would ask the model that is trained, so that it is trained on what it will be asked."""
-    given: dict[str, Any] = {"prompt": settings.prompt} if settings.prompt else {}
     return ModelSettings(
         name=settings.model,
+        prompt=settings.prompt,
         revision=settings.revision,
         image_size=settings.image_size,
         pair_layout=settings.pair_layout,
         dtype="bfloat16" if settings.precision == "bfloat16" else "float32",
         # Only for the look at the model when it is loaded: three pairs.
         batch_size=3,
-        **given,
     )
 
 
@@ -45,6 +44,11 @@ class DynamicsTask:
 
     def __init__(self, dynamics: HuggingFaceDynamics, settings: DynamicsTraining) -> None:
         self._dynamics = dynamics
+        self.trained_as = {
+            "prompt": settings.prompt,
+            "image_size": dynamics.image_size,
+            "pair_layout": settings.pair_layout,
+        }
         self.model: nn.Module = dynamics.model
         self.outside: frozenset[nn.Parameter] = frozenset()
         self.adapted = choose_trained(dynamics.model, settings, self.outside)

@@ -33,7 +33,11 @@ class Task(Protocol):
 
     model: nn.Module
     """Parameters that require a gradient are trained. Others are not, and `outside` not even moved or sharded."""
+    trained_as: dict[str, Any]
+    """How the model is asked, for `models.folders.TRAINED_AS`."""
     outside: frozenset[nn.Parameter]
+    adapted: Any | None
+    """PEFT's view of the model where an adapter is trained."""
 
     def loss(self, forward: Forward, batch: dict[str, Any]) -> torch.Tensor:
         """Mean loss over the pairs of a micro-batch, a scalar with a gradient; `forward` calls the model."""

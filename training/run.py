@@ -164,7 +164,7 @@ def _find_base(settings: TrainingSettings) -> _Base:
         for name, digest in resolved.identity.items()
         if name.startswith("file:")
     }
-    found = {"image_size": resolved.image_size, "pair_layout": resolved.settings.pair_layout}
+    found = {name: getattr(resolved.settings, name) for name in ("prompt", "image_size", "pair_layout")}
     return _Base(resolved.folder, hashes, settings.model_copy(update=found))
 
 

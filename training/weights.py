@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.folders import WANTED
+from models.folders import TRAINED_AS, WANTED
+from training.loop import Task
 from training.settings import TrainingSettings
 
 # The linear layers of the language model's blocks, by the names that every family of transformers gives them. Towers
@@ -45,17 +47,19 @@ def choose_trained(model: Any, settings: TrainingSettings, frozen: frozenset[nn.
     )
 
 
-def export(model: Any, adapted: Any | None, weights: dict[str, torch.Tensor], base: Path, out: Path) -> None:
+def export(task: Task, weights: dict[str, torch.Tensor], base: Path, out: Path) -> None:
     """Write a folder that `models` loads: a model like the one in `base`, or the adapter to it.
 
-    `weights` are those of `model.state_dict()`, whole. The tokenizer and the processor are the base's.
+    `weights` are those of `task.model.state_dict()`, whole. The tokenizer and the processor are the base's.
     """
+    model: Any = task.model
     out.mkdir(parents=True, exist_ok=True)
-    if adapted is not None:
+    (out / TRAINED_AS).write_text(json.dumps(task.trained_as, indent=1) + "\n")
+    if task.adapted is not None:
         adapter = {f"base_model.model.{name}": weight for name, weight in weights.items() if "lora_" in name}
-        adapted.save_pretrained(out, state_dict=adapter, safe_serialization=True)
+        task.adapted.save_pretrained(out, state_dict=adapter, safe_serialization=True)
         return
     model.save_pretrained(out, state_dict=weights, safe_serialization=True)
     for path in sorted(path for pattern in WANTED for path in base.glob(pattern)):
-        if not re.search(r"\.safetensors|^config\.json$", path.name):
+        if not re.search(r"\.safetensors|^config\.json$", path.name) and path.name != TRAINED_AS:
             shutil.copy2(path, out / path.name)

@@ -83,7 +83,7 @@ def _train(job: Job) -> None:
             save(trainer, checkpoints, step + 1)
         if result.stop and step + 1 < job.steps:
             return
-    _export(job, trainer, task.adapted)
+    _export(job, trainer)
 
 
 def _new_task(job: Job, device: torch.device) -> WorldTask | DynamicsTask:
@@ -228,20 +228,20 @@ def _receive(target: torch.Tensor, source: torch.Tensor | None) -> None:
     target.copy_(value)
 
 
-def _export(job: Job, trainer: Trainer, adapted: Any | None) -> None:
+def _export(job: Job, trainer: Trainer) -> None:
     """Write the trained model, or its adapter, to `<run>/model`."""
-    model: Any = trainer.task.model
-    named = trainer.trained if adapted is not None else model.state_dict()
+    task = trainer.task
+    named = trainer.trained if task.adapted is not None else task.model.state_dict()
     weights: Tensors = {}
     for name, weight in named.items():
         _keep(weights, name, weight)
     if _rank() != 0:
         return
-    if adapted is None and job.settings.precision != "float32":
+    if task.adapted is None and job.settings.precision != "float32":
         # Half the bytes; float32 was for adding small steps up.
         weights = {name: w.bfloat16() if w.is_floating_point() else w for name, w in weights.items()}
     with tempfile.TemporaryDirectory() as folder:
-        export(model, adapted, weights, job.folder, Path(folder))
+        export(task, weights, job.folder, Path(folder))
         patiently(lambda: _upload(job, folder))
         ray.get(job.board.exported.remote(hash_files(Path(folder))))
 

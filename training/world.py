@@ -28,6 +28,7 @@ class WorldTask:
         self._floor = settings.floor
         model, tokenizer = load_emu3(folder, "bfloat16" if settings.precision == "bfloat16" else "float32")
         self._world = as_world(model, tokenizer, folder, WorldSettings(image_size=settings.image_size))
+        self.trained_as = {"image_size": self._world.image_size}
         self.model: nn.Module = model
         self.outside = frozenset(model.model.vqmodel.parameters())
         self.adapted = choose_trained(model, settings, self.outside)

@@ -184,7 +184,8 @@ def label(
         str | None, typer.Option(callback=filled, help="PEFT adapter: a folder or <owner>/<repository>.")
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option(help="What the model is asked; default: a sentence that suits most.")
+        str | None,
+        typer.Option(help="What the model is asked; default: as it was trained, or a sentence that suits most."),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest action, in tokens.")] = 32,
     dtype: Annotated[str, typer.Option(help="auto (bfloat16 on GPU, float32 on CPU), float32 or bfloat16.")] = "auto",
@@ -271,7 +272,7 @@ def label(
             "image_size": image_size,
             "pair_layout": pair_layout,
             "batch_size": batch_size,
-            **({"prompt": prompt} if prompt is not None else {}),
+            "prompt": prompt,
         },
         sampling={
             "method": method,

@@ -32,7 +32,9 @@ Limit = Annotated[int, typer.Option(min=1, help="Evaluate at most so many pairs,
 Seed = Annotated[int, typer.Option(min=0, help="Of the random actions, and of what a world model draws.")]
 Model = Annotated[str, typer.Option(help="Dynamics model: builtin, hf:<folder> or hf:<owner>/<repository>.")]
 Adapter = Annotated[str | None, typer.Option(help="PEFT adapter of the dynamics model.")]
-Prompt = Annotated[str | None, typer.Option(help="What the dynamics model is asked; default: as labelling asks it.")]
+Prompt = Annotated[
+    str | None, typer.Option(help="What the dynamics model is asked; default: as it was trained, or as labelling asks.")
+]
 ImageSize = Annotated[int | None, typer.Option(help="Side of the images it sees in pixels; default: the model's.")]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16"],

@@ -113,8 +113,9 @@ def model_settings(
     prompt: str | None = None,
 ) -> ModelSettings:
     """Settings of a dynamics model from options. Raises ModelRefused where a value is impossible."""
-    given = {"name": name, "adapter": adapter, "dtype": dtype, "batch_size": batch_size, "image_size": image_size}
-    return ModelSettings(**given, **({"prompt": prompt} if prompt is not None else {}))
+    return ModelSettings(
+        name=name, adapter=adapter, dtype=dtype, batch_size=batch_size, image_size=image_size, prompt=prompt
+    )
 
 
 def world_settings(

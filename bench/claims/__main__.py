@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import time
 from collections.abc import Callable
@@ -38,7 +39,7 @@ from training.settings import DynamicsTraining, WorldTraining
 PRECISION = 0.9
 """That the thresholds are to reach on the calibration pairs."""
 
-PRETRAINING_STEPS, WORLD_STEPS, DYNAMICS_STEPS = 1500, 800, 800
+PRETRAINING_STEPS, WORLD_STEPS, DYNAMICS_STEPS = 1500, 600, 600
 
 
 def world_settings(base: Path, steps: int, peak_lr: float, floor: float | None) -> WorldTraining:
@@ -108,6 +109,7 @@ class Seed:
         return out
 
     def _world(self, name: str, pairs: Pairs, floor: float | None) -> Path:
+        pretrain(self.pretrained.parent)
         out = self.work / f"world {name}"
         settings = world_settings(self.pretrained, WORLD_STEPS, 5e-4, floor)
         once(out, lambda: train_world(self.pretrained, out, pairs, settings))
@@ -154,17 +156,20 @@ def pretrain(work: Path) -> None:
     """The world model that all start from: trained to foretell next_obs with no action named, as no label is needed."""
     base, out = work / "untrained world", work / "pretrained"
     once(base, lambda: new_world(base))
-    settings = world_settings(base, PRETRAINING_STEPS, 1.5e-3, 0.3)
+    settings = world_settings(base, PRETRAINING_STEPS, 1.5e-3, None)
     once(out, lambda: train_world(base, out, pretraining_pairs(), settings))
 
 
 def once(path: Path, make: Callable[[], None]) -> None:
-    """Make what is not there yet. What was half made when the process died is made again."""
-    if done(path).exists():
-        return
-    started = time.monotonic()
-    make()
-    done(path).touch()
+    """Make what is not there yet, in one process at a time. What a process that died left half made is made again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(path.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if done(path).exists():
+            return
+        started = time.monotonic()
+        make()
+        done(path).touch()
     print(json.dumps({"made": str(path), "seconds": round(time.monotonic() - started)}), flush=True)
 
 
@@ -188,7 +193,6 @@ def main() -> None:
         write_report(arguments.work, arguments.out, arguments.plot)
         return
     torch.set_num_threads(1)
-    pretrain(arguments.work)
     for number in arguments.seeds:
         Seed(number, arguments.work, Sizes()).run()
 

@@ -48,7 +48,9 @@ class Found:
         """Share of verified predictions that show the action: n candidates at a time, over all disjoint groups."""
         found = self.predictions(MAIN)
         groups = (len(found["hits"]), -1, n)
-        chosen = found["scores"].reshape(groups).argmax(-1)
+        # A candidate that could not be scored is none to be chosen.
+        scores = np.nan_to_num(found["scores"].reshape(groups), nan=-np.inf)
+        chosen = scores.argmax(-1)
         return float(np.take_along_axis(found["hits"].reshape(groups), chosen[..., None], -1).mean())
 
     def any_of(self, n: int) -> float:

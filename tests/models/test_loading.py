@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
 from models.errors import ModelRefused
+from models.folders import TRAINED_AS
 from models.inputs import QwenInputs
-from models.loading import ModelSettings, load_dynamics, resolve
+from models.loading import DEFAULT_PROMPT, ModelSettings, load_dynamics, resolve
 from models.protocols import Images
 from tests.models.tiny import save_tiny
 
@@ -309,3 +310,23 @@ def test_a_repository_that_cannot_be_had_is_refused(
     with pytest.raises(ModelRefused, match=message) as refusal:
         resolve(ModelSettings(name=f"hf:{name}", revision=revision))
     assert "\n" not in str(refusal.value)
+
+
+def test_a_trained_model_is_asked_as_it_was_trained_unless_told_otherwise(folder: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(folder, tmp_path / "lora")
+    own = {"prompt": "what happens", "image_size": 64, "pair_layout": "images"}
+    (folder / TRAINED_AS).write_text(json.dumps(own))
+
+    def found(**given: Any) -> tuple[Any, ...]:
+        settings = resolve(ModelSettings(name=f"hf:{folder}", **given), "cpu").settings
+        return settings.prompt, settings.image_size, settings.pair_layout
+
+    assert found() == ("what happens", 64, "images")
+    assert found(prompt="what moves", image_size=32) == ("what moves", 32, "images")
+    (adapter / TRAINED_AS).write_text(json.dumps({"prompt": None, "image_size": 32, "pair_layout": "video"}))
+    assert found(adapter=str(adapter)) == (DEFAULT_PROMPT, 32, "video"), "an adapter knows better than its base"
+    for content in ("{", "[]", '{"prompt": "a"}', '{"image_size": 32, "prompt": ""}'):
+        (folder / TRAINED_AS).write_text(content)
+        with pytest.raises(ModelRefused) as refused:
+            found()
+        assert "\n" not in str(refused.value)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,11 @@ from models.builtin.pairs import clip_pairs
 from models.builtin.train_tokenizer import shrunk
 from models.builtin.train_world import new_model, new_tokenizer, write_folder
 from models.errors import ModelRefused
+from models.folders import TRAINED_AS
 from models.objective import change_weights, image_token_loss
 from models.protocols import Images
 from models.world import Emu3World, SamplingSettings, filtered
-from models.world_loading import WorldSettings, load_image_tokenizer, load_world, tokenizer_id
+from models.world_loading import WorldSettings, asked_size, load_image_tokenizer, load_world, tokenizer_id
 
 ACTIONS = ["the red shape moves left", "it gets darker", "nothing happens", "the white shape becomes blue"]
 
@@ -206,3 +209,14 @@ def test_a_dynamics_model_is_no_world_model() -> None:
 
     with pytest.raises(ModelRefused, match="qwen2_vl"):
         load_world(WorldSettings(name=f"hf:{BUILTIN}"), "cpu")
+
+
+def test_a_trained_world_model_takes_images_of_the_size_it_was_trained_with(folder: Path, tmp_path: Path) -> None:
+    copy, adapter = Path(shutil.copytree(folder, tmp_path / "copy")), tmp_path
+    own = load_image_tokenizer(folder, None, "cpu").image_size
+    (copy / TRAINED_AS).write_text(json.dumps({"image_size": own // 2}))
+    settings = WorldSettings(name=f"hf:{copy}")
+    assert asked_size(settings, copy) == load_image_tokenizer(copy, None, "cpu").image_size == own // 2
+    assert asked_size(settings.model_copy(update={"image_size": own}), copy) == own
+    (adapter / TRAINED_AS).write_text(json.dumps({"image_size": own}))
+    assert asked_size(settings.model_copy(update={"adapter": adapter}), copy) == own

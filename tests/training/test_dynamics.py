@@ -15,7 +15,7 @@ import ray
 import torch
 
 from lake.tables import Lake, now
-from models.loading import ModelSettings, load_dynamics
+from models.loading import ModelSettings, load_dynamics, resolve
 from models.protocols import Images
 from tests.models.tiny import save_tiny
 from tests.training.tiny import add_triples, picture
@@ -81,14 +81,16 @@ def test_a_run_makes_an_adapter_that_names_what_it_was_shown(cluster: None, tmp_
     ids = add_triples(lake, 8, size=48)
     bad = {"video_id": "v", "triple_id": "bad", "split": "train", "action": "a", "dataset": "one", "obs": b"no image"}
     lake.append("triples", [bad | {"next_obs": picture(0), "labeled_at": now()}])
-    wanted = settings(model, image_size=32, lora_dropout=0.0)
+    shown = {"image_size": 32, "prompt": "what moves", "pair_layout": "images"}
+    wanted = settings(model, lora_dropout=0.0, **shown)
     done = train(lake, wanted, run="adapter", stop=threading.Event())
     assert (done.status, done.triples) == ("finished", len(ids))
     [failure] = lake.read("failures", ["triple_id", "stage", "message"]).to_pylist()
     assert failure == {"triple_id": "bad", "stage": "decode", "message": "an image of a triple cannot be decoded"}
-    asked = {"name": f"hf:{model}", "image_size": 32}
-    adapted = load_dynamics(ModelSettings(**asked, adapter=done.model), "cpu")
-    begun = load_dynamics(ModelSettings(**asked), "cpu")
+    as_trained = resolve(ModelSettings(name=f"hf:{model}", adapter=done.model), "cpu").settings
+    assert {name: getattr(as_trained, name) for name in shown} == shown, "it is asked as it was trained"
+    adapted = load_dynamics(as_trained, "cpu")
+    begun = load_dynamics(ModelSettings(name=f"hf:{model}", **shown), "cpu")
     rows = lake.read("triples", ["obs", "next_obs", "action"], pc.field("triple_id") != "bad")
     obs, after = (decode_images(rows[name], 32) for name in ("obs", "next_obs"))
     actions = rows["action"].to_pylist()
