@@ -11,14 +11,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 import ray.data
-from deltalake import DeltaTable
-from deltalake.exceptions import DeltaError
 
 from lake.errors import Refused
 from lake.schemas import TABLES
 from lake.tables import Lake
 from training.order import Indices
-from training.selection import select_triples
+from training.selection import at_version, select_triples
 from training.settings import Source
 
 # Rows with two images each: a block of some tens of megabytes.
@@ -64,22 +62,6 @@ def choose(lake: Lake, sources: Sequence[Source], versions: Mapping[str, int]) -
     # The same set is the same source, whatever order its rows were chosen in.
     indices = [np.sort(pc.index_in(one["triple_id"], value_set=ids).to_numpy().astype(np.int64)) for one in found]
     return Chosen(table, list(zip(indices, [source.factor for source in sources], strict=True)))
-
-
-def at_version(lake: Lake, name: str, version: int | None) -> DeltaTable:
-    """A handle on a version of a table, the newest when none is given.
-
-    Raises:
-        Refused: there is no such version.
-    """
-    table = lake.table(name)
-    if version is not None and version != table.version():
-        newest = table.version()
-        try:
-            table.load_as_version(version)
-        except DeltaError:
-            raise Refused(f"{name} has no version {version}: the newest is {newest}") from None
-    return table
 
 
 def read(

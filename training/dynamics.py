@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from lake.metrics import TRAIN_TOKENS
 from models.huggingface import HuggingFaceDynamics
 from models.loading import ModelSettings, load_dynamics
 from training.loop import Forward
@@ -59,6 +60,7 @@ class DynamicsTask:
         Every pair weighs the same, however long its action: the mean over its tokens is what `score` measures.
         """
         inputs, labels = self._dynamics.sequences(batch["obs"], batch["next_obs"], batch["action"])
+        TRAIN_TOKENS.record(inputs["input_ids"].numel(), task="dynamics")
         logits = forward(**inputs, logits_to_keep=labels.shape[1] + 1, use_cache=False).logits
         logits = logits[:, -labels.shape[1] - 1 : -1].float()
         losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=-100)

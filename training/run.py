@@ -32,12 +32,13 @@ from lake.tables import Lake
 from models.loading import resolve
 from models.world_loading import WorldSettings, load_image_tokenizer, tokenizer_id, world_folder
 from training.board import News, new_board
-from training.data import Chosen, at_version, choose, read
+from training.data import Chosen, choose, read
 from training.dynamics import PAIR_COLUMNS, model_settings
 from training.feed import DecodePairs, Rows, decode_tokens
 from training.fitting import Fitting, refuse_too_few
 from training.journal import Journal
 from training.order import Order
+from training.selection import at_version
 from training.settings import DynamicsTraining, TrainingSettings, WorldTraining
 from training.tokens import WithImages, make_tokens
 from training.worker import Job

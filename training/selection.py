@@ -13,11 +13,15 @@ from typing import Literal
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as pads
+from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 from pydantic import BaseModel, ConfigDict, Field
 
 from lake.errors import Refused
 from lake.tables import Lake
+
+BY_PEOPLE = "labeler_id LIKE 'human:%'"
+"""A condition on triples: their actions are no model's."""
 
 _PIXELS = ("obs", "next_obs")
 _TABLES = ("videos", "triples")
@@ -86,8 +90,24 @@ def select_triples(lake: Lake, settings: SelectionSettings, versions: Mapping[st
         Refused: `where` is not a condition on the columns, a version is gone, or `classes` is "label" and a triple's
             video has none.
     """
-    tables = {name: _at_version(lake, name, (versions or {}).get(name)) for name in _TABLES}
+    tables = {name: _without_pixels(lake, name, (versions or {}).get(name)) for name in _TABLES}
     return choose(tables["triples"], tables["videos"], settings)
+
+
+def at_version(lake: Lake, name: str, version: int | None) -> DeltaTable:
+    """A handle on a version of a table, the newest when none is given.
+
+    Raises:
+        Refused: there is no such version.
+    """
+    table = lake.table(name)
+    if version is not None and version != table.version():
+        newest = table.version()
+        try:
+            table.load_as_version(version)
+        except DeltaError:
+            raise Refused(f"{name} has no version {version}: the newest is {newest}") from None
+    return table
 
 
 def choose(triples: pads.Dataset | pa.Table, videos: pads.Dataset | pa.Table, settings: SelectionSettings) -> pa.Table:
@@ -120,15 +140,9 @@ def choose(triples: pads.Dataset | pa.Table, videos: pads.Dataset | pa.Table, se
     return chosen
 
 
-def _at_version(lake: Lake, name: str, version: int | None) -> pads.Dataset:
+def _without_pixels(lake: Lake, name: str, version: int | None) -> pads.Dataset:
     """A table without its pixels, so that nothing can read them."""
-    handle = lake.table(name)
-    if version is not None:
-        try:
-            handle.load_as_version(version)
-        except DeltaError as error:
-            raise Refused(f"{name} has no version {version} ({_line(error)}): choose a newer version") from None
-    dataset = lake.dataset(name, handle)
+    dataset = lake.dataset(name, at_version(lake, name, version))
     return dataset.replace_schema(pa.schema([field for field in dataset.schema if field.name not in _PIXELS]))
 
 

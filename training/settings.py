@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from lake.errors import Refused
 from lake.ids import content_id
-from training.selection import SelectionSettings
+from training.selection import BY_PEOPLE, SelectionSettings
 
 _HOW = frozenset({"workers", "device", "strategy", "activation_checkpointing", "checkpoint_every", "log_every"})
 """Settings that change the weights by rounding at most, so that a run may be resumed with others."""
@@ -33,7 +33,9 @@ class TrainingSettings(BaseModel):
     revision: str | None = Field(None, description="commit, tag or branch of a repository; None: its main branch")
     image_size: int | None = Field(None, ge=8, le=4096, description="pixels; None: the model's own")
 
-    sources: tuple[Source, ...] = Field((Source(),), min_length=1)
+    sources: tuple[Source, ...] = Field(
+        (Source(),), min_length=1, description="which triples; default: every one of the split train"
+    )
     version: int | None = Field(None, ge=0, description="version of the table triples; None: the newest")
     epochs: float | None = Field(None, gt=0, description="passes over the sources; exactly one of epochs and steps")
     steps: int | None = Field(None, ge=1)
@@ -131,6 +133,11 @@ class DynamicsTraining(TrainingSettings):
 
     task = "dynamics"
 
+    sources: tuple[Source, ...] = Field(
+        (Source(where=BY_PEOPLE),),
+        min_length=1,
+        description="which triples; default: every one of the split train that people labelled",
+    )
     prompt: str | None = Field(None, min_length=1, description="what the model is asked; None: as labelling asks it")
     pair_layout: Literal["auto", "images", "video"] = Field(
         "auto", description="two images, or one video of two frames; auto: video where the model takes it"

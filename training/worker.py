@@ -20,6 +20,7 @@ from ray.actor import ActorHandle
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lake.errors import Refused
+from lake.metrics import TRAIN_PAIRS, TRAIN_WAIT_SECONDS
 from lake.s3 import patiently
 from lake.storage import StorageConfig, join
 from models.errors import ModelRefused
@@ -150,6 +151,9 @@ class _Log:
             "data_wait": (batches.waited_s - self.waited_s) / seconds,
         }
         self.job.board.log.remote(line)
+        task = self.job.settings.task
+        TRAIN_PAIRS.record(len(self.losses) * pairs, task=task)
+        TRAIN_WAIT_SECONDS.record(batches.waited_s - self.waited_s, task=task)
         self.losses, self.begun, self.waited_s = [], now, batches.waited_s
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lake.metrics import TRAIN_TOKENS
 from models.objective import change_weights, image_token_loss
 from models.world_loading import WorldSettings, as_world, load_emu3
 from training.loop import Forward
@@ -36,6 +37,7 @@ class WorldTask:
     def loss(self, forward: Forward, batch: dict[str, Any]) -> torch.Tensor:
         """See `Task`. `batch` is what `decode_tokens` made, with `action` texts."""
         inputs, labels = self._world.sequences(batch["obs"], batch["action"], batch["next_obs"])
+        TRAIN_TOKENS.record(inputs["input_ids"].numel(), task="world")
         keep = self._world.next_tokens
         # Only the logits that the labels are for: those of a whole sequence are the largest tensor of all.
         logits = forward(**inputs, logits_to_keep=keep + 1, use_cache=False).logits[:, :-1]

@@ -23,7 +23,7 @@ from models.sample_oracle import oracle_of
 from models.sample_world import FPS, NOTHING, Clip, make_clip
 from models.verification import resized
 from training.evaluation.probes import Alternative, alternatives
-from training.selection import SelectionSettings, select_triples
+from training.selection import BY_PEOPLE, SelectionSettings, select_triples
 from worldlake import console
 
 Shows = Callable[[npt.NDArray[np.uint8]], str]
@@ -54,7 +54,7 @@ class Choice:
         if split not in (*splits, "all"):
             raise Refused(f"--split {split}: use {', '.join(splits)} or all")
         if not labelers:
-            where = "labeler_id LIKE 'human:%'" + (f" AND ({where}\n)" if where else "")
+            where = BY_PEOPLE + (f" AND ({where}\n)" if where else "")
         selection = SelectionSettings(
             labelers=tuple(labelers or ()),
             datasets=tuple(datasets or ()),

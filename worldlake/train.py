@@ -21,9 +21,9 @@ app = typer.Typer(
 )
 
 _SOURCE = (
-    "Which triples, as `key: value` pairs in braces; repeat it to mix sources. Keys: "
+    "As `key: value` pairs in braces; repeat it to mix sources. Keys: "
     + ", ".join(Source.model_fields)
-    + ". Example: '{datasets: [magicbrush], factor: 15}'. Default: every triple of the split train."
+    + ". Example: '{datasets: [magicbrush], factor: 15}'."
 )
 _WORKERS = "Processes, one a GPU; 2-8: as many of these as the cluster has, growing and shrinking with it."
 
@@ -91,9 +91,10 @@ def _workers(text: str) -> int | tuple[int, int]:
 def _option(name: str, settings: type[TrainingSettings]) -> inspect.Parameter:
     """The option of a setting: its type, its default and its description."""
     field = settings.model_fields[name]
-    kind, default, option = field.annotation, field.default, typer.Option(help=_sentence(field.description))
+    text = _sentence(field.description)
+    kind, default, option = field.annotation, field.default, typer.Option(help=text)
     if name == "sources":
-        name, kind, default, option = "source", list[str] | None, None, typer.Option(help=_SOURCE)
+        name, kind, default, option = "source", list[str] | None, None, typer.Option(help=f"{text} {_SOURCE}")
     elif name == "workers":
         kind, default, option = str, str(default), typer.Option(help=_WORKERS)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])

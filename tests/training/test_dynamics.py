@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import ray
@@ -80,18 +81,19 @@ def test_a_run_makes_an_adapter_that_names_what_it_was_shown(cluster: None, tmp_
     # Images of another size than the model's: they are resized off the training process.
     ids = add_triples(lake, 8, size=48)
     bad = {"video_id": "v", "triple_id": "bad", "split": "train", "action": "a", "dataset": "one", "obs": b"no image"}
-    lake.append("triples", [bad | {"next_obs": picture(0), "labeled_at": now()}])
+    bad |= {"next_obs": picture(0), "labeled_at": now()}
+    lake.append("triples", [bad | {"labeler_id": "human:test"}, bad | {"triple_id": "guess", "labeler_id": "a model"}])
     shown = {"image_size": 32, "prompt": "what moves", "pair_layout": "images"}
     wanted = settings(model, lora_dropout=0.0, **shown)
     done = train(lake, wanted, run="adapter", stop=threading.Event())
-    assert (done.status, done.triples) == ("finished", len(ids))
+    assert (done.status, done.triples) == ("finished", len(ids)), "what a model guessed is not learnt from unasked"
     [failure] = lake.read("failures", ["triple_id", "stage", "message"]).to_pylist()
     assert failure == {"triple_id": "bad", "stage": "decode", "message": "an image of a triple cannot be decoded"}
     as_trained = resolve(ModelSettings(name=f"hf:{model}", adapter=done.model), "cpu").settings
     assert {name: getattr(as_trained, name) for name in shown} == shown, "it is asked as it was trained"
     adapted = load_dynamics(as_trained, "cpu")
     begun = load_dynamics(ModelSettings(name=f"hf:{model}", **shown), "cpu")
-    rows = lake.read("triples", ["obs", "next_obs", "action"], pc.field("triple_id") != "bad")
+    rows = lake.read("triples", ["obs", "next_obs", "action"], pc.is_in(pc.field("triple_id"), pa.array(ids)))
     obs, after = (decode_images(rows[name], 32) for name in ("obs", "next_obs"))
     actions = rows["action"].to_pylist()
     assert adapted.score(obs, after, actions).mean() > begun.score(obs, after, actions).mean() + 0.5
