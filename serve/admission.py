@@ -61,12 +61,14 @@ class Admission:
                 self._free += 1
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        has_begun = False
+        has_begun = is_nowhere = False
 
         async def begin(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = True
-            await send(message)
+            nonlocal has_begun, is_nowhere
+            is_nowhere = is_nowhere or _is_nowhere(message)
+            if not is_nowhere:
+                has_begun = True
+                await send(message)
 
         try:
             await self._app(scope, receive, begin)
@@ -75,4 +77,13 @@ class Admission:
                 raise
         # When an ingress dies Ray Serve raises, or says nothing at all.
         if not has_begun:
-            await busy("the service is being restarted", 5).response(scope["path"])(scope, receive, send)
+            await busy("the service is being started", 5).response(scope["path"])(scope, receive, send)
+
+
+def _is_nowhere(message: Message) -> bool:
+    """Whether this begins the answer of a proxy that knows no application yet, or any more.
+
+    It answers 404, which a client takes for the last word; those of the application are problem documents.
+    """
+    kind: bytes = dict(message.get("headers", [])).get(b"content-type", b"")
+    return message.get("status") == 404 and not kind.startswith(b"application/problem+json")

@@ -10,6 +10,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import psutil
@@ -32,13 +34,24 @@ RECOVERED_S = 3.0
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("service")
     Lake(str(folder / "lake")).create()
+    with served(folder, free_port()) as made:
+        yield made
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port: int = free.getsockname()[1]
+    return port
+
+
+@contextmanager
+def served(folder: Path, port: int) -> Iterator[Server]:
+    """A service of the lake in a folder, as its user starts it; nothing of it is left at the end."""
     command = [PROGRAM, "serve", "--lake", str(folder / "lake"), "--port", str(port), "--world", "none"]
     # Fewer than a request may have: it is answered nevertheless.
     command += ["--batch-pairs", "8"]
-    with (folder / "log").open("wb") as log:
+    with (folder / "log").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     made = Server("worldlake", f"http://127.0.0.1:{port}", process, folder / "log")
     try:

@@ -53,6 +53,24 @@ def test_an_ingress_that_dies_is_a_problem_as_well(raises: bool) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(("content_type", "status"), [("text/plain", 503), ("application/problem+json", 404)])
+def test_an_application_that_is_not_there_yet_is_no_missing_page(content_type: str, status: int) -> None:
+    async def answers(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", content_type.encode())]
+        await send({"type": "http.response.start", "status": 404, "headers": headers})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    async def run() -> None:
+        transport = httpx.ASGITransport(Admission(answers, at_once=1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            answer = await client.post("/v1/label")
+        assert answer.status_code == status
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert ("Retry-After" in answer.headers) == (status == 503)
+
+    asyncio.run(run())
+
+
 def test_a_proxy_that_is_not_told_lets_in_what_default_settings_do() -> None:
     assert str(at_once(ServeSettings())) == _DEFAULT
     assert environment(ServeSettings(replicas=(1, 3)))["WORLDLAKE_AT_ONCE"] == str(3 * int(_DEFAULT))
