@@ -11,6 +11,9 @@ from PIL import Image, ImageOps
 
 from labeling.decoding import RGB, DecodeError
 
+MOST_SIDES = 100
+"""An image that is longer than wide by more becomes, with its shorter side resized, thousands of times as large."""
+
 
 def encode_jpeg(image: RGB, quality: int) -> bytes:
     """An image as the tables keep it: JPEG, 4:4:4."""
@@ -28,7 +31,7 @@ def encode_jpeg(image: RGB, quality: int) -> bytes:
 def square_jpeg(content: bytes, size: int, quality: int) -> bytes:
     """An image file as JPEG (4:4:4, RGB, square): shorter side resized to `size`, centre cropped, without alpha.
 
-    Raises DecodeError for what is not a whole image.
+    Raises DecodeError for what is not a whole image, or a strip.
     """
     return encode_jpeg(_square(_read(content), size), quality)
 
@@ -37,8 +40,10 @@ def _read(content: bytes) -> npt.NDArray[np.uint8]:
     try:
         # Not OpenCV: it fills up an image that is cut off, and says nothing.
         with Image.open(io.BytesIO(content)) as image:
+            if max(image.size) > MOST_SIDES * min(image.size):
+                raise DecodeError(f"a strip of {image.width} x {image.height} pixels: cut it")
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except MemoryError:
+    except (MemoryError, DecodeError):
         raise
     except Exception as error:  # whatever a broken image provokes is that image's failure
         raise DecodeError(f"not a whole image: {error}") from None

@@ -76,9 +76,9 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
-def gif() -> bytes:
+def drawn(form: str, width: int, height: int) -> bytes:
     out = io.BytesIO()
-    Image.new("RGB", (64, 64)).save(out, "gif")
+    Image.new("RGB", (width, height)).save(out, form)
     return out.getvalue()
 
 
@@ -87,9 +87,10 @@ def gif() -> bytes:
     [
         (png_header(40_000, 25_000), "too-many-pixels"),
         (png_header(1001, 1000), "too-many-pixels"),
+        (drawn("png", 1, 400_000), "image"),
         (b"no image at all", "image"),
         (b"", "image"),
-        (gif(), "image"),
+        (drawn("gif", 64, 64), "image"),
     ],
 )
 def test_what_cannot_be_decoded_is_a_problem(served: Served, pairs: Pairs, content: bytes, kind: str) -> None:
