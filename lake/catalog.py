@@ -210,9 +210,12 @@ class _Seen(NamedTuple):
 
 def _seen(lake: Lake, table: DeltaTable, uris: list[str]) -> _Seen:
     # The uris of a page are neighbours, so this range lets whole files be left unread; the uris decide.
-    in_range = (pc.field("uri") >= min(uris)) & (pc.field("uri") <= max(uris))
-    wanted = in_range & pc.field("uri").isin(uris)
-    rows = lake.dataset("videos", table).to_table(columns=["video_id", "uri", "added_at"], filter=wanted).to_pylist()
+    first, last = (uri.replace("'", "''") for uri in (min(uris), max(uris)))
+    rows = (
+        lake.dataset("videos", table, prune=f"uri >= '{first}' AND uri <= '{last}'")
+        .to_table(columns=["video_id", "uri", "added_at"], filter=pc.field("uri").isin(uris))
+        .to_pylist()
+    )
     # The order in which `labeling.listing` takes the newest.
     rows.sort(key=lambda row: row["video_id"], reverse=True)
     rows.sort(key=lambda row: row["added_at"])

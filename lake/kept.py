@@ -45,9 +45,9 @@ class KeptLake(Lake):
         self._writers: dict[int, Counter[str]] = {}
         self._locks = {name: threading.Lock() for name in TABLES}
 
-    def dataset(self, name: str, table: DeltaTable | None = None) -> pads.Dataset:
-        """As of `Lake`."""
-        return super().dataset(name, table) if table is not None else self._newest(name).dataset
+    def dataset(self, name: str, table: DeltaTable | None = None, prune: str | None = None) -> pads.Dataset:
+        """As of `Lake`; nothing of a version that is kept needs pruning."""
+        return super().dataset(name, table, prune) if table is not None else self._newest(name).dataset
 
     def versions(self, *names: str) -> tuple[int, ...]:
         """The newest versions of tables: while they are the same, so is every answer about them."""

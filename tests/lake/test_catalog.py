@@ -121,6 +121,20 @@ def test_a_file_that_is_back_in_an_earlier_state_is_the_newest_again(tmp_path: P
     assert len(rows(lake, "videos")) == 3
 
 
+def test_only_files_that_may_hold_a_page_are_asked_and_none_that_does_is_left_out(tmp_path: Path, clip: Path) -> None:
+    source, lake = tmp_path / "videos", Lake(str(tmp_path / "lake"))
+    # Statistics keep the beginning of long names only; quotes and names beyond ASCII are what SQL may stumble over.
+    names = ["a.mp4", "it's.mp4", "'.mp4", "\U0010ffff.mp4", *(f"{'long' * 40}{end}.mp4" for end in "abc")]
+    source.mkdir()
+    for name in names:
+        shutil.copy(clip, source / name)
+        assert ingest(lake, [str(source)]).new == 1
+    assert ingest(lake, [str(source)]).known == len(names)
+    assert len(lake.dataset("videos").files) == len(names)
+    pruned = lake.dataset("videos", prune=f"uri = '{source}/a.mp4'")
+    assert pruned.to_table()["uri"].to_pylist() == [f"{source}/a.mp4"]
+
+
 def test_two_ingests_at_once_add_every_video_once(place: str, clip: Path, tmp_path: Path) -> None:
     source = tmp_path / "videos"
     source.mkdir()
