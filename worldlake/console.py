@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,10 +23,24 @@ log = logging.getLogger("worldlake")
 _LOG_EVERY_S = 30.0
 
 
+class _JsonLines(logging.Formatter):
+    """The keys that Ray's own JSON has, and what a line was given as `extra`. Not Ray's class, which takes a second."""
+
+    _GIVEN = frozenset({"message", "asctime", *vars(logging.makeLogRecord({}))})
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"asctime": self.formatTime(record), "levelname": record.levelname, "message": record.getMessage()}
+        if record.exc_info:
+            line["exc_text"] = self.formatException(record.exc_info)
+        extra = {name: value for name, value in vars(record).items() if name not in self._GIVEN}
+        return json.dumps(line | extra, default=str)
+
+
 def setup() -> None:
-    """Log lines with a time on standard error."""
+    """Log lines with a time on standard error; as JSON where Ray is told to log so, by the variable that Ray reads."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    is_json = os.environ.get("RAY_LOGGING_CONFIG_ENCODING") == "JSON"
+    handler.setFormatter(_JsonLines() if is_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False

@@ -170,6 +170,7 @@ def evaluate_world(lake: Lake, choice: Choice, options: WorldOptions, report: Pa
             referee is the model that chooses, or the oracle does not know the videos.
     """
     _check_report(report)
+    _check_drawing(options)
     _, hashes = world_folder(options.world)
     verifier, referee = _second_models(options)
     chosen = choose(lake, choice)
@@ -197,6 +198,15 @@ def evaluate_world(lake: Lake, choice: Choice, options: WorldOptions, report: Pa
         outcome.figures = world_figures(rows)
         _write_report(outcome, report, samples, choice, config)
     return outcome
+
+
+def _check_drawing(options: WorldOptions) -> None:
+    """Nothing that is asked for may do nothing."""
+    drawing = options.world.sampling
+    if drawing.temperature == 0 and (drawing.top_k is not None or drawing.top_p < 1):
+        raise Refused("--temperature 0 takes the likeliest token always: leave --top-k and --top-p out")
+    if drawing.temperature == 0 and options.n > 1:
+        raise Refused(f"at --temperature 0 all {options.n} candidates are the same: use -n 1, or a temperature above 0")
 
 
 def _second_models(options: WorldOptions) -> tuple[ResolvedModel | None, ResolvedModel | None]:

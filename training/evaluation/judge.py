@@ -73,6 +73,9 @@ class Judge:
     def __init__(self, url: str, model: str, *, backoff_s: float = 1.0) -> None:
         if not url.startswith(("http://", "https://")):
             raise Refused(f"the judge's address {url!r} is none of http:// or https://: give the base, https://host/v1")
+        if urllib3.util.parse_url(url).auth is not None:
+            # The address is booked in the table runs, which anybody may read.
+            raise Refused(f"the judge's address has a password in it: give it as {KEY_VARIABLE}")
         self._url, self._model = url.rstrip("/") + "/chat/completions", model
         # POST is repeated too: a question asked twice changes nothing.
         retries = urllib3.Retry(
