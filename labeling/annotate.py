@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from labeling.stream import LABELLED, block
 from labeling.text import text_score
+from lake.metrics import MODEL_SECONDS, PAIRS, STAGE_SECONDS
 from models.errors import ModelRefused
 from models.loading import ModelSettings, load_dynamics
 from models.protocols import DynamicsModel, Images
@@ -23,7 +24,7 @@ class Annotate:
     def __init__(self, settings: ModelSettings) -> None:
         self._refusal: ModelRefused | None = None
         try:
-            self._label = LabelPairs(load_dynamics(settings))
+            self._label = LabelPairs(load_dynamics(settings), source="label")
         except ModelRefused as refusal:
             # Ray tells of a constructor that raises in words only; of a call that raises it hands on the exception.
             self._refusal = refusal
@@ -32,7 +33,10 @@ class Annotate:
         """See `LabelPairs`. Raises ModelRefused where the model could not be loaded."""
         if self._refusal:
             raise self._refusal
-        return self._label(samples)
+        with STAGE_SECONDS.timed(stage="annotate"):
+            labelled = self._label(samples)
+        PAIRS.record(pc.count(labelled["action"]).as_py(), outcome="labelled")
+        return labelled
 
 
 class LabelPairs:
@@ -43,8 +47,8 @@ class LabelPairs:
     explains as well is not one that happened here).
     """
 
-    def __init__(self, model: DynamicsModel) -> None:
-        self._model = model
+    def __init__(self, model: DynamicsModel, source: Literal["label", "live"] = "live") -> None:
+        self._model, self._source = model, source
 
     def __call__(self, samples: pa.Table) -> pa.Table:
         """Label the rows of a block (`SAMPLES`) that hold a pair; every row comes back (`LABELLED`), in order."""
@@ -93,11 +97,12 @@ class LabelPairs:
     def _label_batch(self, pairs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         obs = decode_images([pair["obs"] for pair in pairs])
         next_obs = decode_images([pair["next_obs"] for pair in pairs])
-        annotations = self._model.annotate(obs, next_obs)
-        actions = [annotation.action for annotation in annotations]
+        with MODEL_SECONDS.timed(source=self._source):
+            annotations = self._model.annotate(obs, next_obs)
+            actions = [annotation.action for annotation in annotations]
+            reversed_ = self._model.score(next_obs, obs, actions)
+            unchanged = self._model.score(obs, obs, actions)
         confidence = np.array([annotation.mean_logprob for annotation in annotations], np.float32)
-        reversed_ = self._model.score(next_obs, obs, actions)
-        unchanged = self._model.score(obs, obs, actions)
         return {
             pair["triple_id"]: {
                 "action": action,

@@ -67,7 +67,7 @@ def decisions(
         ray.data.from_arrow(_tasks(work, pool.decode))
         .map_batches(
             SampleVideos,
-            fn_constructor_args=(labeler, lake.storage, stop, timeout_s),
+            fn_constructor_args=(labeler, lake.storage, stop, timeout_s, run_id),
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=pool.decode),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import queue
 import threading
@@ -25,10 +26,13 @@ from labeling.stop import Stop
 from labeling.stream import WORK
 from lake.commits import Committer
 from lake.errors import Refused
+from lake.metrics import PAIRS, QUEUE, REFRESH_S, STAGE_WORKERS, VIDEOS
 from lake.runs import Run, new_run_id, refuse_second_run
 from lake.s3 import Unavailable
 from lake.tables import DataFile, Lake, now, to_table
 from models.errors import ModelRefused
+
+log = logging.getLogger(__name__)
 
 # Ray replaces what a dead worker had in hand; what is missing all the same is queued again this often in a run.
 _ROUNDS = 3
@@ -91,12 +95,12 @@ def label(
     stop: threading.Event,
     start_cluster: Callable[[], None] = lambda: None,
     progress: Progress = lambda counts: None,
-    warn: Callable[[str], None] = lambda message: None,
+    warn: Callable[..., None] = lambda message, **_: None,
 ) -> Summary:
     """Label every pending video of a lake under a labeler, and commit the outcome as it comes.
 
     Set `stop` to drain: what was begun is finished and committed, the rest stays pending. `start_cluster` connects to
-    Ray; it is called only when there is work.
+    Ray; it is called only when there is work. `warn` is called as a logger's `warning` is, with `extra`.
 
     Raises:
         Refused: another run of the labeler is alive, another policy is active, or `where` is wrong.
@@ -107,6 +111,7 @@ def label(
     refuse_other_policy(lake, labeler.id, policy.id)
     list_again = partial(list_work, lake, labeler.id, where=where, limit=limit, retry_failed=retry_failed)
     run_id = new_run_id()
+    warn = partial(warn, extra={"run_id": run_id})
     summary = Summary(run_id, labeler.id, policy.id, "nothing to do", Ledger().counts, 0.0)
     if not len(list_again()):
         return summary
@@ -127,9 +132,12 @@ def label(
         alone=not take_over and not stop.is_set(),
         on_error=warn,
     ) as run:
+        of_run = {"run_id": run_id, "labeler_id": labeler.id}
+        log.info("run begins", extra={**of_run, "policy_id": policy.id})
         driver = _Driver(lake, labeler, policy, settings, run, stop, progress, warn)
         driver.label(list_again)
         run.status = summary.status = "drained" if stop.is_set() else "finished"
+        log.info("run ends", extra={**of_run, "status": run.status, "counts": driver.ledger.counts})
     summary.counts, summary.seconds = driver.ledger.counts, time.monotonic() - started
     return summary
 
@@ -153,6 +161,7 @@ class _Driver:
         self._run, self._stop, self._progress = run, stop, progress
         self._committer = Committer(lake, labeler.id, run.run_id, on_retry=warn)
         run.counts = self.ledger.counts
+        self._observed, self._observed_at = dict(self.ledger.counts), 0.0
 
     def label(self, list_again: Callable[[], pa.Table]) -> None:
         if self._stop.is_set():
@@ -174,6 +183,7 @@ class _Driver:
             self._round(todo, stop, pool)
         if not self._stop.is_set():
             self._give_up(self._unfinished(work, before))
+            self._observe(pool)
 
     def _round(self, todo: pa.Table, stop: Stop, pool: Workers) -> None:
         dataset = decisions(
@@ -199,8 +209,22 @@ class _Driver:
                 if time.monotonic() - committed >= self._settings.commit_every_s:
                     self._commit()
                     committed = time.monotonic()
+                if time.monotonic() - self._observed_at >= REFRESH_S:
+                    self._observe(pool)
         finally:
             self._commit()
+            self._observe(pool)
+
+    def _observe(self, pool: Workers) -> None:
+        """Tell Prometheus what has changed."""
+        for name, count in self.ledger.counts.items():
+            metric = VIDEOS if name.startswith("videos_") else PAIRS
+            metric.record(count - self._observed[name], outcome=name.removeprefix("videos_"))
+        self._observed, self._observed_at = dict(self.ledger.counts), time.monotonic()
+        QUEUE.record(len(self.ledger.unfinished), queue="videos")
+        QUEUE.record(self.ledger.uncommitted, queue="commit")
+        for stage, processes in (("sample", pool.decode), ("annotate", pool.label), ("write", pool.write)):
+            STAGE_WORKERS.record(processes, stage=stage)
 
     def _unfinished(self, work: pa.Table, before: dict[str, list[str]]) -> pa.Table:
         open_ = set(self.ledger.unfinished)
@@ -238,10 +262,18 @@ class _Driver:
         if not self.ledger.uncommitted:
             return
         files, failures, finished = self.ledger.take()
+        self._log(failures, finished)
         stamp: dict[str, Any] = {"labeler_id": self._labeler.id, "run_id": self._run.run_id, "finished_at": now()}
         files["failures"] = self._driver_file("failures", failures)
         files["progress"] = self._driver_file("progress", [{**row, **stamp} for row in finished])
         self._committer.commit(files)
+
+    def _log(self, failures: list[dict[str, Any]], finished: list[dict[str, Any]]) -> None:
+        for row in failures:
+            why = {name: row[name] for name in ("video_id", "uri", "scope", "stage", "error_type")}
+            log.info("failure: %s", row["message"], extra={"run_id": self._run.run_id, **why})
+        for row in finished:
+            log.info("video finished", extra={"run_id": self._run.run_id, **row})
 
     def _driver_file(self, name: str, rows: list[dict[str, Any]]) -> list[DataFile]:
         return [self._lake.write_file(to_table(name, rows), name, self._run.run_id)] if rows else []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -14,6 +16,7 @@ from labeling.segments import Segment, sample_segment
 from labeling.stream import SAMPLES, VIDEO, block, describe
 from lake.ids import triple_id
 from lake.isolation import Isolated
+from lake.metrics import PAIRS, STAGE_SECONDS
 from lake.s3 import outage
 from lake.storage import StorageConfig
 
@@ -26,6 +29,8 @@ class StopSign(Protocol):
         ...
 
 
+log = logging.getLogger(__name__)
+
 _VIDEO_COLUMNS = [name for name, _ in VIDEO]
 
 
@@ -36,8 +41,12 @@ class SampleVideos:
     where it does not (a process killed by a timeout), the driver sees that sums differ and queues the video again.
     """
 
-    def __init__(self, labeler: Labeler, storage: StorageConfig, stop: StopSign, timeout_s: float) -> None:
+    def __init__(
+        self, labeler: Labeler, storage: StorageConfig, stop: StopSign, timeout_s: float, run_id: str | None = None
+    ) -> None:
+        """Without `run_id` it works for a service."""
         self._labeler = labeler
+        self._run_id = run_id
         self._storage = storage
         self._stop = stop
         self._decoder = Isolated(timeout_s)
@@ -51,9 +60,14 @@ class SampleVideos:
         for video in work.to_pylist():
             if self._stop.requested():
                 return
+            begun, of_video = time.monotonic(), {"run_id": self._run_id, "video_id": video["video_id"]}
+            # Before and after: what a worker that hangs is at is its last line.
+            log.info("sampling begins", extra={**of_video, "uri": video["uri"]})
             try:
                 yield from self._sample(video)
+                log.info("sampling ends", extra={**of_video, "seconds": round(time.monotonic() - begun, 3)})
             except Exception as error:
+                log.info("sampling failed", extra=of_video, exc_info=error)
                 if everywhere := outage(error):
                     # Ends the run: it would count every video that is left as failed.
                     raise everywhere from error
@@ -64,14 +78,18 @@ class SampleVideos:
         spans: set[tuple[Any, ...]] = set()
         with tempfile.TemporaryDirectory(prefix="worldlake-") as folder:
             dest = Path(folder, f"video{PurePosixPath(video['uri']).suffix}")
-            path = self._storage.fetch(video["uri"], video["etag"], dest)
+            with STAGE_SECONDS.timed(stage="fetch"):
+                path = self._storage.fetch(video["uri"], video["etag"], dest)
             while True:
-                segment = self._decoder.call(
-                    sample_segment, str(path), start, self._labeler.settings.sampling, self._labeler.image_size
-                )
+                with STAGE_SECONDS.timed(stage="sample"):
+                    segment = self._decoder.call(
+                        sample_segment, str(path), start, self._labeler.settings.sampling, self._labeler.image_size
+                    )
                 # Before its pairs leave: what was decoded must be of the bytes that were listed.
                 self._storage.verify(video["uri"], video["etag"])
                 rows = [*self._pairs(video, segment), *_span_failures(video, segment)]
+                if self._run_id:
+                    PAIRS.record(sum("triple_id" in row for row in rows), outcome="sampled")
                 sampled, start = sampled + len(segment.pairs), segment.next_start_pts
                 spans.update((failure.stage, failure.start_pts, failure.end_pts) for failure in segment.failures)
                 if start is None:

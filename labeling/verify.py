@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from labeling.policy import COMPUTED, Policy
 from labeling.stream import VERIFIED
+from lake.metrics import STAGE_SECONDS
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Verify:
 
     def __call__(self, labelled: pa.Table) -> pa.Table:
         """`LABELLED` rows in, `VERIFIED` rows out, in order."""
-        scores = labelled.select(["dataset", *COMPUTED]).to_pylist()
-        reasons = [self.policy.reasons(row, row.pop("dataset")) for row in scores]
+        with STAGE_SECONDS.timed(stage="verify"):
+            scores = labelled.select(["dataset", *COMPUTED]).to_pylist()
+            reasons = [self.policy.reasons(row, row.pop("dataset")) for row in scores]
         return labelled.append_column("reasons", pa.array(reasons, VERIFIED.field("reasons").type))

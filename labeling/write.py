@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from labeling.ledger import Report
+from lake.metrics import STAGE_SECONDS
 from lake.schemas import TABLES
 from lake.tables import DataFile, Lake, now
 
@@ -31,11 +32,15 @@ class Write:
 
     def __call__(self, verified: pa.Table) -> pa.Table:
         """Write the rows of a block (`VERIFIED`); returns one row that holds the pickled `Report`."""
+        with STAGE_SECONDS.timed(stage="write"):
+            return pa.table({"report": [pickle.dumps(self._report(verified))]})
+
+    def _report(self, verified: pa.Table) -> Report:
         failed = pc.is_valid(verified["error_type"])
         decided = verified.filter(pc.and_not(pc.is_valid(verified["triple_id"]), failed))
         is_accepted = pc.equal(pc.list_value_length(decided["reasons"]), 0)
         accepted, rejected = decided.filter(is_accepted), decided.filter(pc.invert(is_accepted))
-        report = Report(
+        return Report(
             files=[
                 self._write(rows, name) for name, rows in (("triples", accepted), ("rejections", rejected)) if len(rows)
             ],
@@ -44,7 +49,6 @@ class Write:
             failures=self._failures(verified.filter(failed)),
             ends=_ends(verified),
         )
-        return pa.table({"report": [pickle.dumps(report)]})
 
     def _write(self, rows: pa.Table, name: str) -> DataFile:
         same = {

@@ -21,6 +21,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from pyarrow import fs
 
 from lake.errors import Superseded
+from lake.metrics import COMMIT_RETRIES, COMMIT_SECONDS
 from lake.s3 import patiently
 from lake.schemas import DECISIONS
 from lake.tables import DataFile, Lake, now
@@ -50,6 +51,7 @@ class Committer:
         self.labeler_id = labeler_id
         self.run_id = run_id
         self.app_id = f"{source}/{labeler_id}"
+        self._source = source
         self.epoch = 0
         self._seq = 0
         self._decided: set[str] = set()
@@ -110,11 +112,12 @@ class Committer:
             FileNotFoundError: a file vanished or has another size than its worker wrote.
         """
         committed: dict[str, list[DataFile]] = {}
-        for name in TABLES:
-            fresh = [kept for file in files.get(name, ()) if (kept := self._without_decided(file))]
-            if fresh:
-                self._commit_table(name, fresh)
-                committed[name] = fresh
+        with COMMIT_SECONDS.timed(source=self._source):
+            for name in TABLES:
+                fresh = [kept for file in files.get(name, ()) if (kept := self._without_decided(file))]
+                if fresh:
+                    self._commit_table(name, fresh)
+                    committed[name] = fresh
         return committed
 
     def _raise_epoch(self, name: str) -> bool:
@@ -168,6 +171,7 @@ class Committer:
                 # The answer may have been lost after the commit went through: the next round looks.
                 if wait_s is None:
                     raise
+                COMMIT_RETRIES.record(1, source=self._source)
                 self._on_retry(f"commit of {name} failed, trying again in {wait_s} s: {error}")
                 time.sleep(wait_s)
 

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lake.errors import Refused
+from lake.metrics import RUN_IDLE
 from lake.schemas import TABLES
 from lake.storage import is_s3, join
 from lake.tables import Lake, now
@@ -198,7 +200,13 @@ class Run:
         return self.alone and other.labeler_id == self.labeler_id
 
     def _beat(self) -> None:
-        while not self._ended.wait(HEARTBEAT_S):
+        seen, changed = dict(self.counts), time.monotonic()
+        while True:
+            if self.counts != seen:
+                seen, changed = dict(self.counts), time.monotonic()
+            RUN_IDLE.record(time.monotonic() - changed, kind=self.kind)
+            if self._ended.wait(HEARTBEAT_S):
+                return
             try:
                 beat = {"heartbeat_at": now().isoformat(), "counts": self.counts, "timings": self.timings}
                 self.lake.storage.put(self._heartbeat, json.dumps(beat).encode())

@@ -28,6 +28,7 @@ from botocore.exceptions import ConnectionError as NoAnswer
 from urllib3.exceptions import HTTPError
 
 from lake.errors import Refused, SourceChanged
+from lake.metrics import S3_ERRORS, S3_RETRIES
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -240,10 +241,19 @@ def patiently(call: Callable[[], T]) -> T:
             return call()
         except Exception as error:
             if not _is_away(error) or time.monotonic() > give_up_at:
+                _count(error)
                 raise
+        S3_RETRIES.record(1)
         # Jitter, lest all workers of a run knock at once.
         time.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311
         wait_s = min(2 * wait_s, 5.0)
+
+
+def _count(error: Exception) -> None:
+    """Count what the store has refused or not answered; that an object is not there, or another one, is an answer."""
+    code = error.response["Error"]["Code"] if isinstance(error, ClientError) else type(error).__name__
+    if code not in _CHANGED and (isinstance(error, ClientError | BotoCoreError) or _is_away(error)):
+        S3_ERRORS.record(1, error=code)
 
 
 def download(s3: "S3Client", bucket: str, key: str, etag: str, out: IO[bytes]) -> None:
