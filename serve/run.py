@@ -83,6 +83,8 @@ class Ingress:
         # To this process's output, which Ray keeps.
         audit.setLevel(logging.INFO)
         audit.addHandler(logging.StreamHandler(sys.stdout))
+        # Its lines are JSON already: once is enough.
+        audit.propagate = False
         settings = plan.settings
         quality = settings.labeler.sampling.jpeg_quality
         self._services = Services(

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import pickle
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow.compute as pc
@@ -123,6 +124,8 @@ class Writer:
         self._committer.commit(files)
         self._run.counts["accepted"] += len(report.accepted)
         self._run.counts["rejected"] += len(report.rejected)
+        videos = sorted({row["video_id"] for row in rows})
+        log.info("live labels written", extra={"run_id": self._run.run_id, "video_ids": videos, "pairs": len(rows)})
 
     def _in_the_lake(self, ids: Sequence[str] | set[str]) -> dict[str, dict[str, Any]]:
         mine = pc.field("triple_id").isin(list(ids))
@@ -134,18 +137,20 @@ class Writer:
     def _open(self) -> None:
         refuse_other_policy(self._lake, self._labeler.id, self._policy.id)
         config = {"labeler": self._labeler.identity, "policy": self._policy.model_dump(mode="json")}
+        run_id = new_run_id()
+        warn = partial(log.warning, extra={"run_id": run_id})
         run = Run(
             self._lake,
-            new_run_id(),
+            run_id,
             "serve",
             config,
             self._labeler.id,
             self._policy.id,
             model_hashes=self._labeler.identity["model"],
             counts={"accepted": 0, "rejected": 0},
-            on_error=log.warning,
+            on_error=warn,
         )
-        self._committer = Committer(self._lake, self._labeler.id, run.run_id, log.warning, source="live")
+        self._committer = Committer(self._lake, self._labeler.id, run_id, warn, source="live")
         # Fence, then look for a forget: one that is recorded later fences in its turn.
         self._committer.fence()
         run.__enter__()
