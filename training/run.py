@@ -251,12 +251,17 @@ class _Driver:
             self._settings.image_size,
             self._books.run_id,
             self._stop,
-            lambda done: self._progress({"tokenized": done}),
+            self._tokenized,
         )
         if self._stop.is_set():
             return False
         versions["tokens"] = self._lake.table("tokens").version()
         return True
+
+    def _tokenized(self, done: int) -> None:
+        # Among the counts as well: a run whose counts stand still is taken for stuck.
+        self._books.counts["tokenized"] = done
+        self._progress({"tokenized": done})
 
     def _read(self, chosen: Chosen) -> tuple[Chosen, Rows]:
         """The rows that an epoch needs, read once: in Ray's shared memory, and on its disks where they are too many.
