@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
+from uuid import uuid4
 
 import pyarrow.fs as pafs
 from botocore.exceptions import BotoCoreError, ClientError
@@ -198,7 +199,8 @@ class StorageConfig(BaseModel):
             return
         path = Path(uri)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+        # Of this call alone: two threads may write the same object at once.
+        unfinished = path.with_name(f"{path.name}.{uuid4().hex}")
         unfinished.write_bytes(content)
         unfinished.replace(path)
 

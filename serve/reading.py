@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
+from botocore.exceptions import BotoCoreError, ClientError
+from deltalake.exceptions import DeltaError
 from fastapi import Query
 
 from lake.errors import Refused
 from lake.kept import KeptLake
+from lake.s3 import Unavailable
 from lake.sql import condition, plain, query
 from lake.tables import Lake
-from serve.problems import bad_request
+from serve.problems import bad_request, busy
 from serve.settings import Limits
 
 Answer = TypeVar("Answer")
 Rows = list[dict[str, Any]]
 
+_AWAY = (OSError, DeltaError, Unavailable, BotoCoreError, ClientError)
 _KEPT_ANSWERS = 64
+log = logging.getLogger("serve.reading")
+
 _Text = Annotated[str | None, Query(max_length=200)]
+
+
+async def asked(work: Callable[[], Answer]) -> Answer:
+    """What a function that reads or writes a lake returns, on a thread. Raises Problem where the lake is away."""
+    try:
+        return await asyncio.to_thread(work)
+    except _AWAY as error:
+        log.warning("the lake does not answer: %s", error)
+        raise busy(f"the lake does not answer ({type(error).__name__})", 5) from None
 
 
 class Filters:
@@ -84,7 +100,7 @@ class Reading:
     async def ask(self, work: Callable[[], Answer]) -> Answer:
         """What a function that reads the lake returns, on a thread."""
         try:
-            return await asyncio.to_thread(work)
+            return await asked(work)
         except Refused as refused:
             raise bad_request("sql", str(refused)) from None
 

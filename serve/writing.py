@@ -102,6 +102,10 @@ class Writer:
                 self.close()
                 log.warning("live labels were not written: %s", error)
                 raise WriteFailed(f"the lake cannot be written ({type(error).__name__})") from None
+            except Exception:
+                # Likewise: nothing may be taken for written that is not.
+                self.close()
+                raise
         raise AssertionError("the last attempt returns or raises")
 
     def _write(self, rows: Rows) -> dict[str, dict[str, Any]]:

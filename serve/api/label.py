@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import binascii
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
@@ -16,6 +15,7 @@ from starlette.datastructures import UploadFile
 from lake.ids import triple_id
 from serve.keys import Key
 from serve.problems import Problem, bad_request, responses
+from serve.reading import asked
 from serve.schemas import Label, LabelIn, LabelOut, WriteMode
 from serve.services import Services
 from serve.uploads import Pair
@@ -79,8 +79,8 @@ def router(services: Services) -> APIRouter:
             return await services.within(x_deadline_s, work)
         if mode == "no":
             raise bad_request("idempotency-key", "an Idempotency-Key is for requests that write: add ?write=durable")
-        asked = sha256(repr((mode, digests)).encode()).hexdigest()
-        return await services.within(x_deadline_s, lambda: _once(request, services, idempotency_key, asked, work))
+        same = sha256(repr((mode, digests)).encode()).hexdigest()
+        return await services.within(x_deadline_s, lambda: _once(request, services, idempotency_key, same, work))
 
     return api
 
@@ -92,15 +92,15 @@ def write_mode(request: Request, write: WriteMode | None) -> WriteMode:
 
 
 async def _once(
-    request: Request, services: Services, key: str, asked: str, work: Callable[[], Awaitable[LabelOut]]
+    request: Request, services: Services, key: str, same: str, work: Callable[[], Awaitable[LabelOut]]
 ) -> LabelOut:
     client: Key | None = getattr(request.state, "key", None)
     who = client.key_id if client else ""
-    kept = await asyncio.to_thread(services.answers.find, who, key, asked)
+    kept = await asked(lambda: services.answers.find(who, key, same))
     if kept is not None:
         return LabelOut.model_validate_json(kept)
     answer = await work()
-    await asyncio.to_thread(services.answers.keep, who, key, asked, answer.model_dump_json())
+    await asked(lambda: services.answers.keep(who, key, same, answer.model_dump_json()))
     return answer
 
 

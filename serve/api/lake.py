@@ -21,7 +21,7 @@ GROUP BY labeler_id ORDER BY labeler_id
 def router(guard: Guard, reading: Reading) -> APIRouter:
     """The endpoints."""
     api = APIRouter(tags=["lake"], dependencies=[Depends(guard.require("read"))])
-    errors = responses(401, 403, 422, 429)
+    errors = responses(401, 403, 422, 429, 503)
 
     @api.post("/v1/sql", summary="One read-only SELECT", responses=errors | responses(400, 413, 415))
     async def sql(asked: SqlIn) -> SqlOut:

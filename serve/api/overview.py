@@ -78,7 +78,7 @@ UNION ALL SELECT 'rejected', count(*), count(*) FILTER ({keep}) FROM rejections 
 def router(guard: Guard, reading: Reading) -> APIRouter:
     """The endpoints."""
     api = APIRouter(tags=["lake"], dependencies=[Depends(guard.require("read"))])
-    errors = responses(401, 403, 422, 429)
+    errors = responses(401, 403, 422, 429, 503)
 
     @api.get("/v1/overview", summary="Counts, acceptance, throughput and labels", responses=errors)
     async def overview(labeler: Annotated[str | None, Query(max_length=200)] = None) -> OverviewOut:

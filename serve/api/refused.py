@@ -33,7 +33,7 @@ ORDER BY key DESC LIMIT $limit
 def router(guard: Guard, reading: Reading) -> APIRouter:
     """The endpoints."""
     api = APIRouter(tags=["lake"], dependencies=[Depends(guard.require("read"))])
-    errors = responses(401, 403, 422, 429)
+    errors = responses(401, 403, 422, 429, 503)
 
     @api.get("/v1/rejections", summary="Rejected pairs, newest first", responses=errors)
     async def rejections(

@@ -23,7 +23,7 @@ _MOST_READERS = 50
 def router(guard: Guard, reading: Reading) -> APIRouter:
     """The endpoints."""
     api = APIRouter(tags=["lake"], dependencies=[Depends(guard.require("read"))])
-    errors = responses(401, 403, 422, 429)
+    errors = responses(401, 403, 422, 429, 503)
 
     @api.get("/v1/runs", summary="Runs, newest first", responses=errors)
     async def runs(

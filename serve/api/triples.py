@@ -33,7 +33,7 @@ _ORDERS = {"id": "triple_id", "newest": NEWEST, "unsure": "coalesce(confidence, 
 def router(guard: Guard, reading: Reading) -> APIRouter:
     """The endpoints."""
     api = APIRouter(tags=["lake"], dependencies=[Depends(guard.require("read"))])
-    errors = responses(401, 403, 422, 429)
+    errors = responses(401, 403, 422, 429, 503)
 
     @api.get("/v1/triples", summary="Triples, a page at a time", responses=errors)
     async def triples(

@@ -43,7 +43,7 @@ _Id = Annotated[str | None, Query(max_length=64, description="`next` of the page
 def router(guard: Guard, reading: Reading) -> APIRouter:
     """The endpoints."""
     api = APIRouter(tags=["lake"], dependencies=[Depends(guard.require("read"))])
-    errors = responses(401, 403, 422, 429)
+    errors = responses(401, 403, 422, 429, 503)
 
     @api.get("/v1/videos", summary="Videos by name, a page at a time", responses=errors)
     async def videos(

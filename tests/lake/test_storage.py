@@ -120,6 +120,13 @@ def test_a_local_file_is_not_copied_and_verified_after(tmp_path: Path) -> None:
         StorageConfig().verify(str(path), etag)
 
 
+def test_an_object_may_be_written_twice_at_once(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda n: StorageConfig().put(str(tmp_path / "object"), bytes([n]) * 100_000), range(200)))
+    (written,) = tmp_path.iterdir()
+    assert len(set(written.read_bytes())) == 1
+
+
 def test_a_broken_download_goes_on_where_it_stopped(tmp_path: Path, bucket: Bucket) -> None:
     content = os.urandom(5_000_000)
     bucket.put("a.mp4", content)

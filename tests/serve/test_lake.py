@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from lake.s3 import Unavailable
 from tests.serve.conftest import LIMITS, Served
 
 
@@ -117,3 +118,13 @@ def test_labelers(served: Served) -> None:
         ("aaaaaaaa00000001", 20, 20),
         ("bbbbbbbb00000002", 20, 20),
     ]
+
+
+def test_a_lake_that_is_away_is_a_problem_of_the_moment(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise Unavailable("the store does not answer")
+
+    monkeypatch.setattr("serve.reading.query", away)
+    answer = served.client.get("/v1/labelers")
+    assert (answer.status_code, answer.json()["type"]) == (503, "urn:worldlake:problem:busy")
+    assert "Retry-After" in answer.headers

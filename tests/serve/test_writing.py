@@ -16,6 +16,7 @@ from lake.errors import Refused
 from lake.maintenance import forget, maintain
 from lake.runs import Run, live_runs, states
 from lake.tables import Lake
+from serve.answers import Answers
 from serve.app import build_app
 from serve.keys import Keys
 from serve.services import Services
@@ -159,3 +160,28 @@ def test_a_run_of_the_same_labeler_and_a_service_write_side_by_side(
         ended.set()
         running.result()
     assert len(rows(lake, "triples", "rejections")) == 4
+
+
+def test_what_failed_as_nobody_expected_is_not_taken_for_written(
+    client: TestClient, lake: Lake, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(Committer, "_commit_table", lambda *_: 1 / 0)
+        assert ask(client, pairs[:2]).status_code == 500
+    assert rows(lake, "triples", "rejections") == []
+    assert ask(client, pairs[:2]).status_code == 200
+    assert len(rows(lake, "triples", "rejections")) == 2
+
+
+def test_answers_that_cannot_be_kept_are_a_problem_of_the_moment(
+    client: TestClient, lake: Lake, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Answers, "keep", full)
+        answer = ask(client, pairs[:2], **{"Idempotency-Key": "first"})
+        assert (answer.status_code, answer.json()["type"]) == (503, "urn:worldlake:problem:busy")
+    assert ask(client, pairs[:2], **{"Idempotency-Key": "first"}).status_code == 200
+    assert len(rows(lake, "triples", "rejections")) == 2
