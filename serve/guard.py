@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -26,6 +27,8 @@ COOKIE = "worldlake_key"
 
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _ASK = {"WWW-Authenticate": 'Bearer realm="worldlake"'}
+
+log = logging.getLogger("serve.guard")
 
 
 class Guard:
@@ -84,7 +87,11 @@ class Guard:
         if time.monotonic() - self._read_at > _READ_EVERY_S:
             # First, so that other requests do not all read as well.
             self._read_at = time.monotonic()
-            self._keys = await asyncio.to_thread(self._source.read)
+            try:
+                self._keys = await asyncio.to_thread(self._source.read)
+            except Exception as error:
+                # The request has no part in it; what was read last goes on holding.
+                log.warning("keys cannot be read, those read before hold: %s", error)
 
 
 def refuse_other_sites(request: Request) -> None:

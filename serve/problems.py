@@ -62,6 +62,11 @@ def busy(detail: str, retry_after_s: float = 1.0) -> Problem:
     return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "busy", detail, {"Retry-After": f"{max(1, round(retry_after_s))}"})
 
 
+def internal() -> Problem:
+    """A fault of ours."""
+    return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "the service failed; its log says why")
+
+
 def install(app: FastAPI) -> None:
     """Let every error of an application be a problem document."""
 
@@ -83,5 +88,4 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-        problem = Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "the service failed; its log says why")
-        return problem.response(request.url.path)
+        return internal().response(request.url.path)

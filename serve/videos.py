@@ -63,7 +63,9 @@ class Videos:
             where = ", ".join(self._sources) or "none, until the service is started with --allow s3://bucket/folder"
             raise bad_request("uri", f"this service reads videos under these places only: {where}")
         try:
-            entry = next((entry for page in self._lake.storage.pages(uri) for entry in page if entry.uri == uri), None)
+            # An object is the first of those that its name begins; a folder is not listed to its end to find none.
+            first = next(self._lake.storage.pages(uri), [])
+            entry = next((entry for entry in first if entry.uri == uri), None)
         except (Refused, Unavailable, ClientError, BotoCoreError):
             raise busy("the store of this video does not answer", 5) from None
         if entry is None:

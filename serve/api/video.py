@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -16,13 +17,15 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from serve.api.label import Write, as_label, media_type, unsupported, write_mode
-from serve.problems import Problem, bad_request, responses
+from serve.problems import Problem, bad_request, internal, responses
 from serve.replicas import Rows
 from serve.schemas import VideoIn, VideoTriple, WriteMode, encoded
 from serve.services import Services
 from serve.videos import save
 
 PATH = "/v1/label/video"
+
+log = logging.getLogger("serve.video")
 _BUSY_S = (0.5, 1, 2, 4, 8, 15)
 """Waits while other requests are labelled: a stream that has begun does not give up at the first."""
 
@@ -108,6 +111,10 @@ def _stream(events: AsyncIterator[str], folder: tempfile.TemporaryDirectory[str]
                     yield event
             except Problem as problem:
                 yield _event("problem", problem.document(PATH))
+            except Exception:
+                # Its status is long sent; a stream that only stops would be taken for a broken connection.
+                log.exception("a video was not labelled to its end")
+                yield _event("problem", internal().document(PATH))
 
     return StreamingResponse(told(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 

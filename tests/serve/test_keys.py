@@ -146,3 +146,17 @@ def test_the_audit_log_names_the_key_and_no_secret(
     assert token not in caplog.text
     assert key.digest not in caplog.text
     assert key.created_at <= dt.datetime.now(dt.UTC)
+
+
+def test_keys_that_cannot_be_read_for_a_while_hold(
+    lake: Lake, models: InProcess, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, token = Keys(lake).create("reader", ("read",))
+    monkeypatch.setattr("serve.guard._READ_EVERY_S", 0.0)
+    services = serve(lake, models)
+    with TestClient(build_app(services), raise_server_exceptions=False) as client:
+        Path(lake.uri, "_serve/keys.json").write_text("half a fi")
+        assert get(client, token)[0] == 200
+        assert get(client, "wl_other")[0] == 401
+    assert "keys cannot be read" in caplog.text
+    services.uploads.close()

@@ -18,6 +18,7 @@ from labeling.segments import sample_video
 from lake import catalog
 from lake.commits import Committer
 from lake.ids import triple_id
+from lake.storage import Entry
 from lake.tables import Lake, now, to_table
 from models.sample_world import write_folder
 from serve.app import build_app
@@ -132,6 +133,27 @@ def test_nothing_is_fetched_from_elsewhere(
     assert answer.status_code == (404 if is_inside else 422)
     assert asked == ([uri] if is_inside else [])
     close(services)
+
+
+def test_a_folder_that_is_named_as_a_video_is_not_listed_to_its_end(
+    lake: Lake, models: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = serve(lake, models, sources=("s3://allowed/footage",))
+
+    def pages(self: object, uri: str) -> Iterator[list[Entry]]:
+        yield [Entry("s3://allowed/footage/a.mp4", 1, "")]
+        raise AssertionError("a second page of millions of objects was asked for")
+
+    monkeypatch.setattr("lake.storage.StorageConfig.pages", pages)
+    with TestClient(build_app(services), raise_server_exceptions=False) as client:
+        assert client.post("/v1/label/video", json={"uri": "s3://allowed/footage"}).status_code == 404
+    close(services)
+
+
+def test_a_stream_that_fails_says_so(client: TestClient, services: Services, clip: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(services.models, "label", lambda rows: 1 / 0)
+    kind, problem = events(upload(client, clip))[-1]
+    assert (kind, problem["type"]) == ("problem", "urn:worldlake:problem:internal")
 
 
 def test_a_catalogued_video_is_told_and_never_written(bucket: Bucket, models: InProcess, clip: Path) -> None:
