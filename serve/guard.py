@@ -1,7 +1,8 @@
 """Who is asking: keys, scopes and rates, as a dependency of every endpoint.
 
 A program sends its key in a header. A browser that has signed in sends it in a cookie, which other sites could make it
-send as well: `SameSite=Strict` forbids that, and so do we where the browser says who asks.
+send as well: `SameSite=Strict` forbids that, and so do we where the browser says who asks. Where nobody needs a key a
+site could still let its own name lead to this machine: then the browser takes us for that site, and `Host` names it.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
+import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
@@ -25,6 +27,9 @@ _READ_EVERY_S = 10.0
 COOKIE = "worldlake_key"
 """Holds the key of a browser that has signed in."""
 
+LOCAL = ("127.0.0.1", "localhost", "[::1]")
+"""Names by which this machine calls itself."""
+
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _ASK = {"WWW-Authenticate": 'Bearer realm="worldlake"'}
 
@@ -32,10 +37,10 @@ log = logging.getLogger("serve.guard")
 
 
 class Guard:
-    """Lets requests through. Where `open_without_keys`, as long as a lake has no key everybody may do everything."""
+    """Lets requests through. As long as a lake has no key, everybody who calls us by a name of `open_as` may do all."""
 
-    def __init__(self, keys: Keys, *, open_without_keys: bool) -> None:
-        self._source, self._open = keys, open_without_keys
+    def __init__(self, keys: Keys, *, open_as: Collection[str]) -> None:
+        self._source, self._open_as = keys, open_as
         self._keys = keys.read()
         self._read_at = time.monotonic()
         self._buckets: dict[str, Bucket] = {}
@@ -47,7 +52,8 @@ class Guard:
             authorization = request.headers.get("Authorization", "")
             if not authorization:
                 refuse_other_sites(request)
-            if not await self.is_open():
+            if not await self.is_open(request):
+                self._refuse_other_names()
                 request.state.key = key = self._key(_token(authorization, request.cookies.get(COOKIE)))
                 if not key.may(scope):
                     raise Problem(HTTPStatus.FORBIDDEN, "scope", f"this needs a key with the scope {scope}")
@@ -55,10 +61,17 @@ class Guard:
 
         return check
 
-    async def is_open(self) -> bool:
-        """Whether nobody needs a key."""
+    async def is_open(self, request: Request) -> bool:
+        """Whether nobody needs a key, and the request calls us by a name for which that holds."""
         await self._read_again()
-        return self._open and not self._keys
+        name = re.sub(r":\d*$", "", request.headers.get("Host", ""))
+        return not self._keys and name.lower() in self._open_as
+
+    def _refuse_other_names(self) -> None:
+        if self._open_as and not self._keys:
+            names = ", ".join(self._open_as)
+            detail = f"without keys this answers to {names} only: worldlake keys create NAME --scope read --lake LAKE"
+            raise Problem(HTTPStatus.FORBIDDEN, "host", detail)
 
     async def sign_in(self, request: Request, token: str) -> None:
         """Check the key that a person types in. Raises Problem where it is none, or asks too often."""

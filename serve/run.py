@@ -20,7 +20,7 @@ from models.world_loading import asked_size, load_image_tokenizer, world_folder
 from serve.admission import at_once
 from serve.answers import Answers
 from serve.app import build_app
-from serve.guard import Guard
+from serve.guard import LOCAL, Guard
 from serve.keys import Keys
 from serve.middleware import audit
 from serve.replicas import Dynamics, World
@@ -92,7 +92,7 @@ class Ingress:
             models=(remote := Remote(dynamics, world, writer)),
             writer=remote,
             answers=Answers(plan.lake),
-            guard=Guard(Keys(plan.lake), open_without_keys=plan.is_local),
+            guard=Guard(Keys(plan.lake), open_as=LOCAL if plan.is_local else ()),
             uploads=Uploads(plan.labeler.image_size, quality, settings.limits.pixels),
             videos=Videos(plan.lake, plan.labeler, settings.limits, settings.sources),
             policy=plan.policy,

@@ -69,7 +69,7 @@ def _router(services: Services) -> APIRouter:
 
     @pages.get("/login")
     async def login(request: Request, next: Annotated[str, Query(max_length=2000)] = "/") -> Response:
-        if await services.guard.is_open():
+        if await services.guard.is_open(request):
             return RedirectResponse(_within(next), HTTPStatus.SEE_OTHER)
         return rendered(request, "login", next=_within(next))
 

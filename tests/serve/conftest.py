@@ -27,7 +27,7 @@ from models.protocols import Images
 from models.world_loading import WorldSettings, load_world
 from serve.answers import Answers
 from serve.app import build_app
-from serve.guard import Guard
+from serve.guard import LOCAL, Guard
 from serve.keys import Keys
 from serve.services import Services
 from serve.settings import Limits
@@ -102,7 +102,7 @@ def serve(lake: Lake, models: InProcess, sources: tuple[str, ...] = ()) -> Servi
         models=models,
         writer=WrittenHere(Writer(lake, labeler, policy)),
         answers=Answers(lake),
-        guard=Guard(Keys(lake), open_without_keys=True),
+        guard=Guard(Keys(lake), open_as=(*LOCAL, "testserver")),
         uploads=Uploads(labeler.image_size, labeler.settings.sampling.jpeg_quality, LIMITS.pixels),
         videos=Videos(lake, labeler, LIMITS, sources),
         policy=policy,

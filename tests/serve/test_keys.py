@@ -93,7 +93,7 @@ def test_a_lake_without_keys_is_open_to_its_own_machine_alone(
         Keys(lake).revoke("first")
         assert get(client, None) == (200, "")
     services.uploads.close()
-    services = replace(services, guard=Guard(Keys(lake), open_without_keys=False))
+    services = replace(services, guard=Guard(Keys(lake), open_as=()))
     with TestClient(build_app(services)) as client:
         assert get(client, None) == (401, "no-key")
 
@@ -159,4 +159,16 @@ def test_keys_that_cannot_be_read_for_a_while_hold(
         assert get(client, token)[0] == 200
         assert get(client, "wl_other")[0] == 401
     assert "keys cannot be read" in caplog.text
+    services.uploads.close()
+
+
+def test_a_site_whose_name_leads_to_this_machine_may_not_read_an_open_lake(lake: Lake, models: InProcess) -> None:
+    services = serve(lake, models)
+    with TestClient(build_app(services)) as client:
+        for host in ("127.0.0.1:8000", "localhost", "LOCALHOST:8000", "[::1]:8000"):
+            assert client.get("/v1/labelers", headers={"Host": host}).status_code == 200
+        for host in ("evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example:80", "["):
+            answer = client.get("/v1/labelers", headers={"Host": host})
+            assert (answer.status_code, answer.json()["type"]) == (403, "urn:worldlake:problem:host")
+            assert "worldlake keys create" in answer.json()["detail"]
     services.uploads.close()
