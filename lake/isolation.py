@@ -28,6 +28,10 @@ ATTEMPTS = 2
 MEMORY_BYTES = 4 << 30
 
 
+# A child that starts imports what its first call needs, some of it for seconds on a busy machine: not the call's fault.
+START_S = 60.0
+
+
 class ChildLost(Exception):
     """The call did not come back on any attempt; the message says what became of it each time."""
 
@@ -40,7 +44,7 @@ class Isolated:
     """
 
     def __init__(self, timeout_s: float, memory_bytes: int = MEMORY_BYTES) -> None:
-        """Allow `timeout_s` seconds of wall clock for an attempt, and `memory_bytes` of address space."""
+        """Allow `timeout_s` seconds of wall clock for an attempt, once the child is up, and `memory_bytes` of space."""
         self._timeout_s = timeout_s
         self._memory_bytes = memory_bytes
         self._child: _Child | None = None
@@ -54,9 +58,12 @@ class Isolated:
         """
         endings: list[str] = []
         while len(endings) < ATTEMPTS and not self._closed:
-            if self._child is None or not self._child.process.is_alive():
+            is_new = self._child is None or not self._child.process.is_alive()
+            if self._child is None or is_new:
                 self._child = _Child(self._memory_bytes)
             try:
+                if is_new:
+                    self._child.call(_import, (function,), START_S)
                 result: Result = self._child.call(function, args, self._timeout_s)
             except MemoryError:
                 self._child.end()
@@ -124,6 +131,10 @@ class _Child:
     def end(self) -> None:
         self.process.kill()
         self.process.join()
+
+
+def _import(function: Callable[..., Any]) -> None:
+    """Nothing: to be handed a function is to import its module."""
 
 
 def _describe_exit(code: int | None) -> str:

@@ -46,6 +46,19 @@ def test_a_lost_child_is_named_and_replaced(isolated: Isolated, function, args, 
     assert isolated.call(abs, -3) == 3
 
 
+def test_what_a_child_imports_is_not_time_of_its_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_to_import.py").write_text(
+        "import multiprocessing, time\n"
+        "if multiprocessing.parent_process() is not None:\n    time.sleep(3)\n"
+        "def answer():\n    return 42\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import slow_to_import
+
+    with Isolated(timeout_s=2) as child:
+        assert child.call(slow_to_import.answer) == 42
+
+
 def _die_once(marker: str) -> str:
     if not Path(marker).exists():
         Path(marker).touch()
