@@ -25,7 +25,7 @@ from labeling.policy import Policy
 from labeling.stop import Stop
 from labeling.stream import WORK
 from lake.commits import Committer
-from lake.errors import Refused
+from lake.errors import Refused, Stalled
 from lake.metrics import PAIRS, QUEUE, REFRESH_S, STAGE_WORKERS, VIDEOS
 from lake.runs import Run, new_run_id, refuse_second_run
 from lake.s3 import Unavailable
@@ -51,6 +51,8 @@ class RunSettings(BaseModel):
     """Cores that each of them asks for (none where it has a GPU); its share of what the cluster has when not given."""
     segment_timeout_s: float = 300
     """Seconds that a minute of video may take to decode before its process is killed."""
+    stall_timeout_s: float = 3600
+    """Seconds without any outcome after which the run ends. New nodes that load a large model take many minutes."""
     commit_every_s: float = 10
     """Seconds between commits, each of which makes the rows before it visible."""
 
@@ -198,10 +200,13 @@ class _Driver:
         )
         # Otherwise only the text of it would be left of what a stage raised.
         dataset.context.raise_original_map_exception = True
-        committed = time.monotonic()
+        committed = heard = time.monotonic()
         try:
             for report in _stream(dataset):
+                if time.monotonic() - heard > self._settings.stall_timeout_s:
+                    raise Stalled(self._diagnosis(todo, pool, time.monotonic() - heard))
                 if report:
+                    heard = time.monotonic()
                     self.ledger.add(report)
                     self._progress(self.ledger.counts)
                 if self._stop.is_set():
@@ -225,6 +230,27 @@ class _Driver:
         QUEUE.record(self.ledger.uncommitted, queue="commit")
         for stage, processes in (("sample", pool.decode), ("annotate", pool.label), ("write", pool.write)):
             STAGE_WORKERS.record(processes, stage=stage)
+
+    def _diagnosis(self, todo: pa.Table, pool: Workers, seconds: float) -> str:
+        """What a run without any outcome may be waiting for."""
+        open_ = pc.is_in(todo["video_id"], value_set=pa.array(self.ledger.unfinished, pa.string()))
+        waiting = todo["uri"].filter(open_)
+        there, free = ray.cluster_resources(), ray.available_resources()
+        said = (
+            f"no outcome for {seconds:.0f} s, {len(waiting):,} videos unfinished ({waiting[0].as_py()}, ...); "
+            f"nodes {sum(node['Alive'] for node in ray.nodes())}"
+        )
+        for name, wanted in (
+            ("CPU", pool.decode * pool.decode_cpus + pool.label * pool.label_cpus),
+            ("GPU", pool.label * pool.label_gpus),
+        ):
+            said += (
+                f", {name} {there.get(name, 0):g} ({free.get(name, 0):g} free, all workers together ask for {wanted:g})"
+            )
+        return (
+            f"{said}: start nodes or ask for fewer workers where that is too much, else look at the workers' logs "
+            "(`ray logs`); the same command goes on from here"
+        )
 
     def _unfinished(self, work: pa.Table, before: dict[str, list[str]]) -> pa.Table:
         open_ = set(self.ledger.unfinished)

@@ -9,5 +9,9 @@ class Superseded(Exception):
     """Another committer of the same labeler has taken over; nothing more may be committed by this one."""
 
 
+class Stalled(Exception):
+    """A run has got nowhere for so long that it was ended; the message is its diagnosis (exit code 1)."""
+
+
 class SourceChanged(Exception):
     """A source file changed under its uri while it was read."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lake.errors import Refused, Superseded
+from lake.errors import Refused, Stalled, Superseded
 from lake.s3 import Unavailable, outage
 from lake.tables import Lake
 from models.errors import ModelRefused
@@ -51,7 +51,7 @@ def main() -> None:
         code = _say(f"{error.format_message()} (see `{command} --help`)", 2)
     except (Refused, ModelRefused, Superseded) as error:
         code = _say(str(error), 2)
-    except Unavailable as error:
+    except (Unavailable, Stalled) as error:
         code = _say(str(error), 1)
     except (typer.Abort, KeyboardInterrupt):
         code = _say("interrupted; what was committed stays, the same command goes on from there", 1)
@@ -241,6 +241,14 @@ def label(
     segment_timeout: Annotated[
         float, typer.Option(min=1, callback=finite, help="Seconds a minute of video may take to decode.")
     ] = 300,
+    stall_timeout: Annotated[
+        float,
+        typer.Option(
+            min=1,
+            callback=finite,
+            help="Seconds without any outcome after which the run ends and says what it waits for.",
+        ),
+    ] = 3600,
     commit_every: Annotated[float, typer.Option(min=1, callback=finite, help="Seconds between commits.")] = 10,
     endpoint_url: Endpoint = None,
     region: Region = None,
@@ -295,6 +303,7 @@ def label(
             "label_workers": label_workers,
             "worker_cpus": worker_cpus,
             "segment_timeout_s": segment_timeout,
+            "stall_timeout_s": stall_timeout,
             "commit_every_s": commit_every,
         },
         where=where,

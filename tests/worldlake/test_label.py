@@ -207,6 +207,21 @@ def test_a_model_that_does_not_load_is_refused_in_one_line(tmp_path: Path) -> No
 
 
 @pytest.mark.timeout(600)
+def test_a_run_that_gets_nowhere_ends_and_says_what_it_waits_for(tmp_path: Path, model: Path) -> None:
+    write_folder(tmp_path / "videos", [55_000], frames=120)
+    lake = Lake(str(tmp_path / "lake"))
+    options = (str(tmp_path / "videos"), "--worker-cpus", "64", "--stall-timeout", "3")
+    code, output = Labelling(lake.uri, model, *options).wait()
+    assert code == 1, output
+    (line,) = [line for line in output.splitlines() if line.startswith("worldlake:")]
+    assert "1 videos unfinished" in line
+    assert "all workers together ask for" in line
+    assert "Traceback" not in output
+    assert only_labeler(lake)["videos"]["pending"] == 1
+    assert only_labeler(lake)["runs"][0]["status"] == "failed"
+
+
+@pytest.mark.timeout(600)
 def test_sums_balance_while_a_failed_pair_is_tried_again(tmp_path: Path, model: Path) -> None:
     videos, lake = tmp_path / "videos", Lake(str(tmp_path / "lake"))
     write_folder(videos, [53_000], frames=120)
