@@ -1,6 +1,7 @@
 """The claims of Qiu et al. (arXiv 2506.06006) on the sample world, with several seeds and intervals.
 
     python -m bench.claims run --seeds 0 1 2       train, label, verify, predict; hours, resumable
+    python -m bench.claims control --seeds 1       claim (b) with the true names of the same pairs, after `run`
     python -m bench.claims report                  bench/results/claims.json and docs/images/claims.svg
 
 `run` may be started several times at once with other seeds. Every stage leaves a file in --work and is not done again.
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 from bench.claims.data import Sizes, named, pretraining_pairs, test_questions, training_data
-from bench.claims.report import write_report
+from bench.claims.report import CONTROL, write_report
 from bench.claims.stages import (
     Labels,
     exact_match,
@@ -98,6 +99,14 @@ class Seed:
         self._names("weak", weak)
         for name, world in worlds.items():
             self._predictions(name, world, good, 8 if name == "labelled + verified" else 4)
+
+    def control(self) -> None:
+        """As "labelled + verified", but under the pairs' true names: how much is the fault of wrong labels?"""
+        self.data = training_data(self.number, self.sizes)
+        good, truth = self._dynamics("good", self.data.labelled), self.data.unlabelled.actions
+        accepted = self._labels("good", good)["accepted"]
+        true = [name if action is not None else None for name, action in zip(truth, accepted, strict=True)]
+        self._predictions(CONTROL, self._world(CONTROL, self._pool(self.data.labelled, true), 0.3), good, 4)
 
     def _pool(self, labelled: Pairs, actions: list[str | None]) -> Pairs:
         return joined([labelled, named(self.data.unlabelled, actions)])
@@ -183,8 +192,8 @@ def main() -> None:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--work", type=Path, default=Path("scratch/claims"))
     commands = parser.add_subparsers(required=True, dest="command")
-    running = commands.add_parser("run", parents=[shared])
-    running.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    for name, seeds in (("run", [0, 1, 2]), ("control", [1])):
+        commands.add_parser(name, parents=[shared]).add_argument("--seeds", type=int, nargs="+", default=seeds)
     reporting = commands.add_parser("report", parents=[shared])
     reporting.add_argument("--out", type=Path, default=Path("bench/results/claims.json"))
     reporting.add_argument("--plot", type=Path, default=Path("docs/images/claims.svg"))
@@ -194,7 +203,8 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     for number in arguments.seeds:
-        Seed(number, arguments.work, Sizes()).run()
+        seed = Seed(number, arguments.work, Sizes())
+        seed.control() if arguments.command == "control" else seed.run()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -20,6 +21,7 @@ from matplotlib import pyplot
 
 CANDIDATES = (1, 2, 4, 8)
 MAIN = "labelled + verified"
+CONTROL = f"{MAIN}, true names"
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ class Found:
 
     seed: int
     folder: Path
+
+    def has(self, world: str) -> bool:
+        """Whether there are predictions of this world model."""
+        return (self.folder / f"predictions {world}.npz.done").exists()
 
     def predictions(self, world: str) -> dict[str, npt.NDArray[Any]]:
         """The arrays of `stages.Predictions`."""
@@ -143,6 +149,11 @@ def write_report(work: Path, out: Path, plot: Path) -> None:
         "machine": platform.machine(),
         "claims": {letter: _summary(CLAIMS[letter], values) for letter, values in figures.items()},
         "beside": {name: _over_seeds([of(seed) for seed in seeds]) for name, of in BESIDE.items()},
+        "control": {
+            f"seed {seed.seed}": {name: round(seed.shows(name), 4) for name in ("labelled", MAIN, CONTROL)}
+            for seed in seeds
+            if seed.has(CONTROL)
+        },
         "labels": {name: [seed.labels(name) for seed in seeds] for name in ("good", "weak")},
     }
     out.write_text(json.dumps(content, indent=1) + "\n")
@@ -181,7 +192,7 @@ def _plot(figures: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> N
         axis.plot(places, values, color="0.75", marker=".", linewidth=0.8)
         error = [(m.value - m.interval[0], m.interval[1] - m.value) for m in middles]
         axis.errorbar(places, [m.value for m in middles], np.array(error).T, fmt="o", color="C0", capsize=4)
-        axis.set_xticks(places, [name.replace(" ", "\n", 1) for name in figures[letter]])
+        axis.set_xticks(places, [fill(name, 13) for name in figures[letter]])
         axis.set_xlim(-0.5, len(values) - 0.5)
         axis.set_ylabel(claim.unit)
         axis.set_title(f"({letter}) {claim.claim}", fontsize=8, wrap=True)
