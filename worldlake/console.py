@@ -32,7 +32,7 @@ class _JsonLines(logging.Formatter):
         line = {"asctime": self.formatTime(record), "levelname": record.levelname, "message": record.getMessage()}
         if record.exc_info:
             line["exc_text"] = self.formatException(record.exc_info)
-        extra = {name: value for name, value in vars(record).items() if name not in self._GIVEN}
+        extra = {name: value for name, value in vars(record).items() if name not in self._GIVEN and name[0] != "_"}
         return json.dumps(line | extra, default=str)
 
 
