@@ -19,12 +19,12 @@ OTHER_KEY, OTHER_SECRET = "readonly", "readonlysecret"
 class Seaweed:
     """`start`, `stop`, and the AWS environment that reaches it; data survives a stop."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
+        self.folder, self.host = folder, host
         folder.mkdir(parents=True, exist_ok=True)
         # Each has a gRPC port 10000 above it.
         self.ports = _free_ports(4)
-        self.endpoint = f"http://127.0.0.1:{self.ports[3]}"
+        self.endpoint = f"http://{host}:{self.ports[3]}"
         self.process: subprocess.Popen[bytes] | None = None
         identities = [
             {"name": "lake", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]},
@@ -54,8 +54,8 @@ class Seaweed:
             "-logtostderr=true",
             "server",
             "-s3",
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
+            f"-ip={self.host}",
+            f"-ip.bind={self.host}",
             f"-dir={self.folder}",
             "-volume.max=200",
             "-master.volumeSizeLimitMB=64",
