@@ -326,7 +326,7 @@ class _Driver:
             return
         journal.write(news.lines)
         for line in news.lines:
-            self._progress(line)
+            self._progress({**line, "steps": self._summary.steps})
         last = news.lines[-1]
         self._summary.last, self._summary.step = last, last["step"]
         self._books.counts["step"] = last["step"]

@@ -77,11 +77,12 @@ class Counter:
         self._task = bar.add_task(what, total=total, detail="") if bar else None
         self._logged = time.monotonic()
 
-    def __call__(self, done: int, counts: dict[str, int]) -> None:
-        """Show that `done` of the total are through."""
+    def __call__(self, done: int, counts: dict[str, int], total: int | None = None) -> None:
+        """Show that `done` of the total are through; `total` where it was not known before."""
+        self._total = total or self._total
         detail = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items() if count)
         if self._bar and self._task is not None:
-            self._bar.update(self._task, completed=done, detail=detail)
+            self._bar.update(self._task, completed=done, total=self._total, detail=detail)
         elif time.monotonic() - self._logged >= _LOG_EVERY_S:
             self._logged = time.monotonic()
             log.info("%s: %s%s; %s", self._what, done, f" of {self._total}" if self._total else "", detail)

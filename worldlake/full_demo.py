@@ -25,7 +25,7 @@ from worldlake import console
 from worldlake.evaluation import WorldOptions, evaluate_dynamics, evaluate_world, plain_figures
 from worldlake.evaluation_pairs import Choice
 from worldlake.label import draining, label_command
-from worldlake.train import rounded
+from worldlake.train import show
 
 # Clips that the builtin models were not trained on and that the short demo does not use either.
 FIRST_SEED = 6_000_000
@@ -159,7 +159,7 @@ def _train(lake: Lake, settings: TrainingSettings) -> str:
             settings,
             stop=stop,
             start_cluster=start_cluster,
-            progress=lambda line: counter(line.get("step", 0), rounded(line)),
+            progress=lambda line: show(line, counter),
             warn=console.log.warning,
         )
     console.out.print(summary.text(), markup=False)

@@ -48,7 +48,7 @@ def train_command(settings: type[TrainingSettings], options: dict[str, Any]) -> 
             out=out,
             stop=stop,
             start_cluster=start_cluster,
-            progress=lambda line: counter(line.get("step", 0), rounded(line)),
+            progress=lambda line: show(line, counter),
             warn=console.log.warning,
         )
     if as_json:
@@ -58,9 +58,13 @@ def train_command(settings: type[TrainingSettings], options: dict[str, Any]) -> 
     return 0
 
 
-def rounded(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of the log as progress shows it."""
-    return {name: value if isinstance(value, int) else float(f"{value:.3g}") for name, value in line.items()}
+def show(line: dict[str, Any], counter: console.Counter) -> None:
+    """Show a line of the log as progress: how many steps of how many, and the other figures to three digits."""
+    figures = {name: value for name, value in line.items() if name != "steps"}
+    rounded: dict[str, Any] = {
+        name: value if isinstance(value, int) else float(f"{value:.3g}") for name, value in figures.items()
+    }
+    counter(line.get("step", 0), rounded, line.get("steps"))
 
 
 def _settings(settings: type[TrainingSettings], options: dict[str, Any]) -> TrainingSettings:
