@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import av
 import pyarrow.compute as pc
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
 from lake import forgotten, layouts
@@ -30,6 +30,8 @@ EXTENSIONS = frozenset(
 # As everywhere in a lake: a transient error counts as final after three attempts.
 MAX_ATTEMPTS = 3
 _APP_ID = "ingest"
+# Statistics keep 64 bytes of a text by default, which all uris under a long prefix have in common.
+_WHOLE_URIS = WriterProperties(statistics_truncate_length=1024)
 
 
 @dataclass
@@ -192,9 +194,16 @@ def _append_videos(lake: Lake, rows: list[dict[str, Any]]) -> int:
                     mode="overwrite",
                     predicate=f"video_id IN ({', '.join(repr(row['video_id']) for row in rows)})",
                     commit_properties=properties,
+                    writer_properties=_WHOLE_URIS,
                 )
             else:
-                write_deltalake(table, to_table("videos", rows), mode="append", commit_properties=properties)
+                write_deltalake(
+                    table,
+                    to_table("videos", rows),
+                    mode="append",
+                    commit_properties=properties,
+                    writer_properties=_WHOLE_URIS,
+                )
             return len(rows)
         except CommitFailedError:
             continue
