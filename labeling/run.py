@@ -234,12 +234,11 @@ class _Driver:
     def _diagnosis(self, todo: pa.Table, pool: Workers, seconds: float) -> str:
         """What a run without any outcome may be waiting for."""
         open_ = pc.is_in(todo["video_id"], value_set=pa.array(self.ledger.unfinished, pa.string()))
-        waiting = todo["uri"].filter(open_)
+        waiting = todo["uri"].filter(open_).to_pylist()
         there, free = ray.cluster_resources(), ray.available_resources()
-        said = (
-            f"no outcome for {seconds:.0f} s, {len(waiting):,} videos unfinished ({waiting[0].as_py()}, ...); "
-            f"nodes {sum(node['Alive'] for node in ray.nodes())}"
-        )
+        said = f"no outcome for {seconds:.0f} s, {len(waiting):,} videos unfinished"
+        said += f" ({waiting[0]}, ...)" if waiting else ""
+        said += f"; nodes {sum(node['Alive'] for node in ray.nodes())}"
         for name, wanted in (
             ("CPU", pool.decode * pool.decode_cpus + pool.label * pool.label_cpus),
             ("GPU", pool.label * pool.label_gpus),

@@ -94,7 +94,8 @@ class SampleVideos:
                 spans.update((failure.stage, failure.start_pts, failure.end_pts) for failure in segment.failures)
                 if start is None:
                     break
-                yield block(rows, SAMPLES)
+                # A row where there is no pair, too: hours without motion would otherwise look like a run that is stuck.
+                yield block(rows or [_columns(video)], SAMPLES)
                 if self._stop.requested():
                     return
         if not rows:
