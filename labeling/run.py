@@ -52,7 +52,8 @@ class RunSettings(BaseModel):
     segment_timeout_s: float = 300
     """Seconds that a minute of video may take to decode before its process is killed."""
     stall_timeout_s: float = 3600
-    """Seconds without any outcome after which the run ends. New nodes that load a large model take many minutes."""
+    """Seconds without an outcome and without a decoded segment after which the run ends. Longer than what gives no sign
+    takes: new nodes that load a large model, the download of a large video, 64 pairs of a slow model."""
     commit_every_s: float = 10
     """Seconds between commits, each of which makes the rows before it visible."""
 
@@ -137,9 +138,12 @@ def label(
         of_run = {"run_id": run_id, "labeler_id": labeler.id}
         log.info("run begins", extra={**of_run, "policy_id": policy.id})
         driver = _Driver(lake, labeler, policy, settings, run, stop, progress, warn)
-        driver.label(list_again)
-        run.status = summary.status = "drained" if stop.is_set() else "finished"
-        log.info("run ends", extra={**of_run, "status": run.status, "counts": driver.ledger.counts})
+        try:
+            driver.label(list_again)
+            run.status = summary.status = "drained" if stop.is_set() else "finished"
+        finally:
+            status = "failed" if run.status == "running" else run.status
+            log.info("run ends", extra={**of_run, "status": status, "counts": driver.ledger.counts})
     summary.counts, summary.seconds = driver.ledger.counts, time.monotonic() - started
     return summary
 
@@ -200,15 +204,17 @@ class _Driver:
         )
         # Otherwise only the text of it would be left of what a stage raised.
         dataset.context.raise_original_map_exception = True
+        # Ours knows of signs of life that are no blocks, and what to say: see `stall_timeout_s`.
+        dataset.context.execution_no_progress_timeout_s = -1
         committed = heard = time.monotonic()
         try:
             for report in _stream(dataset):
-                if time.monotonic() - heard > self._settings.stall_timeout_s:
-                    raise Stalled(self._diagnosis(todo, pool, time.monotonic() - heard))
                 if report:
                     heard = time.monotonic()
                     self.ledger.add(report)
                     self._progress(self.ledger.counts)
+                elif self._is_stalled(time.monotonic() - heard, stop):
+                    raise Stalled(self._diagnosis(todo, pool))
                 if self._stop.is_set():
                     stop.request()
                 if time.monotonic() - committed >= self._settings.commit_every_s:
@@ -231,12 +237,17 @@ class _Driver:
         for stage, processes in (("sample", pool.decode), ("annotate", pool.label), ("write", pool.write)):
             STAGE_WORKERS.record(processes, stage=stage)
 
-    def _diagnosis(self, todo: pa.Table, pool: Workers, seconds: float) -> str:
+    def _is_stalled(self, silent_s: float, stop: Stop) -> bool:
+        limit_s = self._settings.stall_timeout_s
+        # Hours without motion have no outcome while they are decoded.
+        return silent_s > limit_s and stop.quiet_s() > limit_s
+
+    def _diagnosis(self, todo: pa.Table, pool: Workers) -> str:
         """What a run without any outcome may be waiting for."""
         open_ = pc.is_in(todo["video_id"], value_set=pa.array(self.ledger.unfinished, pa.string()))
         waiting = todo["uri"].filter(open_).to_pylist()
         there, free = ray.cluster_resources(), ray.available_resources()
-        said = f"no outcome for {seconds:.0f} s, {len(waiting):,} videos unfinished"
+        said = f"no sign of life for {self._settings.stall_timeout_s:g} s, {len(waiting):,} videos unfinished"
         said += f" ({waiting[0]}, ...)" if waiting else ""
         said += f"; nodes {sum(node['Alive'] for node in ray.nodes())}"
         for name, wanted in (
@@ -287,11 +298,11 @@ class _Driver:
         if not self.ledger.uncommitted:
             return
         files, failures, finished = self.ledger.take()
-        self._log(failures, finished)
         stamp: dict[str, Any] = {"labeler_id": self._labeler.id, "run_id": self._run.run_id, "finished_at": now()}
         files["failures"] = self._driver_file("failures", failures)
         files["progress"] = self._driver_file("progress", [{**row, **stamp} for row in finished])
         self._committer.commit(files)
+        self._log(failures, finished)
 
     def _log(self, failures: list[dict[str, Any]], finished: list[dict[str, Any]]) -> None:
         for row in failures:

@@ -46,7 +46,7 @@ class SampleVideos:
     ) -> None:
         """Without `run_id` it works for a service."""
         self._labeler = labeler
-        self._run_id = run_id
+        self._run_id, self._source = run_id, "label" if run_id else "live"
         self._storage = storage
         self._stop = stop
         self._decoder = Isolated(timeout_s)
@@ -78,10 +78,10 @@ class SampleVideos:
         spans: set[tuple[Any, ...]] = set()
         with tempfile.TemporaryDirectory(prefix="worldlake-") as folder:
             dest = Path(folder, f"video{PurePosixPath(video['uri']).suffix}")
-            with STAGE_SECONDS.timed(stage="fetch"):
+            with STAGE_SECONDS.timed(stage="fetch", source=self._source):
                 path = self._storage.fetch(video["uri"], video["etag"], dest)
             while True:
-                with STAGE_SECONDS.timed(stage="sample"):
+                with STAGE_SECONDS.timed(stage="sample", source=self._source):
                     segment = self._decoder.call(
                         sample_segment, str(path), start, self._labeler.settings.sampling, self._labeler.image_size
                     )
@@ -94,8 +94,7 @@ class SampleVideos:
                 spans.update((failure.stage, failure.start_pts, failure.end_pts) for failure in segment.failures)
                 if start is None:
                     break
-                # A row where there is no pair, too: hours without motion would otherwise look like a run that is stuck.
-                yield block(rows or [_columns(video)], SAMPLES)
+                yield block(rows, SAMPLES)
                 if self._stop.requested():
                     return
         if not rows:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 import ray
 from ray.actor import ActorHandle
 
@@ -12,12 +15,17 @@ _ANSWER_S = 5.0
 class _Flag:
     def __init__(self) -> None:
         self._raised = False
+        self._asked_at = time.monotonic()
 
     def raise_(self) -> None:
         self._raised = True
 
     def is_raised(self) -> bool:
+        self._asked_at = time.monotonic()
         return self._raised
+
+    def quiet_s(self) -> float:
+        return time.monotonic() - self._asked_at
 
 
 class Stop:
@@ -35,6 +43,13 @@ class Stop:
         """Ask for it."""
         self._seen = True
         ray.get(ray.get_actor(self._name).raise_.remote())
+
+    def quiet_s(self) -> float:
+        """Seconds since a worker last asked, which those that decode do after every segment: their sign of life."""
+        try:
+            return float(ray.get(ray.get_actor(self._name).quiet_s.remote(), timeout=_ANSWER_S))
+        except (ValueError, ray.exceptions.RayError):
+            return math.inf
 
     def requested(self) -> bool:
         """Whether it was asked for."""

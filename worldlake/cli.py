@@ -246,7 +246,7 @@ def label(
         typer.Option(
             min=1,
             callback=finite,
-            help="Seconds without any outcome after which the run ends and says what it waits for.",
+            help="Seconds without any sign of life after which the run ends and says what it waits for.",
         ),
     ] = 3600,
     commit_every: Annotated[float, typer.Option(min=1, callback=finite, help="Seconds between commits.")] = 10,
