@@ -33,7 +33,7 @@ class Annotate:
         """See `LabelPairs`. Raises ModelRefused where the model could not be loaded."""
         if self._refusal:
             raise self._refusal
-        with STAGE_SECONDS.timed(stage="annotate"):
+        with STAGE_SECONDS.timed(stage="annotate", source="label"):
             labelled = self._label(samples)
         PAIRS.record(pc.count(labelled["action"]).as_py(), outcome="labelled")
         return labelled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,10 +29,11 @@ class Write:
     labeler_id: str
     policy_id: str
     decoder: str
+    source: Literal["label", "live"] = "label"
 
     def __call__(self, verified: pa.Table) -> pa.Table:
         """Write the rows of a block (`VERIFIED`); returns one row that holds the pickled `Report`."""
-        with STAGE_SECONDS.timed(stage="write"):
+        with STAGE_SECONDS.timed(stage="write", source=self.source):
             return pa.table({"report": [pickle.dumps(self._report(verified))]})
 
     def _report(self, verified: pa.Table) -> Report:

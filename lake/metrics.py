@@ -73,8 +73,9 @@ VIDEOS = Metric("counter", "worldlake_videos_total", "Videos of labelling runs: 
 STAGE_SECONDS = Metric(
     "counter",
     "worldlake_stage_seconds_total",
-    "Seconds that workers spent in a stage: fetch, sample, annotate, verify, write",
-    ("stage",),
+    "Seconds that workers spent in a stage (fetch, sample, annotate, verify, write), in labelling runs (label) and the "
+    "service (live)",
+    ("stage", "source"),
 )
 STAGE_WORKERS = Metric(
     "gauge", "worldlake_stage_workers", "Processes of a labelling run: sample, annotate, write", ("stage",)

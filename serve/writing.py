@@ -120,7 +120,7 @@ class Writer:
         assert self._run is not None
         if not rows:
             return
-        write = Write(self._lake, self._run.run_id, self._labeler.id, self._policy.id, self._labeler.decoder)
+        write = Write(self._lake, self._run.run_id, self._labeler.id, self._policy.id, self._labeler.decoder, "live")
         report: Report = pickle.loads(write(block(rows, VERIFIED))["report"][0].as_py())  # noqa: S301 - our own bytes
         files: dict[str, list[Any]] = {}
         for file in report.files:
