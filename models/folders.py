@@ -161,11 +161,18 @@ def trained_as(adapter: Path | None, folder: Path) -> dict[str, Any]:
     Raises ModelRefused where the file is not as worldlake writes it.
     """
     for place in filter(None, (adapter, folder)):
-        found = read_json(place / TRAINED_AS)
-        if found and not isinstance(found.get("image_size"), int):
-            raise ModelRefused(f"{place / TRAINED_AS} has no image_size: bring back the file that training wrote")
-        if found:
-            return found
+        if not (path := place / TRAINED_AS).exists():
+            continue
+        found = read_json(path)
+        size, prompt, layout = (found.get(name) for name in ("image_size", "prompt", "pair_layout"))
+        if (
+            type(size) is not int
+            or not 8 <= size <= 4096
+            or not (prompt is None or (isinstance(prompt, str) and prompt))
+            or layout not in (None, "auto", "images", "video")
+        ):
+            raise ModelRefused(f"{path} is not as training wrote it: bring it back, or remove it to use other settings")
+        return found
     return {}
 
 

@@ -58,8 +58,8 @@ def world_folder(settings: WorldSettings) -> tuple[Path, dict[str, str]]:
 
 
 def asked_size(settings: WorldSettings, folder: Path) -> int | None:
-    """The image size that was asked for, or else trained with; None: the one that the model was made for."""
-    return settings.image_size or trained_as(settings.adapter, folder).get("image_size")
+    """The image size that was asked for, or else that of the adapter; None: what the folder says."""
+    return settings.image_size or (trained_as(settings.adapter, folder).get("image_size") if settings.adapter else None)
 
 
 def load_world(settings: WorldSettings, device: str | None = None) -> Emu3World:

@@ -325,8 +325,11 @@ def test_a_trained_model_is_asked_as_it_was_trained_unless_told_otherwise(folder
     assert found(prompt="what moves", image_size=32) == ("what moves", 32, "images")
     (adapter / TRAINED_AS).write_text(json.dumps({"prompt": None, "image_size": 32, "pair_layout": "video"}))
     assert found(adapter=str(adapter)) == (DEFAULT_PROMPT, 32, "video"), "an adapter knows better than its base"
-    for content in ("{", "[]", '{"prompt": "a"}', '{"image_size": 32, "prompt": ""}'):
+    sizes = ("true", "4", "9000", '"32"')
+    broken = ["{", "[]", "{}", '{"prompt": "a"}', *(f'{{"image_size": {size}}}' for size in sizes)]
+    broken += ['{"image_size": 32, "prompt": ""}', '{"image_size": 32, "pair_layout": "three"}']
+    for content in broken:
         (folder / TRAINED_AS).write_text(content)
-        with pytest.raises(ModelRefused) as refused:
+        with pytest.raises(ModelRefused, match=TRAINED_AS) as refused:
             found()
         assert "\n" not in str(refused.value)
