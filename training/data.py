@@ -16,7 +16,7 @@ from lake.errors import Refused
 from lake.schemas import TABLES
 from lake.tables import Lake
 from training.order import Indices
-from training.selection import at_version, select_triples
+from training.selection import BY_PEOPLE, at_version, select_triples
 from training.settings import Source
 
 # Rows with two images each: a block of some tens of megabytes.
@@ -51,8 +51,14 @@ def choose(lake: Lake, sources: Sequence[Source], versions: Mapping[str, int]) -
     found = [select_triples(lake, source, versions) for source in sources]
     for source, rows in zip(sources, found, strict=True):
         if not len(rows):
+            version = versions["triples"]
+            if source.where == BY_PEOPLE:
+                raise Refused(
+                    f"no triple at version {version} was labelled by people: `worldlake ingest --format ...` what they "
+                    "labelled, or name the triples to learn from, --source '{labelers: [...]}'"
+                )
             raise Refused(
-                f"no triple at version {versions['triples']} is in {source.model_dump_json(exclude_unset=True)}: "
+                f"no triple at version {version} is in {source.model_dump_json(exclude_unset=True)}: "
                 "label videos first, or choose other labelers, datasets, splits or conditions"
             )
     rows = pa.concat_tables([table.select(["triple_id", "action"]) for table in found])
