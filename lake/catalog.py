@@ -22,7 +22,7 @@ from lake.probe import TIMEOUT_S, Header, ProbeError, Prober, prober
 from lake.runs import Run, new_run_id
 from lake.s3 import PATIENCE_S, Unavailable
 from lake.storage import Entry, is_s3, normalise
-from lake.tables import Lake, now, to_table
+from lake.tables import STATISTICS_BYTES, Lake, now, to_table
 
 EXTENSIONS = frozenset(
     "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts vob webm wmv".split()  # noqa: SIM905 - reads better
@@ -30,8 +30,7 @@ EXTENSIONS = frozenset(
 # As everywhere in a lake: a transient error counts as final after three attempts.
 MAX_ATTEMPTS = 3
 _APP_ID = "ingest"
-# Statistics keep 64 bytes of a text by default, which all uris under a long prefix have in common.
-_WHOLE_URIS = WriterProperties(statistics_truncate_length=1024)
+_WHOLE_URIS = WriterProperties(statistics_truncate_length=STATISTICS_BYTES)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from lake.errors import Refused
 from lake.runs import Run, RunState, new_run_id, states
 from lake.schemas import TABLES
 from lake.storage import normalise
-from lake.tables import Lake, to_table
+from lake.tables import STATISTICS_BYTES, Lake, to_table
 
 #: Readers and writers that are at work need what they began with; a committer takes no file older than half of this.
 KEEP_HOURS = 24
@@ -229,5 +229,6 @@ def _writer(name: str) -> WriterProperties:
     return WriterProperties(
         compression="ZSTD",
         max_row_group_size=_IMAGE_ROWS if images else None,
+        statistics_truncate_length=STATISTICS_BYTES,
         column_properties=dict.fromkeys(images, plain),
     )

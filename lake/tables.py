@@ -22,6 +22,9 @@ from lake.errors import Refused
 from lake.schemas import DECISIONS, SCHEMA_VERSION, TABLES, stats_columns
 from lake.storage import StorageConfig, is_s3, join, normalise
 
+STATISTICS_BYTES = 1024
+"""Of a text. All uris under a long prefix have the default, sixty-four, in common, and no file could be pruned."""
+
 _VERSION_KEY = "worldlake.schema_version"
 
 # Readers replay the log from the last checkpoint; a streaming run commits every few seconds.

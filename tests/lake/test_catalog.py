@@ -124,12 +124,22 @@ def test_a_file_that_is_back_in_an_earlier_state_is_the_newest_again(tmp_path: P
 def test_only_files_that_may_hold_a_page_are_asked_and_none_that_does_is_left_out(tmp_path: Path, clip: Path) -> None:
     source, lake = tmp_path / "videos", Lake(str(tmp_path / "lake"))
     # Statistics keep the beginning of long names only; quotes and names beyond ASCII are what SQL may stumble over.
-    names = ["a.mp4", "it's.mp4", "'.mp4", "\U0010ffff.mp4", *(f"{'long' * 40}{end}.mp4" for end in "abc")]
+    names = [
+        "a.mp4",
+        "it's.mp4",
+        "'.mp4",
+        "back\\slash.mp4",
+        "\\'.mp4",
+        "\U0010ffff.mp4",
+        *(f"{'long' * 40}{end}.mp4" for end in "abc"),
+    ]
     source.mkdir()
     for name in names:
         shutil.copy(clip, source / name)
         assert ingest(lake, [str(source)]).new == 1
     assert ingest(lake, [str(source)]).known == len(names)
+    for name in names:
+        assert ingest(lake, [str(source / name)]).known == 1, name
     assert len(lake.dataset("videos").files) == len(names)
     pruned = lake.dataset("videos", prune=f"uri = '{source}/a.mp4'")
     assert pruned.to_table()["uri"].to_pylist() == [f"{source}/a.mp4"]
