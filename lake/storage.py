@@ -201,8 +201,12 @@ class StorageConfig(BaseModel):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Of this call alone: two threads may write the same object at once.
         unfinished = path.with_name(f"{path.name}.{uuid4().hex}")
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
+        try:
+            unfinished.write_bytes(content)
+            unfinished.replace(path)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
 
     def get(self, uri: str) -> bytes | None:
         """Return all bytes of a small object; None where there is none."""

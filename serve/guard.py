@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection
@@ -19,13 +20,16 @@ from urllib.parse import urlsplit
 from fastapi import Request
 
 from serve.keys import Bucket, Key, Keys, Scope, find
-from serve.problems import Problem
+from serve.problems import Problem, busy
 
 _READ_EVERY_S = 10.0
 """A key that was revoked is refused so much later at the latest."""
 
 COOKIE = "worldlake_key"
 """Holds the key of a browser that has signed in."""
+
+_HOLD_S = 300.0
+"""Seconds for which keys hold that cannot be read again."""
 
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 """Names by which this machine calls itself."""
@@ -43,6 +47,7 @@ class Guard:
         self._source, self._open_as = keys, open_as
         self._keys = keys.read()
         self._read_at = time.monotonic()
+        self._unread_since = math.inf
         self._buckets: dict[str, Bucket] = {}
 
     def require(self, scope: Scope) -> Callable[[Request], Awaitable[None]]:
@@ -102,9 +107,13 @@ class Guard:
             self._read_at = time.monotonic()
             try:
                 self._keys = await asyncio.to_thread(self._source.read)
+                self._unread_since = math.inf
             except Exception as error:
-                # The request has no part in it; what was read last goes on holding.
-                log.warning("keys cannot be read, those read before hold: %s", error)
+                # The request has no part in it, so what was read last holds; but a key that was revoked not for ever.
+                log.warning("keys cannot be read, those read before hold for a while: %s", error)
+                self._unread_since = min(self._unread_since, self._read_at)
+        if time.monotonic() - self._unread_since > _HOLD_S:
+            raise busy("the keys of this service cannot be read", _READ_EVERY_S)
 
 
 def refuse_other_sites(request: Request) -> None:

@@ -31,7 +31,6 @@ from serve.videos import Videos
 from serve.writing import Writer
 
 NAME = "worldlake"
-_LOCAL = ("127.0.0.1", "localhost", "::1")
 _DRAIN_S = 60.0
 """A replica that is stopped finishes what it has accepted, so long."""
 _READERS = 64
@@ -66,7 +65,7 @@ def plan(lake: Lake, settings: ServeSettings, host: str) -> Plan:
     if settings.world is not None:
         folder, _ = world_folder(settings.world)
         size = load_image_tokenizer(folder, asked_size(settings.world, folder), "cpu").image_size
-    is_local = host in _LOCAL
+    is_local = host in LOCAL or f"[{host}]" in LOCAL
     if not Keys(lake).read() and not is_local:
         raise Refused(
             f"--host {host} lets other machines in, and there is no key: worldlake keys create NAME --scope label "

@@ -18,6 +18,7 @@ from starlette.datastructures import UploadFile
 
 from serve.api.label import Write, as_label, media_type, unsupported, write_mode
 from serve.problems import Problem, bad_request, internal, responses
+from serve.reading import asked
 from serve.replicas import Rows
 from serve.schemas import VideoIn, VideoTriple, WriteMode, encoded
 from serve.services import Services
@@ -71,12 +72,12 @@ def router(services: Services) -> APIRouter:
         path = Path(folder.name, "video")
         if media_type(request) == "application/json":
             entry = await asyncio.to_thread(services.videos.find, await _uri(request))
-            if (video_id := await asyncio.to_thread(services.videos.catalogued, entry)) is not None:
+            if (video_id := await asked(lambda: services.videos.catalogued(entry))) is not None:
                 # A labelling run decides about it, under its own id.
                 mode = "no"
-                if (rows := await asyncio.to_thread(services.videos.decided, video_id)) is not None:
+                if (rows := await asked(lambda: services.videos.decided(video_id))) is not None:
                     return _stream(_told(rows), folder)
-            await asyncio.to_thread(services.videos.fetch, entry, path)
+            await asked(lambda: services.videos.fetch(entry, path))
         else:
             await _save(request, path)
         await asyncio.to_thread(services.videos.check, path)

@@ -99,7 +99,9 @@ def with_checksums(content: bytes) -> bytes:
 
 def ask(examples: int, whole: list[bytes], work: Callable[[bytes], None]) -> None:
     @given(damaged(whole))
-    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(
+        max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True
+    )
     def each(content: bytes) -> None:
         begun = time.monotonic()
         work(content)

@@ -158,6 +158,8 @@ def test_keys_that_cannot_be_read_for_a_while_hold(
         Path(lake.uri, "_serve/keys.json").write_text("half a fi")
         assert get(client, token)[0] == 200
         assert get(client, "wl_other")[0] == 401
+        monkeypatch.setattr("serve.guard._HOLD_S", 0.0)
+        assert get(client, token)[0] == 503, "not for ever: it may have been revoked"
     assert "keys cannot be read" in caplog.text
     services.uploads.close()
 
