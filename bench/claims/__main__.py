@@ -134,7 +134,7 @@ class Seed:
             accepted, truth = made.accepted(policy), self.data.unlabelled.actions
             kept = [a == t for a, t in zip(accepted, truth, strict=True) if a is not None]
             content: dict[str, Any] = {
-                "policy": policy.model_dump(mode="json")["default"],
+                "policy": {name: bounds.min for name, bounds in policy.default.items()},
                 "right": float(np.mean([a == t for a, t in zip(made.actions, truth, strict=True)])),
                 "accepted and right": float(np.mean(kept)) if kept else None,
                 "accepted share": len(kept) / len(truth),

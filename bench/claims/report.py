@@ -156,7 +156,7 @@ def write_report(work: Path, out: Path, plot: Path) -> None:
         },
         "labels": {name: [seed.labels(name) for seed in seeds] for name in ("good", "weak")},
     }
-    out.write_text(json.dumps(content, indent=1) + "\n")
+    out.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     plot.parent.mkdir(parents=True, exist_ok=True)
     _plot(figures, plot)
     for letter, summary in content["claims"].items():
