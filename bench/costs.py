@@ -109,7 +109,7 @@ def labelling_at(hours: float, flops_per_s: float, price: float | None) -> dict[
         "videos of 5 minutes": hours * 12,
         "pairs": pairs,
         "TB read": hours * 3600 * MBIT_PER_S / 8 / 1e6,
-        "TB written": pairs * 2 * jpeg_bytes() / 1e12,
+        "TB written, if every pair is accepted": pairs * 2 * jpeg_bytes() / 1e12,
         "core-hours": core_hours,
         "GPU-hours": gpu_hours,
         "GPUs for a week": gpu_hours / 168,
@@ -138,13 +138,14 @@ def _short(value: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hours", type=float, default=1000, help="of video")
+    amounts = parser.add_mutually_exclusive_group()
+    amounts.add_argument("--hours", type=float, default=1000, help="of video")
+    amounts.add_argument("--scales", type=float, nargs="+", help="hours of video, a column each; labelling only")
     parser.add_argument("--triples", type=int, default=28_000, help="trained on: the paper's 7,000 of four data sets")
     parser.add_argument("--epochs", type=float, default=40)
     parser.add_argument("--mfu", type=float, default=0.45, help="share of the peak that is reached: an assumption")
     parser.add_argument("--peak-tflops", type=float, default=H100_TFLOPS)
     parser.add_argument("--price", type=float, help="of a GPU-hour")
-    parser.add_argument("--scales", type=float, nargs="+", help="hours of video, a column each")
     options = parser.parse_args()
     if options.scales:
         rate = options.peak_tflops * 1e12 * options.mfu
