@@ -6,12 +6,14 @@ Nothing is simulated but the cable: every node is what `ray start` starts, and w
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -65,8 +67,21 @@ class Node:
 
     def processes(self) -> list[psutil.Process]:
         """All that runs in it."""
-        found = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False)
-        return [psutil.Process(int(pid)) for pid in found.stdout.split() if psutil.pid_exists(int(pid))]
+        listed = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False)
+        found = []
+        for pid in listed.stdout.split():
+            # It may end meanwhile.
+            with suppress(psutil.NoSuchProcess):
+                found.append(psutil.Process(int(pid)))
+        return found
+
+    def runs(self, name: str) -> bool:
+        """Whether a process in it has a name in its command line."""
+        for process in self.processes():
+            with suppress(psutil.Error):
+                if name in " ".join(process.cmdline()):
+                    return True
+        return False
 
     def kill(self) -> None:
         """Kill -9 everything in it at once, as a power cut does."""
@@ -187,7 +202,7 @@ def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
 def _clean() -> None:
     """What an earlier test left when it was killed itself."""
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False).stdout
-    for name in (line.split()[0] for line in listed.splitlines() if line.startswith("wl")):
+    for name in (line.split()[0] for line in listed.splitlines() if re.match(r"wl\d+\b", line)):
         subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
     subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True, check=False)
 

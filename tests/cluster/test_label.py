@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import pytest
 from lake.catalog import ingest
 from lake.tables import Lake
 from models.sample_world import write_folder
-from tests.cluster.nodes import HOST, MISSING, RAY, Node, Nodes, can_run
+from tests.cluster.nodes import HOST, MISSING, RAY, Nodes, can_run
 from tests.models.tiny import save_tiny
 from tests.runs import Labelling, assert_same_decisions, decisions, rows, wait_until
 from tests.seaweed import Seaweed
@@ -89,7 +90,7 @@ def new_lake(store: Seaweed, name: str) -> Lake:
 
 
 def label(nodes: Nodes, lake: Lake, model: Path, *options: str) -> Labelling:
-    program = nodes.driver(str(Path(subprocess.sys.executable).with_name("worldlake")))  # type: ignore[attr-defined]
+    program = nodes.driver(str(Path(sys.executable).with_name("worldlake")))
     return Labelling(lake.uri, model, *(options or WORKERS), driver=program, **RAY, RAY_ADDRESS=nodes.address)
 
 
@@ -154,6 +155,7 @@ def test_a_worker_node_is_cut_off_for_half_a_minute(
 ) -> None:
     def disturb(lake: Lake, run: Labelling) -> Labelling:
         nodes.workers[0].cut(30)
+        assert run.process.poll() is None, "it was through before the cable was back"
         return run
 
     disturbed(nodes, store, model, undisturbed, "cut-off", disturb)
@@ -174,27 +176,27 @@ def test_the_head_is_killed_and_the_job_is_started_again(
     disturbed(nodes, store, model, undisturbed, "head", disturb)
 
 
-def has_workers(node: Node) -> bool:
-    return any("MapBatches" in " ".join(process.cmdline()) for process in node.processes())
-
-
 def test_a_node_that_comes_late_takes_part(nodes: Nodes, store: Seaweed, model: Path, undisturbed: Any) -> None:
     nodes.workers.pop().remove()
 
     def disturb(lake: Lake, run: Labelling) -> Labelling:
         late = nodes.add_worker()
-        wait_until(lambda: run.process.poll() is not None or has_workers(late))
+        wait_until(lambda: run.process.poll() is not None or late.runs("MapBatches"))
         assert run.process.poll() is None, "it was through before the node had joined"
         return run
 
     # One node has room for one of the two, so that nothing can be done before the other comes.
     options = ("--decode-workers", "1", "--label-workers", "1", "--worker-cpus", "0.6")
-    disturbed(nodes, store, model, undisturbed, "late", disturb, lambda lake: has_workers(nodes.workers[0]), options)
+    disturbed(
+        nodes, store, model, undisturbed, "late", disturb, lambda lake: nodes.workers[0].runs("MapBatches"), options
+    )
 
 
 def test_a_slow_node(nodes: Nodes, store: Seaweed, model: Path, undisturbed: Any) -> None:
     def disturb(lake: Lake, run: Labelling) -> Labelling:
         threading.Thread(target=nodes.workers[0].slow, args=(30, 0.1), daemon=True).start()
+        time.sleep(10)
+        assert run.process.poll() is None, "it was through before it had become slow"
         return run
 
     disturbed(nodes, store, model, undisturbed, "slow", disturb)

@@ -75,7 +75,6 @@ def _label(folder: Path) -> None:
 def _commit_again(lake: Lake) -> None:
     """A commit that goes through when it is tried again."""
     log = Path(lake.uri, "failures", "_delta_log")
-    broken = log / f"{len(list(log.glob('*.json'))):020d}.json"
 
     def mend(message: str) -> None:
         broken.unlink()
