@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ def commands(text: str) -> list[str]:
     return [line for block in blocks for line in re.split(r"^\$ ", block, flags=re.MULTILINE) if DOCUMENTED in line]
 
 
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is missing")
 def test_every_curl_of_the_documentation_is_answered(service: Service, pairs: Pairs, tmp_path: Path) -> None:
     for name, content in zip(("before.jpg", "after.jpg"), pairs[0][:2], strict=True):
         (tmp_path / name).write_bytes(content)
