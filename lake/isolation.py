@@ -72,7 +72,7 @@ class Isolated:
                 endings.append(str(ended))
             else:
                 return result
-        raise ChildLost(f"the decode process was lost {len(endings)} times: {', then '.join(endings)}")
+        raise ChildLost(f"the process was lost {len(endings)} times: {', then '.join(endings)}")
 
     def close(self) -> None:
         """Stop the child, without waiting for a call that is still running."""

@@ -34,8 +34,13 @@ FORMATS = ("table", "csv", "json", "arrow")
 _TABLE_ROWS = 100
 _CELL_WIDTH = 60
 _NO_TABLE = re.compile(r"Catalog Error: (Table|View) with name")
+_MEMORY = "the query needs more memory than there is for it: ask for less"
 # DuckDB's names of errors that a query makes; those of reading files are not among them.
 _WHILE_STREAMING = re.compile(r"(Conversion|Invalid Input|Out of Range|Binder|Constraint|Not implemented) Error:")
+
+
+class TooMuchMemory(Refused):
+    """A query needs more memory than there is."""
 
 
 @contextmanager
@@ -137,6 +142,8 @@ def _explained(names: list[str], seconds: float | None) -> Iterator[None]:
         yield
     except duckdb.InterruptException as error:
         raise Refused(f"the query took longer than {seconds:g} s: ask for less") from error
+    except duckdb.OutOfMemoryException as error:
+        raise TooMuchMemory(_MEMORY) from error
     except duckdb.PermissionException as error:
         raise Refused(f"only the tables of the lake can be read, no files: {', '.join(names)}") from error
     except duckdb.Error as error:
@@ -148,6 +155,8 @@ def _explained(names: list[str], seconds: float | None) -> Iterator[None]:
         # What goes wrong while rows stream comes through Arrow as an error of input and output, without a number.
         if "INTERRUPT" in str(error):
             raise Refused(f"the query took longer than {seconds:g} s: ask for less") from error
+        if str(error).startswith("Out of Memory Error"):
+            raise TooMuchMemory(_MEMORY) from error
         if not _WHILE_STREAMING.match(str(error)):
             raise
         raise Refused(_reason(error)) from error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -30,9 +31,9 @@ def build_app(services: Services) -> FastAPI:
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         # A lake that does not answer is no reason not to start: /readyz says so.
-        with suppress(Exception):
-            await overview.prepare(reading)
+        await asyncio.gather(overview.prepare(reading), reading.prepare(), return_exceptions=True)
         yield
+        reading.close()
 
     app = FastAPI(
         title="worldlake",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,8 +16,9 @@ from PIL import Image
 from labeling.decoding import DecodeError
 from labeling.images import square_jpeg
 from labeling.sampling import flow_picture, motion_between
-from lake.isolation import ChildLost, Isolated
+from lake.isolation import ChildLost
 from serve.problems import bad_request
+from serve.processes import Processes
 
 Result = TypeVar("Result")
 
@@ -49,11 +49,7 @@ class Uploads:
     def __init__(self, size: int, quality: int, max_pixels: int) -> None:
         """`size` is the side of the model's images in pixels, `quality` that of their JPEGs."""
         self._size, self._quality, self._max_pixels = size, quality, max_pixels
-        # A process starts with its first call, so that as many run as were ever needed at once.
-        self._processes = [Isolated(TIMEOUT_S, memory_bytes=2 << 30) for _ in range(PROCESSES)]
-        self._free: asyncio.LifoQueue[Isolated] = asyncio.LifoQueue()
-        for process in self._processes:
-            self._free.put_nowait(process)
+        self._processes = Processes(PROCESSES, TIMEOUT_S, memory_bytes=2 << 30)
 
     async def pairs(self, contents: list[tuple[bytes, bytes]]) -> list[Pair]:
         """Frame pairs of uploaded files. Raises Problem for what is no image, or too large a one."""
@@ -64,21 +60,8 @@ class Uploads:
         return await self._call(_images, contents)
 
     async def _call(self, function: Callable[..., list[Result]], contents: Sequence[object]) -> list[Result]:
-        process = await self._free.get()
-        call = asyncio.ensure_future(
-            asyncio.to_thread(process.call, function, contents, self._size, self._quality, self._max_pixels)
-        )
-
-        def free(call: asyncio.Future[list[Result]]) -> None:
-            self._free.put_nowait(process)
-            # Asked for, because a request that was given up does not.
-            call.exception()
-
-        call.add_done_callback(free)
         try:
-            # A thread cannot be cancelled: a process that were free before its call ends would answer the next request
-            # with what this one asked.
-            return await asyncio.shield(call)
+            return await self._processes.call(function, contents, self._size, self._quality, self._max_pixels)
         except TooLarge as error:
             raise bad_request("too-many-pixels", str(error)) from None
         except DecodeError as error:
@@ -88,8 +71,7 @@ class Uploads:
 
     def close(self) -> None:
         """End the processes."""
-        for process in self._processes:
-            process.close()
+        self._processes.close()
 
 
 def _pairs(contents: list[tuple[bytes, bytes]], size: int, quality: int, max_pixels: int) -> list[Pair]:

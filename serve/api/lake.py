@@ -25,7 +25,7 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
 
     @api.post("/v1/sql", summary="One read-only SELECT", responses=errors | responses(400, 413, 415))
     async def sql(asked: SqlIn) -> SqlOut:
-        columns, rows, truncated = await reading.result(asked.sql, {}, reading.limits.sql_rows)
+        columns, rows, truncated = await reading.result(asked.sql, {}, reading.limits.sql_rows, foreign=True)
         return SqlOut(columns=columns, rows=[list(row.values()) for row in rows], truncated=truncated)
 
     @api.get("/v1/labelers", summary="Who has labelled in this lake", responses=errors)

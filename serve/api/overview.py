@@ -101,7 +101,8 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
         ],
     ) -> KeptOut:
         statement = _KEPT.format(sql=filters.sql, keep=checked(keep))
-        rows = {row["verdict"]: row for row in await reading.rows(statement, filters.parameters)}
+        found = await reading.rows(statement, filters.parameters, foreign=True)
+        rows = {row["verdict"]: row for row in found}
         accepted, rejected = (Kept(of=rows[name]["of"], kept=rows[name]["kept"]) for name in ("accepted", "rejected"))
         return KeptOut(accepted=accepted, rejected=rejected)
 
@@ -136,7 +137,8 @@ async def counted(reading: Reading, labeler: str | None) -> dict[str, Any]:
 
 async def _histograms(reading: Reading, filters: Filters) -> list[Histogram]:
     made: dict[str, Histogram] = {}
-    for row in await reading.rows(_HISTOGRAMS.format(sql=filters.sql), filters.parameters):
+    statement = _HISTOGRAMS.format(sql=filters.sql)
+    for row in await reading.rows(statement, filters.parameters, foreign=filters.is_foreign):
         empty = Histogram(
             score=row["score"], low=row["low"], high=row["high"], accepted=[0] * _BINS, rejected=[0] * _BINS
         )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,6 +104,8 @@ def test_sql(served: Served) -> None:
         ("SELEC", "syntax"),
         ("SELECT 1 AS a, 2 AS a", "one name"),
         ("SELECT count(*) FROM range(1000000000000)", "longer than 3 s"),
+        ("SELECT repeat('x', 1000000) FROM range(40)", "more than 32 MiB"),
+        ("SELECT repeat('x', 1000000) FROM range(100000)", "more memory"),
     ],
 )
 def test_sql_that_is_refused(served: Served, sql: str, message: str) -> None:
@@ -110,6 +113,17 @@ def test_sql_that_is_refused(served: Served, sql: str, message: str) -> None:
     assert answer.status_code == 422, answer.text
     assert message in answer.json()["detail"]
     assert answer.json()["type"] == "urn:worldlake:problem:sql"
+
+
+def test_a_condition_takes_no_more_memory_than_a_query_may(served: Served) -> None:
+    greedy = "length(repeat('x', 2000000000)) > 0"
+    for path, given in (("triples", {"where": greedy}), ("kept", {"keep": greedy})):
+        answer = served.client.get(f"/v1/{path}", params=given)
+        assert answer.status_code == 422, answer.text
+        assert "more memory" in answer.json()["detail"]
+    assert (
+        len(served.client.get("/v1/triples", params={"where": "length(action) > 0"}).json()["triples"]) == LIMITS.rows
+    )
 
 
 def test_labelers(served: Served) -> None:
@@ -128,3 +142,14 @@ def test_a_lake_that_is_away_is_a_problem_of_the_moment(served: Served, monkeypa
     answer = served.client.get("/v1/labelers")
     assert (answer.status_code, answer.json()["type"]) == (503, "urn:worldlake:problem:busy")
     assert "Retry-After" in answer.headers
+
+
+def test_a_lake_that_goes_away_is_one_for_queries_in_other_words_too(served: Served) -> None:
+    lake = Path(served.filled.lake.uri)
+    lake.rename(moved := lake.with_name("moved"))
+    try:
+        answer = served.client.post("/v1/sql", json={"sql": "SELECT 1"})
+    finally:
+        moved.rename(lake)
+    assert (answer.status_code, answer.json()["type"]) == (503, "urn:worldlake:problem:busy")
+    assert served.client.post("/v1/sql", json={"sql": "SELECT 1"}).status_code == 200
