@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,10 @@ def test_an_adapter_answers_as_its_merged_model_does(folder: Path, tmp_path: Pat
 
 @pytest.fixture
 def hub(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
-    """Hugging Face, as far as its client sees it, with the repository org/tiny; the statuses it is told to answer."""
+    """Hugging Face, as far as its client sees it, with the repository org/tiny.
+
+    What it is told to answer, and how often it sent a file.
+    """
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     files = {path.name: path.read_bytes() for path in qwen.iterdir()} | {"README.md": b"", "pytorch_model.bin": b""}
@@ -273,8 +277,9 @@ def hub(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
             return httpx2.Response(200, json=entries)
         if path.startswith("/api/"):
             return httpx2.Response(200, json={"id": "org/tiny", "sha": COMMIT, "siblings": []})
-        told[path.rsplit("/", 1)[1]] = 200
-        data = files[path.rsplit("/", 1)[1]]
+        name = path.rsplit("/", 1)[1]
+        told[name] = told.get(name, 0) + (request.method == "GET")
+        data = files[name]
         headers = {"ETag": hashlib.sha1(data).hexdigest(), "X-Repo-Commit": COMMIT, "Content-Length": str(len(data))}
         return httpx2.Response(200, headers=headers, content=b"" if request.method == "HEAD" else data)
 
@@ -292,6 +297,14 @@ def test_a_repository_is_pinned_to_its_commit(hub: dict[str, int], qwen: Path) -
     assert not {"README.md", "pytorch_model.bin"} & hub.keys()
     hub["down"] = 1
     assert resolve(branch) == resolve(resolved.settings) == resolved
+
+
+def test_all_who_want_a_repository_at_once_download_it_once(hub: dict[str, int]) -> None:
+    # Locks of files keep processes apart as they do these.
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: resolve(ModelSettings(name="hf:org/tiny")), range(4)))
+    assert len({one.settings.revision for one in found}) == 1
+    assert hub["model.safetensors"] == 1
 
 
 @pytest.mark.parametrize(
