@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -22,9 +23,13 @@ from lake.tables import Lake
 ROWS_PER_BLOCK = 64
 
 
+Labels = dict[str, str] | None
+"""Labels that a node of Ray must have; None: any node will do."""
+
+
 @dataclass(frozen=True)
 class Workers:
-    """Actors of each stage, and what those of the two heavy ones ask of the cluster."""
+    """Actors of each stage, what those of the two heavy ones ask of the cluster, and on which nodes they are."""
 
     decode: int
     label: int
@@ -32,24 +37,43 @@ class Workers:
     decode_cpus: float
     label_cpus: float
     label_gpus: float
+    decode_on: Labels
+    label_on: Labels
 
 
-def workers(decode: int | None, label: int | None, worker_cpus: float | None = None) -> Workers:
+def workers(
+    decode: int | None,
+    label: int | None,
+    worker_cpus: float | None = None,
+    decode_on: Labels = None,
+    label_on: Labels = None,
+) -> Workers:
     """Fill the cluster that Ray is connected to; numbers given by the user win.
 
     Shares of the cores that are there fit on those, so without `worker_cpus` nodes that come later have nothing to do.
     """
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if gpus:
-        decode, label = decode or cpus, label or gpus
+    cpus, label_cpus = (max(1, int(there("CPU", labels))) for labels in (decode_on, label_on))
+    gpus = int(there("GPU", label_on))
+    decode, label = decode or cpus, label or gpus or label_cpus
+    write = min(label, max(cpus, label_cpus))
+    if gpus or decode_on != label_on:
         share = worker_cpus or 0.9 * cpus / max(cpus, decode)
-        return Workers(decode, label, min(label, cpus), decode_cpus=share, label_cpus=0, label_gpus=1)
-    # Without GPUs both stages live on the same cores. As many processes of each as there are cores, and the kernel
-    # gives each core to whichever stage has work: no split to tune, no core idle because its stage waits.
-    decode, label = decode or cpus, label or cpus
-    share = worker_cpus or 0.8 * cpus / (decode + label)
-    return Workers(decode, label, min(label, cpus), decode_cpus=share, label_cpus=share, label_gpus=0)
+        label_share = 0 if gpus else worker_cpus or 0.9 * label_cpus / max(label_cpus, label)
+    else:
+        # Both stages live on the same cores. As many processes of each as there are cores, and the kernel gives each
+        # core to whichever stage has work: no split to tune, no core idle because its stage waits.
+        share = label_share = worker_cpus or 0.8 * cpus / (decode + label)
+    return Workers(decode, label, write, share, label_share, 1 if gpus else 0, decode_on, label_on)
+
+
+def nodes_with(labels: Labels) -> list[dict[str, Any]]:
+    """The nodes that are there and have these labels, as `ray.nodes` describes them."""
+    return [node for node in ray.nodes() if node["Alive"] and (labels or {}).items() <= node["Labels"].items()]
+
+
+def there(resource: str, labels: Labels) -> float:
+    """How much of a resource these nodes have."""
+    return float(sum(node["Resources"].get(resource, 0) for node in nodes_with(labels)))
 
 
 def decisions(
@@ -72,6 +96,7 @@ def decisions(
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=pool.decode),
             num_cpus=pool.decode_cpus,
+            label_selector=pool.decode_on,
         )
         .map_batches(
             Annotate,
@@ -81,6 +106,7 @@ def decisions(
             compute=ActorPoolStrategy(size=pool.label),
             num_cpus=pool.label_cpus,
             num_gpus=pool.label_gpus,
+            label_selector=pool.label_on,
         )
         # Light work, fused into one stage: a tenth of a core lets it run beside the actors that own the cores. Actors,
         # because Ray ends the process of a task that has nothing to do for a second, and starts another for the next.

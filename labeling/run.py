@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from labeling.labeler import Labeler
 from labeling.ledger import Ledger, Report
 from labeling.listing import list_work
-from labeling.pipeline import Workers, decisions, workers
+from labeling.pipeline import Workers, decisions, nodes_with, workers
 from labeling.policy import Policy
 from labeling.stop import Stop
 from labeling.stream import WORK
@@ -49,6 +49,10 @@ class RunSettings(BaseModel):
     """Processes that hold the model; one a GPU (without any, one a core) when not given."""
     worker_cpus: float | None = None
     """Cores that each of them asks for (none where it has a GPU); its share of what the cluster has when not given."""
+    decode_on: dict[str, str] | None = None
+    """Labels of the nodes that decode; any node when not given."""
+    label_on: dict[str, str] | None = None
+    """Labels of the nodes that hold the model."""
     segment_timeout_s: float = 300
     """Seconds that a minute of video may take to decode before its process is killed."""
     stall_timeout_s: float = 3600
@@ -164,7 +168,7 @@ class _Driver:
     ) -> None:
         self.ledger = Ledger()
         self._lake, self._labeler, self._policy, self._settings = lake, labeler, policy, settings
-        self._run, self._stop, self._progress = run, stop, progress
+        self._run, self._stop, self._progress, self._warn = run, stop, progress, warn
         self._committer = Committer(lake, labeler.id, run.run_id, on_retry=warn)
         run.counts = self.ledger.counts
         self._observed, self._observed_at = dict(self.ledger.counts), 0.0
@@ -179,7 +183,11 @@ class _Driver:
         before = self._committer.decided(work["video_id"].to_pylist())
         for video_id in work["video_id"].to_pylist():
             self.ledger.open(video_id, decided_before=len(before.get(video_id, ())))
-        pool = workers(self._settings.decode_workers, self._settings.label_workers, self._settings.worker_cpus)
+        asked = self._settings
+        pool = workers(asked.decode_workers, asked.label_workers, asked.worker_cpus, asked.decode_on, asked.label_on)
+        for labels in filter(None, (asked.decode_on, asked.label_on)):
+            if not nodes_with(labels):
+                self._warn(f"no node has the label {labels}: the run waits for one")
         stop = Stop(self._run.run_id)
         self._flag = stop.create()
         for _ in range(_ROUNDS):

@@ -238,6 +238,11 @@ def label(
             help="Cores that each of both asks for; default: its share of what is there. 0.9 lets a cluster grow.",
         ),
     ] = None,
+    decode_on: Annotated[
+        str | None,
+        typer.Option(help="Label of the nodes that decode, e.g. ray.io/node-group=cpu; default: any node."),
+    ] = None,
+    label_on: Annotated[str | None, typer.Option(help="Label of the nodes that hold the model.")] = None,
     segment_timeout: Annotated[
         float, typer.Option(min=1, callback=finite, help="Seconds a minute of video may take to decode.")
     ] = 300,
@@ -261,7 +266,7 @@ def label(
     Stop it as you like: Ctrl-C or SIGTERM drains (what was begun is finished and committed), a second one ends at once.
     The same command goes on where the last one stopped. Ray runs on this machine, or on the cluster of RAY_ADDRESS.
     """
-    from worldlake.label import label_command, labeler_settings, of_method
+    from worldlake.label import label_command, labeler_settings, node_label, of_method
 
     target = Lake(lake, storage(endpoint_url, region, profile))
     unread = False
@@ -302,6 +307,8 @@ def label(
             "decode_workers": decode_workers,
             "label_workers": label_workers,
             "worker_cpus": worker_cpus,
+            "decode_on": node_label("--decode-on", decode_on),
+            "label_on": node_label("--label-on", label_on),
             "segment_timeout_s": segment_timeout,
             "stall_timeout_s": stall_timeout,
             "commit_every_s": commit_every,

@@ -26,6 +26,7 @@ from worldlake import console
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _HOST_PORT = re.compile(r"(?:ray://)?(?P<host>\[[\da-fA-F:.%]+\]|[^\s:/@]+):(?P<port>\d{1,5})")
+_NODE_LABEL = re.compile(r"([\w./-]+)=([\w.-]+)")
 _ADDRESS = "give host:port of the cluster's head (10.0.0.1:6379), or unset RAY_ADDRESS to run on this machine"
 # A head that takes longer to accept a connection is not one to work with.
 _PROBE_S = 5.0
@@ -63,6 +64,21 @@ def of_method(method: str, options: dict[str, dict[str, Any]]) -> dict[str, Any]
     return {name: value for values in options.values() for name, value in values.items() if value is not None}
 
 
+def node_label(option: str, text: str | None) -> dict[str, str] | None:
+    """A label of Ray's nodes from an option.
+
+    Raises:
+        Refused: it is none, or there is no cluster whose nodes could have it.
+    """
+    if text is None:
+        return None
+    if not (parts := _NODE_LABEL.fullmatch(text)):
+        raise Refused(f"{option} {text!r}: give KEY=VALUE, a label of Ray's nodes such as ray.io/node-group=cpu")
+    if "RAY_ADDRESS" not in os.environ:
+        raise Refused(f"{option} chooses among the nodes of a cluster: set RAY_ADDRESS to one, or leave it out")
+    return {parts[1]: parts[2]}
+
+
 def label_command(
     lake: Lake,
     settings: LabelerSettings,
@@ -78,13 +94,14 @@ def label_command(
     """Run `labeling.run.label` as a command does: Ray started when there is work, signals and `max_hours` drain it."""
     lake.storage.check(lake.uri)
     rules = load_policy(policy)
-    labeler = resolve_labeler(settings, _device())
+    chosen = _checked(RunSettings, run)
+    labeler = resolve_labeler(settings, _device(chosen.label_on))
     with draining(max_hours) as (stop, start_cluster), console.counter("label") as counter:
         return label(
             lake,
             labeler,
             rules,
-            _checked(RunSettings, run),
+            chosen,
             where=where,
             limit=limit,
             retry_failed=retry_failed,
@@ -96,14 +113,14 @@ def label_command(
         )
 
 
-def _device() -> str | None:
+def _device(label_on: dict[str, str] | None) -> str | None:
     """Where the labels of this run are made; None: here, wherever torch finds fit."""
     if "RAY_ADDRESS" not in os.environ:
         return None
     start_ray()
-    import ray
+    from labeling.pipeline import there
 
-    return "cuda" if ray.cluster_resources().get("GPU") else "cpu"
+    return "cuda" if there("GPU", label_on) else "cpu"
 
 
 def start_ray() -> None:

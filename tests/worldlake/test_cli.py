@@ -87,6 +87,8 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
         (["label", "--lake", "LAKE", "--method", "uniform", "--min-interval", "5"], "--min-interval belongs to"),
         (["label", "--lake", "LAKE", "--method", "uniform", "--frames-per-clip", "5"], "--frames-per-clip belongs to"),
         (["label", "--lake", "LAKE", "--uniform-stride", "5"], "--uniform-stride belongs to --method uniform"),
+        (["label", "--lake", "LAKE", "--decode-on", "cpu"], "KEY=VALUE"),
+        (["label", "--lake", "LAKE", "--label-on", "group=gpu"], "RAY_ADDRESS"),
         (["status", "--config", "TWICE_CONFIG"], "lake is given twice"),
         (["label", "--lake", "LAKE", "--config", "SPELT_TWICE_CONFIG"], "image_size is given twice"),
         (["status", "--config", "LIST_CONFIG"], "not ['a', 'b']"),
