@@ -42,6 +42,8 @@ class Load:
     samples: list[Sample] = field(default_factory=list)
     ends: threading.Event = field(default_factory=threading.Event)
     """Set: clients send nothing more."""
+    key: str | None = None
+    """Bearer key of a service that wants one."""
     _count: int = 0
 
     async def closed(self, clients: int, seconds: float) -> None:
@@ -71,8 +73,9 @@ class Load:
         body = self.bodies[self._count % len(self.bodies)]
         self._count += 1
         wait, problem = None, ""
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
         try:
-            async with session.post(self.url, data=body, headers={"Content-Type": "application/json"}) as answer:
+            async with session.post(self.url, data=body, headers=headers) as answer:
                 content, status = await answer.read(), answer.status
                 wait = answer.headers.get("Retry-After")
                 if status != 200:

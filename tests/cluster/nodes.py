@@ -26,6 +26,7 @@ RAY = {
     "PYTHONUNBUFFERED": "1",
     "RAY_AUTH_MODE": "disabled",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.admission:middlewares",  # as the manifests have it
     "RAY_TMPDIR": "/tmp/wlray",  # short, as sockets lie there
 }
 """The environment of nodes and of what connects to them."""
@@ -132,10 +133,10 @@ class Nodes:
         self._wait(lambda: _answers(self.address))
         return self.head
 
-    def add_worker(self, **environment: str) -> Node:
+    def add_worker(self, *options: str, **environment: str) -> Node:
         """Start a node that joins the head."""
         node = self._new()
-        node.start(self.folder, f"--address={self.address}", "--num-cpus=1", **environment)
+        node.start(self.folder, f"--address={self.address}", "--num-cpus=1", *options, **environment)
         self.workers.append(node)
         self._wait(lambda: "Ray runtime started" in (self.folder / f"{node.name}.log").read_text())
         return node
@@ -153,9 +154,21 @@ class Nodes:
 
     def remove(self) -> None:
         """Take everything away."""
+        self.stop()
+        _clean()
+
+    def restart(self) -> None:
+        """Start anew, with a head and two workers."""
+        self.stop()
+        self.start_head()
+        for _ in range(2):
+            self.add_worker()
+
+    def stop(self) -> None:
+        """Take all nodes away; the bridge stays."""
         for node in [*self.workers, *filter(None, [self.head])]:
             node.remove()
-        _clean()
+        self.workers, self.head = [], None
 
     def _new(self) -> Node:
         self._made += 1

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,13 @@ import pytest
 from lake.catalog import ingest
 from lake.tables import Lake
 from models.sample_world import write_folder
-from tests.cluster.nodes import HOST, MISSING, RAY, Nodes, can_run
+from tests.cluster.nodes import RAY, Nodes
 from tests.models.tiny import save_tiny
 from tests.runs import Labelling, assert_same_decisions, decisions, rows, wait_until
 from tests.seaweed import Seaweed
 from worldlake.status import lake_status
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(not can_run(), reason=MISSING),
-]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 VIDEOS = 48
 MULTIPLE = 6
@@ -39,47 +35,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny("qwen2_vl", tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="module")
-def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    """The bridge that the store listens on stays; nodes come and go with every test."""
-    nodes = Nodes(tmp_path_factory.mktemp("nodes"))
-    yield nodes
-    nodes.remove()
-
-
-@pytest.fixture(scope="module")
-def store(bridge: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
-    server = Seaweed(tmp_path_factory.mktemp("seaweed"), host=HOST)
-    server.start()
+@pytest.fixture(scope="module", autouse=True)
+def footage(store: Seaweed, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("videos")
-    server.client().create_bucket(Bucket="footage")
+    store.client().create_bucket(Bucket="footage")
     for number, clip in enumerate(write_folder(folder, range(41_000, 41_012))):
         for copy in range(VIDEOS // 12):
-            server.client().upload_file(str(clip), "footage", f"{number:02d}-{copy}.mp4")
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def nodes(bridge: Nodes, store: Seaweed, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
-    """A head and two workers."""
-    for name, value in store.environment.items():
-        monkeypatch.setenv(name, value)
-    start(bridge)
-    yield bridge
-    stop(bridge)
-
-
-def start(nodes: Nodes) -> None:
-    nodes.start_head()
-    for _ in range(2):
-        nodes.add_worker()
-
-
-def stop(nodes: Nodes) -> None:
-    for node in [*nodes.workers, *filter(None, [nodes.head])]:
-        node.remove()
-    nodes.workers, nodes.head = [], None
+            store.client().upload_file(str(clip), "footage", f"{number:02d}-{copy}.mp4")
 
 
 def new_lake(store: Seaweed, name: str) -> Lake:
@@ -97,17 +59,14 @@ def label(nodes: Nodes, lake: Lake, model: Path, *options: str) -> Labelling:
 @pytest.fixture(scope="module")
 def undisturbed(bridge: Nodes, store: Seaweed, model: Path) -> tuple[dict[str, list[dict[str, Any]]], float]:
     """The decisions of a run that nothing happens to, and how long it takes."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in store.environment.items():
-            patch.setenv(name, value)
-        start(bridge)
-        lake = new_lake(store, "undisturbed")
-        started = time.monotonic()
-        code, output = label(bridge, lake, model).wait()
-        seconds = time.monotonic() - started
-        assert code == 0, output
-        found = decisions(lake)
-        stop(bridge)
+    bridge.restart()
+    lake = new_lake(store, "undisturbed")
+    started = time.monotonic()
+    code, output = label(bridge, lake, model).wait()
+    seconds = time.monotonic() - started
+    assert code == 0, output
+    found = decisions(lake)
+    bridge.stop()
     assert len(found["triples"]) > 10
     assert len(found["rejections"]) > 10
     return found, seconds
@@ -169,8 +128,7 @@ def test_the_head_is_killed_and_the_job_is_started_again(
         nodes.head.kill()
         code, _ = run.wait()
         assert code != 0
-        stop(nodes)
-        start(nodes)
+        nodes.restart()
         return label(nodes, lake, model)
 
     disturbed(nodes, store, model, undisturbed, "head", disturb)
@@ -202,6 +160,22 @@ def test_a_slow_node(nodes: Nodes, store: Seaweed, model: Path, undisturbed: Any
     disturbed(nodes, store, model, undisturbed, "slow", disturb)
 
 
+def test_each_stage_runs_on_the_nodes_that_it_is_given(
+    nodes: Nodes, store: Seaweed, model: Path, undisturbed: Any
+) -> None:
+    for _ in range(2):
+        nodes.workers.pop().remove()
+    groups = {group: nodes.add_worker(f"--labels=group={group}") for group in ("decode", "model")}
+
+    def disturb(lake: Lake, run: Labelling) -> Labelling:
+        for group, stages in (("decode", ("SampleVideos", "Annotate")), ("model", ("Annotate", "SampleVideos"))):
+            assert [groups[group].runs(stage) for stage in stages] == [True, False], group
+        return run
+
+    options = ("--decode-on", "group=decode", "--label-on", "group=model")
+    disturbed(nodes, store, model, undisturbed, "placed", disturb, options=options)
+
+
 def test_a_node_with_a_full_disk_ends_the_run_in_one_line(
     nodes: Nodes, store: Seaweed, model: Path, undisturbed: Any, tmp_path: Path
 ) -> None:
@@ -218,9 +192,9 @@ def test_a_node_with_a_full_disk_ends_the_run_in_one_line(
         assert "Traceback" not in output
         assert rows(lake, "failures") == 0, "no video is to blame"
     finally:
-        stop(nodes)
+        nodes.stop()
         subprocess.run(["umount", "--lazy", str(full)], check=True)
-    start(nodes)
+    nodes.restart()
     code, output = label(nodes, lake, model).wait()
     assert code == 0, output
     assert_same_decisions(lake, undisturbed[0])

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import httpx
 import psutil
@@ -71,9 +72,15 @@ def the(server: Server, what: str) -> psutil.Process:
     return found
 
 
-def under_load(server: Server, victim: psutil.Process, timeout_s: float = 45) -> list[Sample]:
-    """What became of every request of eight clients while a process was killed, until all was well again."""
-    load = Load(f"{server.url}/v1/label", bodies(BODIES), ends=threading.Event())
+class Victim(Protocol):
+    """A process, or more of them."""
+
+    def kill(self) -> object: ...
+
+
+def under_load(server: Server, victim: Victim, timeout_s: float = 45, key: str | None = None) -> list[Sample]:
+    """What became of every request of eight clients while a victim was killed, until all was well again."""
+    load = Load(f"{server.url}/v1/label", bodies(BODIES), key=key)
     thread = threading.Thread(target=lambda: asyncio.run(load.closed(CLIENTS, timeout_s)))
     thread.start()
     try:
