@@ -21,7 +21,6 @@ from tests.runs import Labelling, assert_same_decisions, decisions, rows, wait_u
 from worldlake.status import lake_status
 
 VIDEOS = 144
-ONE_EACH = ("--decode-workers", "1", "--label-workers", "1")
 ROLES = ("driver", "raylet", "label", "decode")
 # The long suite goes on until so many processes were killed.
 LONG_KILLS = int(os.environ.get("WORLDLAKE_KILLS", "200"))
@@ -51,7 +50,7 @@ def new_lake(folder: Path, videos: Path) -> Lake:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, videos: Path, model: Path) -> dict[str, list[dict[str, Any]]]:
     lake = new_lake(tmp_path_factory.mktemp("undisturbed"), videos)
-    code, output = Labelling(lake.uri, model).wait()
+    code, output = Labelling(lake.uri, model, "--decode-workers", "2", "--label-workers", "2").wait()
     assert code == 0, output
     found = decisions(lake)
     assert len(found["triples"]) > 10
@@ -69,13 +68,13 @@ def has_begun(run: Labelling, lake: Lake, rows_before: int | None) -> bool:
 def disturb(lake: Lake, model: Path, roles: list[str], rng: random.Random) -> list[str]:
     """Kill one process of each role at a random moment, starting the run again when it ended; returns the killed."""
     killed = []
-    run = Labelling(lake.uri, model, *ONE_EACH)
+    run = Labelling(lake.uri, model)
     for number, role in enumerate(roles):
         if run.process.poll() == 0:
             break
         if run.process.poll() is not None:
             run.wait()
-            run = Labelling(lake.uri, model, *ONE_EACH)
+            run = Labelling(lake.uri, model)
         # Half of the kills while models load and the first videos are sampled, half while rows come in. The first one
         # is early: a run that is through cannot be killed.
         is_early = number == 0 or rng.random() < 0.5
@@ -111,7 +110,7 @@ def check(lake: Lake, undisturbed: dict[str, list[dict[str, Any]]]) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.long) for seed in (2, 3))])
 def test_killed_at_random_moments(
     tmp_path: Path, videos: Path, model: Path, undisturbed: dict[str, list[dict[str, Any]]], seed: int
 ) -> None:
@@ -147,7 +146,7 @@ def test_a_second_run_is_refused_and_a_take_over_fences_a_paused_one(
     tmp_path: Path, videos: Path, model: Path, undisturbed: dict[str, list[dict[str, Any]]]
 ) -> None:
     lake = new_lake(tmp_path, videos)
-    paused = Labelling(lake.uri, model, *ONE_EACH)
+    paused = Labelling(lake.uri, model)
     wait_until(lambda: paused.process.poll() is not None or any(run.kind == "label" for run in states(lake)))
     code, output = Labelling(lake.uri, model).wait()
     assert code == 2, output
@@ -166,6 +165,7 @@ def test_a_second_run_is_refused_and_a_take_over_fences_a_paused_one(
     assert before == {name: lake.table(name).version() for name in before}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_two_labelers_run_side_by_side(tmp_path: Path, videos: Path, model: Path) -> None:
     lake = new_lake(tmp_path, videos)

@@ -19,7 +19,7 @@ from tests.conftest import Bucket
 from tests.training.command import Training
 from tests.training.tiny import add_triples, save_tiny_world
 
-STEPS = 150
+STEPS = 80
 OPTIONS = (
     "--steps", str(STEPS), "--batch-size", "16", "--micro-batch-size", "4", "--peak-lr", "0.01", "--warmup-steps", "5",
     "--method", "full", "--floor", "0.3", "--checkpoint-every", "10", "--log-every", "1",
@@ -65,7 +65,9 @@ def check(run: Training, undisturbed: dict[str, np.ndarray], unlogged: tuple[int
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("role", "step"), [("worker", 40), ("feeder", 20), ("driver", 60)])
+@pytest.mark.parametrize(
+    ("role", "step"), [("worker", 40), ("driver", 50), pytest.param("feeder", 20, marks=pytest.mark.long)]
+)
 def test_a_killed_process_changes_nothing(
     tmp_path: Path, lake: Lake, model: Path, undisturbed: dict[str, np.ndarray], name: str, role: str, step: int
 ) -> None:
@@ -96,6 +98,7 @@ def test_one_of_two_workers_is_killed(tmp_path: Path, lake: Lake, model: Path, n
     check(run, load_file(tmp_path / "two" / "model" / "model.safetensors"))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_signal_ends_a_run_with_a_checkpoint(
     tmp_path: Path, lake: Lake, model: Path, undisturbed: dict[str, np.ndarray], name: str
@@ -125,6 +128,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_full_disk_keeps_the_checkpoint_before(
     small_disk: Path, lake: Lake, model: Path, undisturbed: dict[str, np.ndarray], name: str

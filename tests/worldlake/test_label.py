@@ -66,7 +66,7 @@ def test_files_of_every_kind(
         source = f"{bucket.uri}/videos"
         for path in videos.iterdir():
             bucket.put(f"videos/{path.name}", path)
-    code, output = Labelling(place, model, source).wait()
+    code, output = Labelling(place, model, source, "--decode-workers", "2", "--label-workers", "2").wait()
     assert code == 0, output
     lake = Lake(place)
     labeler = only_labeler(lake)
@@ -160,7 +160,7 @@ def model_options(model: Path) -> list[str]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "--max-hours"])
+@pytest.mark.parametrize("how", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.long), "--max-hours"])
 def test_a_drained_run_commits_what_it_began_and_goes_on_later(tmp_path: Path, model: Path, how: str) -> None:
     videos = tmp_path / "videos"
     # Many names of one file: sampling must not be through with all of them before the first rows are there.
@@ -169,9 +169,8 @@ def test_a_drained_run_commits_what_it_began_and_goes_on_later(tmp_path: Path, m
         os.link(clip, videos / f"{number}.mp4")
     lake = Lake(str(tmp_path / "lake"))
     assert worldlake("ingest", str(videos), "--lake", lake.uri)[0] == 0
-    one_each = ("--decode-workers", "1", "--label-workers", "1")
     options = ("--max-hours", "0.0001") if how == "--max-hours" else ()
-    run = Labelling(lake.uri, model, *one_each, *options)
+    run = Labelling(lake.uri, model, *options)
     if not options:
         wait_until(lambda: run.process.poll() is not None or rows(lake, "rejections"))
         run.process.send_signal(getattr(signal, how))
@@ -239,6 +238,7 @@ def test_sums_balance_while_a_failed_pair_is_tried_again(tmp_path: Path, model: 
     assert found["pairs"]["failed"] == 0
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_disk_that_is_full_ends_the_run_and_costs_no_video(bucket: Bucket, tmp_path: Path, model: Path) -> None:
     small = tmp_path / "small"
@@ -268,6 +268,7 @@ def test_a_disk_that_is_full_ends_the_run_and_costs_no_video(bucket: Bucket, tmp
     assert only_labeler(lake)["videos"]["finished"] == 4
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_store_that_is_away_for_a_while_is_waited_for(bucket: Bucket, tmp_path: Path, model: Path) -> None:
     for path in write_folder(tmp_path, range(52_000, 52_016), frames=120):
@@ -276,7 +277,7 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(bucket: Bucket, tmp_path
     code, output = Labelling(calm.uri, model, f"{bucket.uri}/videos").wait()
     assert code == 0, output
     assert worldlake("ingest", f"{bucket.uri}/videos", "--lake", disturbed.uri)[0] == 0
-    run = Labelling(disturbed.uri, model, "--decode-workers", "1")
+    run = Labelling(disturbed.uri, model)
     wait_until(lambda: run.process.poll() is not None or run.find("decode"))
     bucket.server.stop()
     time.sleep(20)
