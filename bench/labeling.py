@@ -131,10 +131,10 @@ def _measure(name: str, folder: Path) -> Measured:
 
     def watch() -> None:
         while not ended.wait(0.2):
-            tree = _session(process.pid)
+            tree = session(process.pid)
             for member, times in tree.items():
                 cpu[member.pid] = max(cpu.get(member.pid, 0), times.user + times.system)
-            peak[0] = max(peak[0], sum(_memory(member) for member in tree))
+            peak[0] = max(peak[0], sum(pss(member) for member in tree))
 
     watcher = threading.Thread(target=watch, daemon=True)
     started = time.monotonic()
@@ -149,7 +149,8 @@ def _measure(name: str, folder: Path) -> Measured:
     return Measured(name, wall, sum(cpu.values()), peak[0] / 2**30, told["pairs"])
 
 
-def _session(leader: int) -> dict[psutil.Process, Any]:
+def session(leader: int) -> dict[psutil.Process, Any]:
+    """The processes that one has started, with their CPU times."""
     found = {}
     for process in psutil.process_iter():
         try:
@@ -160,9 +161,9 @@ def _session(leader: int) -> dict[psutil.Process, Any]:
     return found
 
 
-def _memory(process: psutil.Process) -> int:
+def pss(process: psutil.Process) -> int:
+    """Its memory in bytes; pages that several processes share (the object store, libraries) count once in a sum."""
     try:
-        # Proportional: pages that several processes share (the object store, libraries) count once.
         return int(process.memory_full_info().pss)
     except psutil.Error:
         return 0

@@ -3,6 +3,7 @@
     python -m bench.scale catalogue     listing, anti-join, planning, the driver's memory: 10^4, 10^5, 10^6 videos
     python -m bench.scale commits       10,000 commits to one table, and how long a reader takes to open it
     python -m bench.scale actors        4, 16 and 64 workers that only wait: what the driver spends on each block
+    python -m bench.scale memory        what each process of a labelling run takes, by the height of its videos
 
 Listings and headers are made up, as no store here holds a million videos; tables, commits and queries are the real
 ones, in a local folder. Each command keeps its figures in bench/results/scale.json.
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -27,8 +29,10 @@ from statistics import median
 from typing import Any
 from unittest.mock import patch
 
+import psutil
 import pyarrow as pa
 
+from bench.labeling import pss, session
 from lake.catalog import ingest
 from lake.commits import Committer
 from lake.probe import Header
@@ -224,6 +228,70 @@ def actors(numbers: tuple[int, ...], blocks_each: int) -> list[dict[str, float]]
     return found
 
 
+def memory(heights: tuple[int, ...]) -> list[dict[str, float]]:
+    """Peak memory of the processes of each stage, one of each, while a few clips of a height are labelled."""
+    found = []
+    for height in heights:
+        with tempfile.TemporaryDirectory() as folder:
+            _film(Path(folder, "videos"), height)
+            found.append({"height": height} | _watched(folder))
+            print(json.dumps(found[-1]), flush=True)
+    return found
+
+
+def _film(folder: Path, height: int, clips: int = 6, seconds: int = 20) -> None:
+    folder.mkdir()
+    source = f"testsrc2=size={height * 16 // 9}x{height}:rate=30:duration={seconds}"
+    command = [
+        "ffmpeg",
+        "-loglevel",
+        "error",
+        "-f",
+        "lavfi",
+        "-i",
+        source,
+        "-pix_fmt",
+        "yuv420p",
+        str(folder / "0.mp4"),
+    ]
+    subprocess.run(command, check=True)
+    for number in range(1, clips):
+        os.link(folder / "0.mp4", folder / f"{number}.mp4")
+
+
+def _watched(folder: str) -> dict[str, float]:
+    program = str(Path(sys.executable).with_name("worldlake"))
+    command = [program, "label", f"{folder}/videos", "--lake", f"{folder}/lake"]
+    peaks: Counter[str] = Counter()
+    run = subprocess.Popen(
+        [*command, "--decode-workers", "1", "--label-workers", "1"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    while run.poll() is None:
+        taken: Counter[str] = Counter()
+        for process in session(run.pid):
+            taken[_stage(process, run.pid)] += pss(process)
+        peaks |= taken
+        time.sleep(0.2)
+    if run.returncode:
+        raise SystemExit(f"labelling failed with exit code {run.returncode}")
+    return {f"{stage}_mb": round(size / 1e6) for stage, size in sorted(peaks.items())}
+
+
+def _stage(process: psutil.Process, driver: int) -> str:
+    """Of a process: decode (with the child that holds the decoder), model, write, driver, or ray."""
+    try:
+        above = process.parent()
+        commands = " ".join([*process.cmdline(), *(above.cmdline() if above else ())])
+    except psutil.Error:
+        return "ray"
+    for name, stage in (("(SampleVideos)", "decode"), ("(Annotate)", "model"), ("(Verify)", "write")):
+        if name in commands:
+            return stage
+    return "driver" if process.pid == driver else "ray"
+
+
 def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -242,6 +310,7 @@ def main() -> None:
     waiting = commands.add_parser("actors")
     waiting.add_argument("--workers", type=int, nargs="+", default=(4, 16, 64))
     waiting.add_argument("--blocks-each", type=int, default=20)
+    commands.add_parser("memory").add_argument("--heights", type=int, nargs="+", default=(360, 720, 1080, 2160))
     planning = commands.add_parser("plan")
     planning.add_argument("lake")
     planning.add_argument("pending", type=int)
@@ -252,6 +321,8 @@ def main() -> None:
         _keep("commits", commits(options.count))
     elif options.command == "actors":
         _keep("actors", actors(tuple(options.workers), options.blocks_each))
+    elif options.command == "memory":
+        _keep("memory", memory(tuple(options.heights)))
     else:
         print(json.dumps(plan(options.lake, options.pending)))
 

@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+from bench.scale import catalogue, commits
+
+
+def test_small_catalogues_and_few_commits_are_measured() -> None:
+    small, large = catalogue((1000, 3000))
+    assert [small["videos"], large["videos"]] == [1000, 3000]
+    assert large["tasks"] >= small["tasks"]
+    *_, maintained = commits(120)
+    assert maintained["after"] == "worldlake maintain"
+    assert maintained["open_s"] > 0
