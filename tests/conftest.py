@@ -12,20 +12,18 @@ from tests.media import MISSING, Medium, make_corpus
 from tests.seaweed import Seaweed
 
 WITH_RAY = (
-    "faults", "k8s/test_entrypoints.py", "k8s/test_scrape.py", "labeling/test_run.py", "labeling/test_stop.py",
-    "serve/test_live.py", "training", "worldlake/test_demo.py", "worldlake/test_doctor.py", "worldlake/test_forget.py",
-    "worldlake/test_label.py", "worldlake/test_terminal.py", "worldlake/test_train.py",
+    "cluster", "faults", "k8s/test_entrypoints.py", "k8s/test_image.py", "k8s/test_scrape.py", "k8s/test_serving.py",
+    "labeling/test_run.py", "labeling/test_stop.py", "serve/test_live.py", "training", "worldlake/test_demo.py",
+    "worldlake/test_doctor.py", "worldlake/test_forget.py", "worldlake/test_full_demo.py", "worldlake/test_label.py",
+    "worldlake/test_terminal.py", "worldlake/test_train.py",
 )  # fmt: skip
-"""Tests that start a cluster. Each keeps all cores of a small machine busy, so only one of them runs at a time."""
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes share the tests (`pytest -n 2 --dist loadgroup`): one for clusters; the rest by file."""
     here = Path(__file__).parent
     for item in items:
-        path = item.path.relative_to(here).as_posix()
-        item.add_marker(pytest.mark.xdist_group("ray" if path.startswith(WITH_RAY) else path))
+        if item.path.relative_to(here).as_posix().startswith(WITH_RAY):
+            item.add_marker("ray")
 
 
 @pytest.fixture(scope="session")
