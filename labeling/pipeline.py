@@ -16,6 +16,7 @@ from labeling.sample import SampleVideos
 from labeling.stop import Stop
 from labeling.verify import Verify
 from labeling.write import Write
+from lake.errors import Refused
 from lake.tables import Lake
 
 # Rows that go to the model stage at once. The model cuts them into its own static batches (16 by default), so several
@@ -51,19 +52,41 @@ def workers(
     """Fill the cluster that Ray is connected to; numbers given by the user win.
 
     Shares of the cores that are there fit on those, so without `worker_cpus` nodes that come later have nothing to do.
+
+    Raises:
+        Refused: no node has a label, or without GPUs some nodes but not all would have both stages.
     """
-    cpus, label_cpus = (max(1, int(there("CPU", labels))) for labels in (decode_on, label_on))
+    decoding, labelling = (_cpus_by_node(labels) for labels in (decode_on, label_on))
+    cpus, label_cpus = (max(1, int(sum(nodes.values()))) for nodes in (decoding, labelling))
     gpus = int(there("GPU", label_on))
     decode, label = decode or cpus, label or gpus or label_cpus
     write = min(label, max(cpus, label_cpus))
-    if gpus or decode_on != label_on:
-        share = worker_cpus or 0.9 * cpus / max(cpus, decode)
-        label_share = 0 if gpus else worker_cpus or 0.9 * label_cpus / max(label_cpus, label)
-    else:
+    if not gpus and decoding == labelling:
         # Both stages live on the same cores. As many processes of each as there are cores, and the kernel gives each
         # core to whichever stage has work: no split to tune, no core idle because its stage waits.
         share = label_share = worker_cpus or 0.8 * cpus / (decode + label)
+    elif gpus or decoding.keys().isdisjoint(labelling):
+        share = worker_cpus or 0.9 * cpus / max(cpus, decode)
+        label_share = 0 if gpus else worker_cpus or 0.9 * label_cpus / max(label_cpus, label)
+    else:
+        # Whichever stage starts first would take the cores that both may use, and the other one wait for ever.
+        raise Refused(
+            "--decode-on and --label-on share some nodes but not all: name nodes apart, or the same, for both"
+        )
     return Workers(decode, label, write, share, label_share, 1 if gpus else 0, decode_on, label_on)
+
+
+def _cpus_by_node(labels: Labels) -> dict[str, float]:
+    if not (nodes := nodes_with(labels)):
+        raise Refused(
+            f"no node of the cluster has the label {in_words(labels)}: `ray list nodes --detail` shows labels"
+        )
+    return {node["NodeID"]: node["Resources"].get("CPU", 0) for node in nodes if node["Resources"].get("CPU")}
+
+
+def in_words(labels: Labels) -> str:
+    """As a command line has them."""
+    return ", ".join(f"{key}={value}" for key, value in (labels or {}).items())
 
 
 def nodes_with(labels: Labels) -> list[dict[str, Any]]:

@@ -95,7 +95,7 @@ def label_command(
     lake.storage.check(lake.uri)
     rules = load_policy(policy)
     chosen = _checked(RunSettings, run)
-    labeler = resolve_labeler(settings, _device(chosen.label_on))
+    labeler = resolve_labeler(settings, _device(chosen))
     with draining(max_hours) as (stop, start_cluster), console.counter("label") as counter:
         return label(
             lake,
@@ -113,14 +113,16 @@ def label_command(
         )
 
 
-def _device(label_on: dict[str, str] | None) -> str | None:
-    """Where the labels of this run are made; None: here, wherever torch finds fit."""
+def _device(run: RunSettings) -> str | None:
+    """Where the labels of a run are made; None: here, wherever torch finds fit."""
     if "RAY_ADDRESS" not in os.environ:
         return None
     start_ray()
-    from labeling.pipeline import there
+    from labeling.pipeline import there, workers
 
-    return "cuda" if there("GPU", label_on) else "cpu"
+    # Refuses labels that no node has: without its GPUs a model would be another labeler.
+    workers(run.decode_workers, run.label_workers, run.worker_cpus, run.decode_on, run.label_on)
+    return "cuda" if there("GPU", run.label_on) else "cpu"
 
 
 def start_ray() -> None:

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import ray
+
+from labeling.pipeline import Labels, Workers, workers
+from lake.errors import Refused
+
+CPU, MODEL, NOWHERE = {"group": "cpu"}, {"group": "model"}, {"group": "nowhere"}
+
+
+def node(number: int, cpus: int, gpus: int = 0, **labels: str) -> dict[str, Any]:
+    resources = {"CPU": cpus, "GPU": gpus}
+    return {
+        "Alive": True,
+        "NodeID": str(number),
+        "Labels": labels,
+        "Resources": {name: count for name, count in resources.items() if count},
+    }
+
+
+def asked(pool: Workers) -> dict[str, float]:
+    """Of all the processes of a stage together."""
+    return {"decode": pool.decode * pool.decode_cpus, "label": pool.label * pool.label_cpus, "write": pool.write * 0.1}
+
+
+@pytest.mark.parametrize(
+    ("decode_on", "label_on", "gpus", "decode", "label"),
+    [
+        (None, None, 0, 12, 12),
+        (None, None, 1, 12, 1),
+        (CPU, MODEL, 0, 8, 4),
+        (CPU, MODEL, 1, 8, 1),
+        (CPU, None, 1, 8, 1),
+        (None, MODEL, 1, 12, 1),
+        (CPU, CPU, 0, 8, 8),
+    ],
+)
+def test_what_all_workers_ask_for_fits(
+    monkeypatch: pytest.MonkeyPatch, decode_on: Labels, label_on: Labels, gpus: int, decode: int, label: int
+) -> None:
+    nodes = [node(0, 0), node(1, 8, group="cpu"), node(2, 4, gpus, group="model")]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    pool = workers(None, None, None, decode_on, label_on)
+    assert (pool.decode, pool.label, pool.label_gpus) == (decode, label, gpus)
+    there = 12 if decode_on != label_on or decode_on is None else 8
+    assert sum(asked(pool).values()) <= there
+    assert asked(pool)["decode"] <= (8 if decode_on else 12)
+    assert asked(pool)["label"] <= (4 if label_on == MODEL else there)
+
+
+@pytest.mark.parametrize(
+    ("decode_on", "label_on", "says"),
+    [
+        (None, MODEL, "share some nodes but not all"),
+        (CPU, None, "share some nodes but not all"),
+        (CPU, NOWHERE, "no node of the cluster has the label group=nowhere"),
+        (NOWHERE, None, "no node of the cluster has the label group=nowhere"),
+    ],
+)
+def test_what_cannot_fit_is_refused(
+    monkeypatch: pytest.MonkeyPatch, decode_on: Labels, label_on: Labels, says: str
+) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [node(1, 8, group="cpu"), node(2, 4, group="model")])
+    with pytest.raises(Refused, match=says):
+        workers(None, None, None, decode_on, label_on)
+
+
+def test_a_cluster_without_workers_yet_is_one_of_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [node(0, 0)])
+    pool = workers(None, None)
+    assert (pool.decode, pool.label, pool.write) == (1, 1, 1)
+    assert sum(asked(pool).values()) <= 1
