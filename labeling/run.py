@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from labeling.labeler import Labeler
 from labeling.ledger import Ledger, Report
 from labeling.listing import list_work
-from labeling.pipeline import Workers, decisions, nodes_with, workers
+from labeling.pipeline import Workers, decisions, in_words, nodes_with, workers
 from labeling.policy import Policy
 from labeling.stop import Stop
 from labeling.stream import WORK
@@ -168,7 +168,7 @@ class _Driver:
     ) -> None:
         self.ledger = Ledger()
         self._lake, self._labeler, self._policy, self._settings = lake, labeler, policy, settings
-        self._run, self._stop, self._progress, self._warn = run, stop, progress, warn
+        self._run, self._stop, self._progress = run, stop, progress
         self._committer = Committer(lake, labeler.id, run.run_id, on_retry=warn)
         run.counts = self.ledger.counts
         self._observed, self._observed_at = dict(self.ledger.counts), 0.0
@@ -185,9 +185,6 @@ class _Driver:
             self.ledger.open(video_id, decided_before=len(before.get(video_id, ())))
         asked = self._settings
         pool = workers(asked.decode_workers, asked.label_workers, asked.worker_cpus, asked.decode_on, asked.label_on)
-        for labels in filter(None, (asked.decode_on, asked.label_on)):
-            if not nodes_with(labels):
-                self._warn(f"no node has the label {labels}: the run waits for one")
         stop = Stop(self._run.run_id)
         self._flag = stop.create()
         for _ in range(_ROUNDS):
@@ -221,7 +218,7 @@ class _Driver:
                     heard = time.monotonic()
                     self.ledger.add(report)
                     self._progress(self.ledger.counts)
-                elif self._is_stalled(time.monotonic() - heard, stop):
+                elif stop.is_stalled(time.monotonic() - heard, self._settings.stall_timeout_s):
                     raise Stalled(self._diagnosis(todo, pool))
                 if self._stop.is_set():
                     stop.request()
@@ -245,11 +242,6 @@ class _Driver:
         for stage, processes in (("sample", pool.decode), ("annotate", pool.label), ("write", pool.write)):
             STAGE_WORKERS.record(processes, stage=stage)
 
-    def _is_stalled(self, silent_s: float, stop: Stop) -> bool:
-        limit_s = self._settings.stall_timeout_s
-        # Hours without motion have no outcome while they are decoded.
-        return silent_s > limit_s and stop.quiet_s() > limit_s
-
     def _diagnosis(self, todo: pa.Table, pool: Workers) -> str:
         """What a run without any outcome may be waiting for."""
         open_ = pc.is_in(todo["video_id"], value_set=pa.array(self.ledger.unfinished, pa.string()))
@@ -265,6 +257,8 @@ class _Driver:
             said += (
                 f", {name} {there.get(name, 0):g} ({free.get(name, 0):g} free, all workers together ask for {wanted:g})"
             )
+        for labels in filter(None, (pool.decode_on, pool.label_on)):
+            said += f", nodes with {in_words(labels)} {len(nodes_with(labels))}"
         return (
             f"{said}: start nodes or ask for fewer workers where that is too much, else look at the workers' logs "
             "(`ray logs`); the same command goes on from here"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
+from contextlib import suppress
 
 import ray
 from ray.actor import ActorHandle
@@ -34,6 +34,7 @@ class Stop:
     def __init__(self, run_id: str) -> None:
         self._name = f"stop-{run_id}"
         self._seen = False
+        self._alive_at = time.monotonic()
 
     def create(self) -> ActorHandle:
         """Put the flag up; it lives as long as the driver, which keeps what this returns."""
@@ -44,12 +45,18 @@ class Stop:
         self._seen = True
         ray.get(ray.get_actor(self._name).raise_.remote())
 
-    def quiet_s(self) -> float:
-        """Seconds since a worker last asked, which those that decode do after every segment: their sign of life."""
-        try:
-            return float(ray.get(ray.get_actor(self._name).quiet_s.remote(), timeout=_ANSWER_S))
-        except (ValueError, ray.exceptions.RayError):
-            return math.inf
+    def is_stalled(self, silent_s: float, limit_s: float) -> bool:
+        """Whether a run without an outcome for `silent_s` had no other sign of life for `limit_s` either.
+
+        Workers that decode ask for this flag after every segment, also where hours without motion have no outcome.
+        """
+        if silent_s < limit_s / 2:
+            return False
+        # Asked long before it counts: an answer that fails to come says nothing.
+        with suppress(ValueError, ray.exceptions.RayError):
+            quiet_s = ray.get(ray.get_actor(self._name).quiet_s.remote(), timeout=_ANSWER_S)
+            self._alive_at = max(self._alive_at, time.monotonic() - quiet_s)
+        return silent_s > limit_s and time.monotonic() - self._alive_at > limit_s
 
     def requested(self) -> bool:
         """Whether it was asked for."""

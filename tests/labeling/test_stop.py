@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterator
 
@@ -20,14 +19,20 @@ def cluster() -> Iterator[None]:
 
 def test_workers_that_ask_are_alive_and_hear_of_a_wish_to_stop(cluster: None) -> None:
     driver, worker = Stop("run"), Stop("run")
-    assert driver.quiet_s() == math.inf, "no flag, no sign of life"
     flag = driver.create()
     assert not worker.requested()
-    time.sleep(0.5)
-    assert driver.quiet_s() >= 0.5
-    begun = time.monotonic()
+    time.sleep(1.5)
+    assert driver.is_stalled(3600, 1)
+    assert not driver.is_stalled(0.9, 1), "there was an outcome"
     assert not worker.requested()
-    assert driver.quiet_s() <= time.monotonic() - begun
+    assert not driver.is_stalled(3600, 30)
     driver.request()
     assert worker.requested()
     del flag
+
+
+def test_a_flag_that_does_not_answer_is_no_sign_of_death(cluster: None) -> None:
+    gone = Stop("gone")
+    assert not gone.is_stalled(3600, 1)
+    time.sleep(1.5)
+    assert gone.is_stalled(3600, 1)
