@@ -145,7 +145,9 @@ def _serve(connection: Connection, memory_bytes: int) -> None:
     """What the child does: calls, one at a time, until its parent closes the pipe."""
     # Ctrl-C reaches every process of a terminal; the parent decides what becomes of this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    bytes_ = memory_bytes if most == resource.RLIM_INFINITY else min(memory_bytes, most)
+    resource.setrlimit(resource.RLIMIT_AS, (bytes_, bytes_))
     threading.Thread(target=_die_with_parent, daemon=True).start()
     while True:
         try:

@@ -45,19 +45,25 @@ class TooMuchMemory(Refused):
 
 @contextmanager
 def query(
-    lake: Lake, sql: str, parameters: Mapping[str, object] | None = None, *, seconds: float | None = None
+    lake: Lake,
+    sql: str,
+    parameters: Mapping[str, object] | None = None,
+    *,
+    seconds: float | None = None,
+    threads: int | None = None,
 ) -> Iterator[pa.RecordBatchReader]:
     """Run one SELECT and yield its result, which streams.
 
     There is a view for every table, ``current`` (triples of the labeler that finished last; empty before one has) and
     ``triples_<first 8 digits>`` for every labeler (``triples_human_aurora`` for ``human:aurora``). ``$name`` in the
-    query stands for a parameter. After ``seconds``, reading included, the query is stopped.
+    query stands for a parameter. After ``seconds``, reading included, the query is stopped. It takes
+    ``threads``, or one a core.
 
     Raises:
         Refused: wrong SQL, or anything but one SELECT, DESCRIBE, SHOW or EXPLAIN, or it took too long; also while the
             result is read.
     """
-    connection, names = _connect(lake)
+    connection, names = _connect(lake, threads)
     try:
         with connection, _explained(names, seconds), _interrupted(connection, seconds):
             _refuse_other_statements(sql)
@@ -101,10 +107,11 @@ def write_result(result: pa.RecordBatchReader, output: str, out: IO[bytes]) -> N
         text.detach()
 
 
-def _connect(lake: Lake) -> tuple[duckdb.DuckDBPyConnection, list[str]]:
+def _connect(lake: Lake, threads: int | None) -> tuple[duckdb.DuckDBPyConnection, list[str]]:
     tables = {name: lake.dataset(name) for name in _OPENING_ORDER}
     states = runs.states(lake)
-    connection = duckdb.connect(config={"enable_external_access": "false", "python_enable_replacements": "false"})
+    config = {"enable_external_access": "false", "python_enable_replacements": "false"}
+    connection = duckdb.connect(config=config | ({"threads": str(threads)} if threads else {}))
     for name, dataset in tables.items():
         connection.register(name, dataset)
     labelers = sorted({state.labeler_id for state in states if state.labeler_id})

@@ -103,15 +103,17 @@ class Guard:
 
     async def _read_again(self) -> None:
         if time.monotonic() - self._read_at > _READ_EVERY_S:
-            # First, so that other requests do not all read as well.
-            self._read_at = time.monotonic()
+            # First, so that other requests do not all read as well while this takes its time.
+            self._read_at, began = math.inf, time.monotonic()
             try:
                 self._keys = await asyncio.to_thread(self._source.read)
                 self._unread_since = math.inf
             except Exception as error:
                 # The request has no part in it, so what was read last holds; but a key that was revoked not for ever.
                 log.warning("keys cannot be read, those read before hold for a while: %s", error)
-                self._unread_since = min(self._unread_since, self._read_at)
+                self._unread_since = min(self._unread_since, began)
+            finally:
+                self._read_at = time.monotonic()
         if time.monotonic() - self._unread_since > _HOLD_S:
             raise busy("the keys of this service cannot be read", _READ_EVERY_S)
 

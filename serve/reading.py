@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import resource
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -18,7 +19,7 @@ from fastapi import Query
 from lake.errors import Refused
 from lake.isolation import ChildLost
 from lake.kept import KeptLake
-from lake.s3 import Unavailable
+from lake.s3 import PATIENCE_S, Unavailable
 from lake.schemas import TABLES
 from lake.sql import TooMuchMemory, condition, plain, query
 from lake.storage import StorageConfig
@@ -34,8 +35,12 @@ _AWAY = (OSError, DeltaError, Unavailable, BotoCoreError, ClientError)
 _KEPT_ANSWERS = 64
 _PROCESSES = 2
 """Queries in other people's words that an ingress answers at once."""
-_OPENING_S = 60.0
-"""For tables that a process has not open yet."""
+_WAIT_S = 5.0
+"""For one of these processes to be free."""
+_OPENING_S = PATIENCE_S + 30
+"""For tables that a process has not open yet, also while the store is away."""
+_THREADS = 4
+"""Of such a query: the stack of each counts as its memory."""
 _MEMORY = 1 << 30
 """Bytes that queries of a process may take."""
 _ADDRESSES = 1 << 40
@@ -47,8 +52,12 @@ _Text = Annotated[str | None, Query(max_length=200)]
 
 async def asked(work: Callable[[], Answer]) -> Answer:
     """What a function that reads or writes a lake returns, on a thread. Raises Problem where the lake is away."""
-    with _or_busy():
-        return await asyncio.to_thread(work)
+    try:
+        with _or_busy():
+            return await asyncio.to_thread(work)
+    except Refused as refused:
+        # Of nothing that the request says: there was a lake when the service began.
+        raise busy(str(refused), 5) from None
 
 
 @contextmanager
@@ -105,7 +114,7 @@ class Reading:
         self.lake = KeptLake(lake)
         self.limits = limits
         self._answers: dict[tuple[object, ...], Any] = {}
-        self._processes = Processes(_PROCESSES, limits.sql_seconds + _OPENING_S, _ADDRESSES)
+        self._processes = Processes(_PROCESSES, limits.sql_seconds + _OPENING_S, _ADDRESSES, _WAIT_S)
 
     def page(self, limit: int | None, most: int | None = None) -> int:
         """The rows of a page, of which a request may ask for `limit`. Raises Problem where these are too many."""
@@ -135,13 +144,18 @@ class Reading:
                 return await self._processes.call(_read_apart, *given)
         except Refused as refused:
             raise bad_request("sql", str(refused)) from None
-        except ChildLost:
+        except TimeoutError:
+            raise busy("too many queries at once", 5) from None
+        except ChildLost as lost:
+            if "hanging" in str(lost):
+                raise busy("the query does not end", 5) from None
             raise bad_request("sql", "the query needs more memory than there is for it: ask for less") from None
 
     async def ask(self, work: Callable[[], Answer]) -> Answer:
         """What a function that reads the lake returns, on a thread."""
         try:
-            return await asked(work)
+            with _or_busy():
+                return await asyncio.to_thread(work)
         except Refused as refused:
             raise bad_request("sql", str(refused)) from None
 
@@ -168,19 +182,25 @@ class Reading:
 
 
 def _read(
-    lake: Lake, statement: str, parameters: Mapping[str, object], limit: int, limits: Limits
+    lake: Lake,
+    statement: str,
+    parameters: Mapping[str, object],
+    limit: int,
+    limits: Limits,
+    threads: int | None = None,
 ) -> tuple[list[str], Rows, bool]:
     rows: Rows = []
     size = 0
-    with query(lake, statement, parameters, seconds=limits.sql_seconds) as result:
+    with query(lake, statement, parameters, seconds=limits.sql_seconds, threads=threads) as result:
         names = result.schema.names
         if len(set(names)) < len(names):
             raise Refused("two columns have one name: give them other names with AS")
-        for batch in result:
-            size += batch.nbytes
+        for row in (row for batch in result for row in batch.to_pylist()):
+            rows.append({name: plain(value) for name, value in row.items()})
+            # Not the bytes of Arrow: a list of booleans has sixty times as many once it is here.
+            size += len(json.dumps(rows[-1], default=str))
             if size > limits.sql_bytes:
-                raise Refused(f"the answer has more than {limits.sql_bytes >> 20} MiB: ask for less")
-            rows += [{name: plain(value) for name, value in row.items()} for row in batch.to_pylist()]
+                raise Refused(f"the answer has more than {limits.sql_bytes:,} bytes of JSON: ask for less")
             if len(rows) > limit:
                 break
     return names, rows[:limit], len(rows) > limit
@@ -191,7 +211,7 @@ def _read_apart(
 ) -> tuple[list[str], Rows, bool]:
     """What `_read` returns. Runs in a process of its own, which a query that takes too much memory ends."""
     try:
-        return _read(_open(uri, storage), statement, parameters, limit, limits)
+        return _read(_open(uri, storage), statement, parameters, limit, limits, _THREADS)
     except TooMuchMemory:
         raise MemoryError from None
     except RuntimeError as error:
@@ -209,7 +229,7 @@ def _open(uri: str, storage: StorageConfig) -> KeptLake:
     lake = KeptLake(Lake(uri, storage))
     try:
         lake.versions(*TABLES)
-        with query(lake, "SELECT count(*) FROM triples") as result:
+        with query(lake, "SELECT count(*) FROM triples", threads=_THREADS) as result:
             result.read_all()
     except Refused as refused:
         # There was a lake when the service began, and nothing of the request is in this.
@@ -217,5 +237,6 @@ def _open(uri: str, storage: StorageConfig) -> KeptLake:
     # Of what may be written to: how much address space is only reserved differs with the number of cores.
     taken = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (taken + _MEMORY, most))
+    wanted = taken + _MEMORY
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
     return lake

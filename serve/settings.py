@@ -23,7 +23,7 @@ class Limits(BaseModel):
     video_seconds: float = Field(3600, gt=0, description="length of a video")
     rows: int = Field(1000, ge=1, description="rows of a page of triples")
     sql_rows: int = Field(10_000, ge=1, description="rows of an answer of SQL; the rest is left out, and said to be")
-    sql_bytes: int = Field(32 << 20, ge=1024, description="bytes of an answer of SQL; a larger one is refused")
+    sql_bytes: int = Field(8 << 20, ge=1024, description="bytes of an answer of SQL, as JSON; a larger one is refused")
     sql_seconds: float = Field(10.0, gt=0, description="seconds until a query is stopped")
 
 

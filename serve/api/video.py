@@ -77,7 +77,7 @@ def router(services: Services) -> APIRouter:
                 mode = "no"
                 if (rows := await asked(lambda: services.videos.decided(video_id))) is not None:
                     return _stream(_told(rows), folder)
-            await asked(lambda: services.videos.fetch(entry, path))
+            await asyncio.to_thread(services.videos.fetch, entry, path)
         else:
             await _save(request, path)
         await asyncio.to_thread(services.videos.check, path)
