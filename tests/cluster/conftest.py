@@ -10,7 +10,7 @@ from tests.cluster.nodes import HOST, MISSING, Nodes, can_run
 from tests.seaweed import Seaweed
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """The bridge that the store listens on stays; nodes come and go with every test."""
     if not can_run():
@@ -20,7 +20,7 @@ def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     nodes.remove()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def store(bridge: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
     """An S3 server, which the environment points to."""
     server = Seaweed(tmp_path_factory.mktemp("seaweed"), host=HOST)

@@ -76,13 +76,13 @@ class Node:
                 found.append(psutil.Process(int(pid)))
         return found
 
-    def runs(self, name: str) -> bool:
-        """Whether a process in it has a name in its command line."""
+    def runs(self, name: str) -> int:
+        """How many processes in it have a name in their command line."""
+        found = 0
         for process in self.processes():
             with suppress(psutil.Error):
-                if name in " ".join(process.cmdline()):
-                    return True
-        return False
+                found += name in " ".join(process.cmdline())
+        return found
 
     def kill(self) -> None:
         """Kill -9 everything in it at once, as a power cut does."""

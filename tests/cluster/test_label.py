@@ -169,7 +169,7 @@ def test_each_stage_runs_on_the_nodes_that_it_is_given(
 
     def disturb(lake: Lake, run: Labelling) -> Labelling:
         for group, stages in (("decode", ("SampleVideos", "Annotate")), ("model", ("Annotate", "SampleVideos"))):
-            assert [groups[group].runs(stage) for stage in stages] == [True, False], group
+            assert [groups[group].runs(stage) for stage in stages] == [1, 0], group
         return run
 
     options = ("--decode-on", "group=decode", "--label-on", "group=model")
