@@ -66,7 +66,11 @@ def check(run: Training, undisturbed: dict[str, np.ndarray], unlogged: tuple[int
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("role", "step"), [("worker", 40), ("driver", 50), pytest.param("feeder", 20, marks=pytest.mark.long)]
+    ("role", "step"),
+    [
+        ("driver", 50),
+        *(pytest.param(role, step, marks=pytest.mark.long) for role, step in (("worker", 40), ("feeder", 20))),
+    ],
 )
 def test_a_killed_process_changes_nothing(
     tmp_path: Path, lake: Lake, model: Path, undisturbed: dict[str, np.ndarray], name: str, role: str, step: int
