@@ -48,11 +48,22 @@ class Client:
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
         self._attempts, self._wait = attempts, time.sleep
 
-    def label(self, pairs: Sequence[tuple[bytes, bytes]], *, write: WriteMode | None = None) -> LabelOut:
-        """Name the action between the images of each pair. `write`: into the lake or not; None: as for the key."""
+    def label(
+        self,
+        pairs: Sequence[tuple[bytes, bytes]],
+        *,
+        write: WriteMode | None = None,
+        idempotency_key: str | None = None,
+    ) -> LabelOut:
+        """Name the action between the images of each pair. `write`: into the lake or not; None: as for the key.
+
+        A pair is written once, however often it is asked for; under an `idempotency_key`, which is for requests that
+        write, it also gets the same answer for a day.
+        """
         asked = [{"obs": _text(obs), "next_obs": _text(next_obs)} for obs, next_obs in pairs]
         wanted = {"write": write} if write else {}
-        return self._ask(LabelOut, "POST", "/v1/label", params=wanted, json={"pairs": asked})
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return self._ask(LabelOut, "POST", "/v1/label", params=wanted, json={"pairs": asked}, headers=headers)
 
     def label_video(
         self, video: Path | str, *, write: WriteMode | None = None
@@ -134,7 +145,8 @@ class Client:
             wait_s = 0.5 * 2 ** (attempt - 1)
             try:
                 answer = self._http.request(method, path, **arguments)
-            except httpx.ConnectError:
+            except (httpx.NetworkError, httpx.RemoteProtocolError):
+                # Also in the middle of an answer: whatever is asked here may be asked twice.
                 if attempt == self._attempts:
                     raise
             else:

@@ -84,6 +84,24 @@ def test_what_is_refused_says_why(client: Client) -> None:
     assert refused.value.problem.type == "urn:worldlake:problem:sql"
 
 
+def test_a_connection_that_breaks_is_made_again_with_the_same_key(client: Client, pairs: Pairs) -> None:
+    keys: list[str | None] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        keys.append(request.headers.get("Idempotency-Key"))
+        if len(keys) == 1:
+            raise httpx.ReadError("connection reset by peer")
+        return httpx.Response(200, json=known)
+
+    asked = [pair[:2] for pair in pairs[:1]]
+    known = client.label(asked).model_dump(mode="json")
+    with Client("http://service") as patient:
+        patient._http = httpx.Client(base_url="http://service", transport=httpx.MockTransport(answer))
+        patient._wait = lambda _: None
+        assert patient.label(asked, write="durable", idempotency_key="mine").model_dump(mode="json") == known
+    assert keys == ["mine", "mine"]
+
+
 def test_a_busy_service_is_asked_again_and_a_proxy_is_understood() -> None:
     waits: list[float] = []
     app, asked = FastAPI(), []
