@@ -58,7 +58,7 @@ def workers(
     """
     decoding, labelling = (_cpus_by_node(labels) for labels in (decode_on, label_on))
     cpus, label_cpus = (max(1, int(sum(nodes.values()))) for nodes in (decoding, labelling))
-    gpus = int(there("GPU", label_on))
+    gpus = int(sum(node["Resources"].get("GPU", 0) for node in nodes_with(label_on)))
     decode, label = decode or cpus, label or gpus or label_cpus
     write = min(label, max(cpus, label_cpus))
     if not gpus and decoding == labelling:
@@ -92,11 +92,6 @@ def in_words(labels: Labels) -> str:
 def nodes_with(labels: Labels) -> list[dict[str, Any]]:
     """The nodes that are there and have these labels, as `ray.nodes` describes them."""
     return [node for node in ray.nodes() if node["Alive"] and (labels or {}).items() <= node["Labels"].items()]
-
-
-def there(resource: str, labels: Labels) -> float:
-    """How much of a resource these nodes have."""
-    return float(sum(node["Resources"].get(resource, 0) for node in nodes_with(labels)))
 
 
 def decisions(

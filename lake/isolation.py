@@ -133,6 +133,13 @@ class _Child:
         self.process.join()
 
 
+def limit_memory(kind: int, size: int) -> None:
+    """Let this process take so many bytes of a kind (`resource.RLIMIT_...`), or fewer where fewer are left to it."""
+    _, most = resource.getrlimit(kind)
+    size = size if most == resource.RLIM_INFINITY else min(size, most)
+    resource.setrlimit(kind, (size, size))
+
+
 def _import(function: Callable[..., Any]) -> None:
     """Nothing: to be handed a function is to import its module."""
 
@@ -145,9 +152,7 @@ def _serve(connection: Connection, memory_bytes: int) -> None:
     """What the child does: calls, one at a time, until its parent closes the pipe."""
     # Ctrl-C reaches every process of a terminal; the parent decides what becomes of this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    bytes_ = memory_bytes if most == resource.RLIM_INFINITY else min(memory_bytes, most)
-    resource.setrlimit(resource.RLIMIT_AS, (bytes_, bytes_))
+    limit_memory(resource.RLIMIT_AS, memory_bytes)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     while True:
         try:

@@ -17,7 +17,7 @@ from deltalake.exceptions import DeltaError
 from fastapi import Query
 
 from lake.errors import Refused
-from lake.isolation import ChildLost
+from lake.isolation import ChildLost, limit_memory
 from lake.kept import KeptLake
 from lake.s3 import PATIENCE_S, Unavailable
 from lake.schemas import TABLES
@@ -236,7 +236,5 @@ def _open(uri: str, storage: StorageConfig) -> KeptLake:
         raise Unavailable(str(refused)) from None
     # Of what may be written to: how much address space is only reserved differs with the number of cores.
     taken = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
-    _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = taken + _MEMORY
-    resource.setrlimit(resource.RLIMIT_DATA, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
+    limit_memory(resource.RLIMIT_DATA, taken + _MEMORY)
     return lake

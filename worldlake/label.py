@@ -118,11 +118,11 @@ def _device(run: RunSettings) -> str | None:
     if "RAY_ADDRESS" not in os.environ:
         return None
     start_ray()
-    from labeling.pipeline import there, workers
+    from labeling.pipeline import workers
 
     # Refuses labels that no node has: without its GPUs a model would be another labeler.
-    workers(run.decode_workers, run.label_workers, run.worker_cpus, run.decode_on, run.label_on)
-    return "cuda" if there("GPU", run.label_on) else "cpu"
+    pool = workers(run.decode_workers, run.label_workers, run.worker_cpus, run.decode_on, run.label_on)
+    return "cuda" if pool.label_gpus else "cpu"
 
 
 def start_ray() -> None:
