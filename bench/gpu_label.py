@@ -37,6 +37,11 @@ from models.qwen import CHUNKED_ATTENTION
 SPECIAL = ["<unk>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 ACTION = "the hand moves the red cup to the left"
 
+NORMALISATION = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+
 VISION = {
     **{"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14},
     **{"spatial_merge_size": 2, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31]},
@@ -214,19 +219,30 @@ def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def qwen_inputs(config: Any, image_size: int) -> QwenInputs:
-    words = sorted({*DEFAULT_PROMPT.split(), *ACTION.split()})
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*SPECIAL, *words])}, unk_token="<unk>"))
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "preprocessor_config.json").write_text(json.dumps(NORMALISATION))
+        tokenizer = word_tokenizer(config.get_text_config().vocab_size)
+        return QwenInputs(Path(folder), config, tokenizer, image_size, "video", DEFAULT_PROMPT)
+
+
+def word_tokenizer(size: int) -> PreTrainedTokenizerFast:
+    """A word for every token that a model can say, so that what it says can be asked of it again."""
+    words = [*SPECIAL, *sorted({*DEFAULT_PROMPT.split(), *ACTION.split()})]
+    words += [f"word{i}" for i in range(len(words), size)]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend, unk_token="<unk>", eos_token="<|im_end|>", extra_special_tokens=SPECIAL[2:]
     )
-    with tempfile.TemporaryDirectory() as folder:
-        settings = {
-            "image_mean": [0.48145466, 0.4578275, 0.40821073],
-            "image_std": [0.26862954, 0.26130258, 0.27577711],
-        }
-        (Path(folder) / "preprocessor_config.json").write_text(json.dumps(settings))
-        return QwenInputs(Path(folder), config, tokenizer, image_size, "video", DEFAULT_PROMPT)
+
+
+def write_qwen(shape: str, folder: Path) -> None:
+    """Save a model of that shape, as `hf:` takes it."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = random_model(shape, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    model.save_pretrained(folder)
+    word_tokenizer(model.config.get_text_config().vocab_size).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(NORMALISATION))
 
 
 def bytes_per_step(model: Any, batch_size: int, tokens: int) -> int:

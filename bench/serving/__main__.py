@@ -2,12 +2,16 @@
 
     python -m bench.serving [--out bench/results/serving.json]
 
-Every server runs on core 0, all its processes; clients run on core 1. A request is one frame pair of 64 pixels, as
-JSON. What the model does by itself on core 0, in batches and with nothing around it, is measured in the same run.
+Every server runs on core 0, all its processes; clients run on core 1. A request is one frame pair, as JSON, of as
+many pixels as the model sees. What the model does by itself on the servers' core, in batches and with nothing around
+it, is measured in the same run.
 First so many clients at once, each with its next request when it has its answer; then requests that come by chance
 (Poisson) at multiples of what was answered at best, whose latency counts from when they were due. Last of all ten
 times the capacity for a minute, and what becomes of memory. `larger` is a model of the builtin one's class and with
-five times its work: real models are larger still, and the service around them costs the same.
+five times its work: real models are larger still, and the service around them costs the same. On a machine with a
+GPU models run there:
+
+    python -m bench.serving --models qwen2.5-vl-3b --server-cores 0-11 --client-cores 12-15
 """
 
 from __future__ import annotations
@@ -20,16 +24,19 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.serving.bodies import bodies
-from bench.serving.larger import write
-from bench.serving.load import Load, summary
-from bench.serving.servers import NAMES, Server, Watch, prefer, serving
+import torch
 
-SERVER_CORE, CLIENT_CORE = 0, 1
+from bench.serving.bodies import bodies
+from bench.serving.load import GIVE_UP_S, Load, summary
+from bench.serving.models import NAMES as MODELS
+from bench.serving.models import write
+from bench.serving.servers import NAMES as SERVERS
+from bench.serving.servers import Server, Watch, prefer, serving
+
 CLIENTS = (1, 8, 64, 256)
 RATES = (0.25, 0.5, 1.0, 2.0)
 OVERLOAD = 10
@@ -40,59 +47,67 @@ PAIRS = 256
 def main() -> None:
     """Measure and print; `--out` keeps the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["builtin", "larger"], choices=["builtin", "larger"])
-    parser.add_argument("--servers", nargs="+", default=list(NAMES), choices=NAMES)
+    parser.add_argument("--models", nargs="+", default=["builtin", "larger"], choices=MODELS)
+    parser.add_argument("--servers", nargs="+", default=list(SERVERS), choices=SERVERS)
     parser.add_argument("--seconds", type=float, default=10, help="of every load but the last")
     parser.add_argument("--overload", type=float, default=60, help="seconds of ten times the capacity")
     parser.add_argument(
         "--priority", type=int, default=0, help="before others on a machine that is shared: down to -20"
     )
+    parser.add_argument("--server-cores", type=_cores, default={0}, help="such as 0-11 (default: 0)")
+    parser.add_argument("--client-cores", type=_cores, default={1}, help="such as 12-15 (default: 1)")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     prefer(os.getpid(), options.priority)
-    os.sched_setaffinity(0, {CLIENT_CORE})
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
-    figures: dict[str, Any] = {"machine": machine, "models": {}}
+    os.sched_setaffinity(0, options.client_cores)
+    figures: dict[str, Any] = {"models": {}}
     if options.out and options.out.exists():
         # Models that are not asked for stay as they are.
-        figures["models"] = json.loads(options.out.read_text())["models"]
+        figures = json.loads(options.out.read_text())
     with tempfile.TemporaryDirectory(prefix="bench-serving-") as folder:
         for name in options.models:
-            figures["models"][name] = _of_model(name, Path(folder) / name, options)
-            if options.out:
-                options.out.write_text(json.dumps(figures, indent=1) + "\n")
+            for found in _of_model(name, Path(folder) / name, options):
+                figures["models"][name] = found
+                if options.out:
+                    options.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def _of_model(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def _cores(text: str) -> set[int]:
+    first, _, last = text.partition("-")
+    return set(range(int(first), int(last or first) + 1))
+
+
+def _machine() -> str:
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    return f"{gpu}{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
+
+
+def _of_model(name: str, folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The figures so far, after each server."""
     folder.mkdir()
-    model = name
-    if name == "larger":
-        write(folder / "model")
-        model = f"hf:{folder / 'model'}"
-    asked = bodies(PAIRS)
-    found: dict[str, Any] = {"seconds": options.seconds, "alone": _alone(model, options.priority), "servers": {}}
+    model = write(name, folder / "model")
+    found: dict[str, Any] = {"machine": _machine(), "seconds": options.seconds, "alone": _alone(model, options)}
+    found["servers"] = {}
+    asked = bodies(PAIRS, found["alone"]["image_size"])
     print(f"\n{name}: the model by itself answers {found['alone']['per_s']:.1f} pairs/s", flush=True)
     for server in options.servers:
-        if (name, server) == ("larger", "plain"):
-            # One at a time, so that 256 clients would be given up.
-            continue
         with serving(server, model, folder) as running:
-            running.keep_to(SERVER_CORE, options.priority)
-            found["servers"][server] = _measure(running, asked, options, found["alone"]["per_s"])
-    return found
+            running.keep_to(options.server_cores, options.priority)
+            found["servers"][server] = _measure(running, asked, options, found["alone"])
+        yield found
 
 
-def _alone(model: str, priority: int) -> dict[str, Any]:
-    """What batches take on the servers' core, and the best rate of them."""
+def _alone(model: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What batches take on the servers' cores, and the best rate of them."""
     command = [sys.executable, "-m", "bench.serving.peers", "model", "--model", model]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, {SERVER_CORE}),
+        preexec_fn=lambda: os.sched_setaffinity(0, options.server_cores),
     )
-    prefer(process.pid, priority)
+    prefer(process.pid, options.priority)
     output = process.communicate()[0]
     if process.returncode:
         raise SystemExit(f"{model} does not answer")
@@ -101,13 +116,19 @@ def _alone(model: str, priority: int) -> dict[str, Any]:
     return told
 
 
-def _measure(server: Server, asked: Sequence[bytes], options: argparse.Namespace, alone_per_s: float) -> dict[str, Any]:
+def _measure(
+    server: Server, asked: Sequence[bytes], options: argparse.Namespace, alone: dict[str, Any]
+) -> dict[str, Any]:
+    alone_per_s = alone["per_s"]
     found: dict[str, Any] = {"closed": {}, "open": {}}
     # Until every process has started and every library is loaded.
     warm = Load(f"{server.url}/v1/label", asked)
     _run(warm, lambda: warm.closed(16, WARM_S), 0)
     computed = server.batches()
     for clients in CLIENTS:
+        if server.name == "plain" and clients * alone["batch_ms"]["1"] > 1000 * GIVE_UP_S:
+            # One at a time: most would be given up.
+            continue
         one = _closed(server, asked, clients, options.seconds)
         before, computed = computed, server.batches()
         # The seconds of warming are in both.

@@ -23,7 +23,7 @@ from fastapi import FastAPI
 from bench.serving.bodies import bodies
 from labeling.annotate import LabelPairs
 from labeling.stream import SAMPLES, block
-from models.loading import ModelSettings, load_dynamics
+from models.loading import ModelSettings, best_device, load_dynamics
 from serve.schemas import LabelIn
 from serve.uploads import Pair, _pairs
 
@@ -36,7 +36,7 @@ class Work:
     """What a request wants done."""
 
     def __init__(self, model: str, batch_size: int) -> None:
-        self.model = load_dynamics(ModelSettings(name=model, batch_size=batch_size), "cpu")
+        self.model = load_dynamics(ModelSettings(name=model, batch_size=batch_size))
         self._label = LabelPairs(self.model)
 
     def decode(self, asked: LabelIn) -> Pair:
@@ -111,7 +111,8 @@ class Batching(litserve.LitAPI):  # type: ignore[misc]
 def model(name: str, repeats: int = 5) -> None:
     """Print what batches take, in milliseconds by their size, with nothing around them: the median."""
     work = Work(name, BATCH)
-    pairs = [work.decode(LabelIn.model_validate_json(body)) for body in bodies(BATCH)]
+    asked = bodies(BATCH, work.model.image_size)
+    pairs = [work.decode(LabelIn.model_validate_json(body)) for body in asked]
     taken: dict[int, float] = {}
     for size in SIZES:
         times = []
@@ -122,10 +123,10 @@ def model(name: str, repeats: int = 5) -> None:
         # The first of a size also makes room for it.
         taken[size] = sorted(times[1:])[repeats // 2]
     begun = time.perf_counter()
-    for body in bodies(BATCH):
+    for body in asked:
         work.decode(LabelIn.model_validate_json(body))
     decode_ms = 1000 * (time.perf_counter() - begun) / BATCH
-    print(json.dumps({"batch_ms": taken, "decode_ms": decode_ms}))
+    print(json.dumps({"image_size": work.model.image_size, "batch_ms": taken, "decode_ms": decode_ms}))
 
 
 def main() -> None:
@@ -138,7 +139,7 @@ def main() -> None:
     if options.what == "plain":
         plain(options.model, options.port)
     elif options.what == "litserve":
-        server = litserve.LitServer(Batching(options.model, options.log), accelerator="cpu", timeout=False)
+        server = litserve.LitServer(Batching(options.model, options.log), accelerator=best_device(), timeout=False)
         server.run(host="127.0.0.1", port=options.port, log_level="warning", generate_client_file=False)
     else:
         model(options.model)

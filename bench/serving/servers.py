@@ -20,8 +20,8 @@ import psutil
 from lake.tables import Lake
 
 NAMES = ("worldlake", "plain", "litserve")
-_METRICS_EVERY_S = 11.0
-"""Ray's processes tell its metrics agent every ten seconds."""
+_METRICS_EVERY_S = 1 + int(os.environ.get("RAY_metrics_report_interval_ms", "10000")) / 1000  # noqa: SIM112
+"""Ray's processes tell its metrics agent every ten seconds, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Server:
         """Its processes whose command line says `what`."""
         return [one for one in self.members() if what in _command(one)]
 
-    def keep_to(self, core: int, priority: int) -> None:
-        """Let every thread of it run on one core only; where this may be set, before others on the machine."""
+    def keep_to(self, cores: set[int], priority: int) -> None:
+        """Let every thread of it run on these cores only; where this may be set, before others on the machine."""
         for one in self.members():
             for thread in one.threads():
-                os.sched_setaffinity(thread.id, {core})
+                os.sched_setaffinity(thread.id, cores)
         prefer(self.process.pid, priority)
 
     def memory(self) -> int:

@@ -4,18 +4,21 @@ import asyncio
 import socket
 import threading
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import uvicorn
+from PIL import Image
 from starlette.types import Receive, Scope, Send
 
 from bench.serving.bodies import bodies
-from bench.serving.larger import write
 from bench.serving.load import Load, Sample, summary
+from bench.serving.models import write
 from models.loading import ModelSettings, load_dynamics
 from serve.admission import Admission
+from serve.schemas import LabelIn
 
 TAKES_S = 0.05
 
@@ -70,9 +73,16 @@ def test_figures_are_of_the_time_that_was_asked_for() -> None:
     assert found["refusal_ms"]["p50"] == 1
 
 
-def test_the_larger_model_answers(tmp_path: Path) -> None:
-    write(tmp_path)
-    model = load_dynamics(ModelSettings(name=f"hf:{tmp_path}", max_new_tokens=4), "cpu")
-    frames = np.zeros((1, model.image_size, model.image_size, 3), np.uint8)
-    assert len(model.annotate(frames, frames)) == 1
+@pytest.mark.parametrize("name", ["larger", "tiny-qwen"])
+def test_models_with_random_weights_name_actions_and_score_them(name: str, tmp_path: Path) -> None:
+    model = load_dynamics(ModelSettings(name=write(name, tmp_path), max_new_tokens=4), "cpu")
+    frames = np.random.default_rng(0).integers(0, 256, (2, 1, model.image_size, model.image_size, 3), np.uint8)
+    (said,) = model.annotate(*frames)
+    assert said.action
+    assert np.isfinite(model.score(*frames, [said.action])).all()
+
+
+def test_every_request_has_a_pair_of_its_own_of_the_size_asked_for() -> None:
     assert len(set(bodies(2))) == 2
+    (pair,) = LabelIn.model_validate_json(bodies(1, 96)[0]).pairs
+    assert Image.open(BytesIO(pair.obs)).size == (96, 96)

@@ -1,4 +1,4 @@
-"""A model of the builtin one's class and several times its size, with random weights: what it says means nothing."""
+"""Models with random weights, as folders that `--model hf:` takes: what they say means nothing, what they cost does."""
 
 from __future__ import annotations
 
@@ -9,12 +9,28 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 import models.builtin
+from bench.gpu_label import write_qwen
 
 _SIZES = {"num_hidden_layers": 6, "hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 12}
 
 
-def write(folder: Path) -> None:
-    """Save it as a user would."""
+QWEN = {"qwen2.5-vl-3b": "3b", "qwen2.5-vl-7b": "7b", "tiny-qwen": "tiny"}
+NAMES = ("builtin", "larger", *QWEN)
+
+
+def write(name: str, folder: Path) -> str:
+    """Save the model, where it is not there already. Returns it as `--model` of `worldlake serve` names it."""
+    if name == "builtin":
+        return name
+    if name == "larger":
+        _write_larger(folder)
+    else:
+        write_qwen(QWEN[name], folder)
+    return f"hf:{folder}"
+
+
+def _write_larger(folder: Path) -> None:
+    """The builtin model's class, several times its size."""
     weights = Path(models.builtin.__file__).with_name("weights")
     shutil.copytree(weights, folder, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
     config = AutoConfig.from_pretrained(weights)
