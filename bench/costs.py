@@ -4,9 +4,9 @@
     python -m bench.costs --mfu 0.45 --price 2.5        with the price of a GPU-hour
     python -m bench.costs --scales 45 1000 1e5 1e7      labelling so many hours: a table, as docs/costs.md has it
 
-Operations are counted from the shapes; tests/bench holds the count against torch's own. What share of a GPU's peak a
-stage reaches (--mfu) is an assumption here; `python -m bench.gpu_label` and `python -m bench.training steps` measure it
-where there is a GPU. Cores are from bench/results/decoders.json, which is measured.
+Operations are counted from the shapes; tests/bench holds the count against torch's own. Labelling takes what it took in
+bench/results/gpu_label.json, on the GPU named there. What share of a GPU's peak training reaches (--mfu) is an
+assumption; `python -m bench.training steps` measures it. Cores are from bench/results/decoders.json, which is measured.
 """
 
 from __future__ import annotations
@@ -80,13 +80,23 @@ def labelling() -> float:
     return 3 * (vision + QWEN_3B.forward(DYNAMICS_TOKENS, DYNAMICS_ANSWER))
 
 
-def stages(hours: float, triples: int, epochs: float) -> dict[str, float]:
-    """Operations by stage."""
-    pairs, seen = hours * PAIRS_PER_HOUR, triples * epochs
+def labelled_per_s() -> tuple[float, str]:
+    """Pairs that a GPU labels in a second, answer and two more looks, and which GPU: the best way measured."""
+    measured = json.loads((RESULTS / "gpu_label.json").read_text())
+    seconds = (
+        1 / way["annotate_pairs_per_s"] + 2 / way["score_pairs_per_s"]
+        for way in measured["results"]
+        if way["shape"] == "3b"
+    )
+    return 1 / min(seconds), measured["device"]
+
+
+def stages(triples: int, epochs: float) -> dict[str, float]:
+    """Operations of training, by stage."""
+    seen = triples * epochs
     dynamics = labelling() / 3
     world = EMU3.forward(WORLD_TOKENS, WORLD_ANSWER)
     return {
-        f"label {pairs:,.0f} pairs, Qwen2.5-VL-3B": pairs * labelling(),
         f"train dynamics, LoRA, {triples:,} pairs x 3": triples * 3 * flop_of_step(dynamics, "lora"),
         f"train world, Emu3-8B, LoRA, {triples:,} triples x {epochs:g}": seen * flop_of_step(world, "lora"),
         f"train world, Emu3-8B, full, {triples:,} triples x {epochs:g}": seen * flop_of_step(world, "full"),
@@ -100,10 +110,10 @@ def cores(hours: float) -> dict[str, float]:
     return {name: hours * FPS / rate for name, rate in rates.items()}
 
 
-def labelling_at(hours: float, flops_per_s: float, price: float | None) -> dict[str, float]:
+def labelling_at(hours: float, price: float | None) -> dict[str, float]:
     """What labelling so many hours of 720p video takes, by name."""
     pairs = hours * PAIRS_PER_HOUR
-    gpu_hours = pairs * labelling() / flops_per_s / 3600
+    gpu_hours = pairs / labelled_per_s()[0] / 3600
     core_hours = next(taken for kind, taken in cores(hours).items() if "720" in kind)
     return {
         "videos of 5 minutes": hours * 12,
@@ -148,14 +158,17 @@ def main() -> None:
     parser.add_argument("--price", type=float, help="of a GPU-hour")
     options = parser.parse_args()
     if options.scales:
-        rate = options.peak_tflops * 1e12 * options.mfu
-        columns = [labelling_at(hours, rate, options.price) for hours in options.scales]
+        columns = [labelling_at(hours, options.price) for hours in options.scales]
         print("| hours of video |", " | ".join(f"{hours:,.0f}" for hours in options.scales), "|")
         print("| --- |", " | ".join("---:" for _ in columns), "|")
         for name in columns[0]:
             print(f"| {name} |", " | ".join(_short(column[name]) for column in columns), "|")
         return
-    for name, operations in stages(options.hours, options.triples, options.epochs).items():
+    pairs, (rate, device) = options.hours * PAIRS_PER_HOUR, labelled_per_s()
+    kind, taken = f"label {pairs:,.0f} pairs, Qwen2.5-VL-3B", pairs / rate / 3600
+    cost = f"{taken * options.price:10,.0f}" if options.price else ""
+    print(f"{kind:58} {pairs * labelling() / 1e15:10,.0f} PFLOP {taken:8,.1f} GPU-hours{cost}, measured on {device}")
+    for name, operations in stages(options.triples, options.epochs).items():
         hours = operations / (options.peak_tflops * 1e12 * options.mfu) / 3600
         cost = f"{hours * options.price:10,.0f}" if options.price else ""
         print(f"{name:58} {operations / 1e15:10,.0f} PFLOP {hours:8,.1f} GPU-hours{cost}")

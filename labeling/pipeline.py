@@ -19,8 +19,7 @@ from labeling.write import Write
 from lake.errors import Refused
 from lake.tables import Lake
 
-# Rows that go to the model stage at once. The model cuts them into its own static batches (16 by default), so several
-# of them keep it busy while the next block is on its way, and a file of a few megabytes comes out.
+# Rows that go to the model stage at once: a batch of the model by default. A file of a few megabytes comes out.
 ROWS_PER_BLOCK = 64
 
 

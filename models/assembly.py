@@ -19,7 +19,9 @@ from models.qwen import CHUNKED_ATTENTION
 # Whatever is wrong with a folder, transformers and PEFT say with exceptions of every class: all mean a refusal here.
 
 
-def assemble(settings: ModelSettings, folder: Path, adapter: Path | None, device: str) -> HuggingFaceDynamics:
+def assemble(
+    settings: ModelSettings, folder: Path, adapter: Path | None, device: str, *, answers_few: bool
+) -> HuggingFaceDynamics:
     """The model in `folder`, by settings with nothing left open. Raises ModelRefused where it cannot be used."""
     dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
     assert settings.image_size is not None
@@ -36,6 +38,7 @@ def assemble(settings: ModelSettings, folder: Path, adapter: Path | None, device
         image_size=settings.image_size,
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
+        answers_few=answers_few,
     )
     _check_sees_both(dynamics, folder)
     return dynamics
@@ -111,6 +114,10 @@ def _check_sees_both(dynamics: HuggingFaceDynamics, folder: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
     try:
         scores = dynamics.score(frames[[0, 0, 1]], frames[[0, 1, 0]], ["it moves"] * 3)
+    except torch.OutOfMemoryError as error:
+        raise ModelRefused(
+            f"the GPU has too little memory for {folder} and a batch of pairs; let it see fewer at once (--batch-size)"
+        ) from error
     except Exception as error:
         raise ModelRefused(f"{folder} does not take two images ({_line(error)}); use a model that does") from error
     if not np.isfinite(scores).all() or len(set(scores.tolist())) < 3:

@@ -29,7 +29,9 @@ class HuggingFaceDynamics:
 
     Both log-probabilities are over text only: special tokens other than the end are ruled out, and all end tokens of
     the model count as one. So `annotate` and `score` agree on every text that its tokenizer splits as the model
-    wrote it. A forward has at most `batch_size` rows; on an accelerator always as many, the last pair repeated.
+    wrote it. A forward has at most `batch_size` rows. On an accelerator it always has as many, the last pair repeated,
+    so that a label does not depend on how many came along; or, where `answers_few`, the next power of two, so that
+    who asks for one pair does not wait for a whole batch.
     """
 
     def __init__(
@@ -41,11 +43,12 @@ class HuggingFaceDynamics:
         batch_size: int,
         max_new_tokens: int,
         cache: Cache = "dynamic",
+        answers_few: bool = False,
     ) -> None:
         self.image_size = image_size
         self.model = model
         self._inputs = inputs
-        self._batch_size = batch_size
+        self._batch_size, self._answers_few = batch_size, answers_few
         self._max_new_tokens = max_new_tokens
         ends = _end_tokens(model, inputs)
         self._end = ends[0]
@@ -137,10 +140,14 @@ class HuggingFaceDynamics:
         self._check(obs, next_obs)
         for start in range(0, len(obs), self._batch_size):
             stop = min(start + self._batch_size, len(obs))
-            # An accelerator is quick where it meets one shape; to a CPU every row is work.
-            length = stop - start if self.model.device.type == "cpu" else self._batch_size
+            # To a CPU every row is work.
+            length = stop - start if self.model.device.type == "cpu" else self._rows(stop - start)
             picked = np.minimum(np.arange(start, start + length), stop - 1)
             yield range(start, stop), self._prompts(obs[picked], next_obs[picked])
+
+    def _rows(self, pairs: int) -> int:
+        """Of a forward on an accelerator."""
+        return min(1 << (pairs - 1).bit_length(), self._batch_size) if self._answers_few else self._batch_size
 
     def _check(self, obs: Images, next_obs: Images) -> None:
         size = self.image_size

@@ -40,7 +40,7 @@ class ModelSettings(BaseModel):
     max_new_tokens: int = Field(32, ge=2, le=1024, description="tokens of an action, the end token included")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPU, float32 on CPU")
     image_size: int | None = Field(None, ge=8, le=4096, description="pixels; None: as it was trained")
-    batch_size: int = Field(16, ge=1, le=4096)
+    batch_size: int = Field(64, ge=1, le=4096)
     pair_layout: Literal["auto", "images", "video"] = Field(
         "auto", description="two images, or one video of two frames; auto: as it was trained, else video where it can"
     )
@@ -89,15 +89,16 @@ def resolve(settings: ModelSettings, device: str | None = None) -> ResolvedModel
     return ResolvedModel(found.folder, identity, found.image_size, found.settings)
 
 
-def load_dynamics(settings: ModelSettings, device: str | None = None) -> DynamicsModel:
+def load_dynamics(settings: ModelSettings, device: str | None = None, *, answers_few: bool = False) -> DynamicsModel:
     """Load the model onto `device` ("cpu", "cuda", "cuda:1", None: a GPU where there is one).
 
-    Raises ModelRefused, with the remedy, where the model cannot be used as asked.
+    `answers_few`: an accelerator, too, takes less time for fewer pairs than `batch_size`, and its labels depend, within
+    rounding, on how many they are. Raises ModelRefused, with the remedy, where the model cannot be used as asked.
     """
     from models.assembly import assemble
 
     found = _find(settings, device)
-    return assemble(found.settings, found.folder, found.adapter, found.device)
+    return assemble(found.settings, found.folder, found.adapter, found.device, answers_few=answers_few)
 
 
 @dataclass(frozen=True)

@@ -31,17 +31,16 @@ class Dynamics:
 
     def __init__(self, settings: ModelSettings, device: str, batch_pairs: int, wait_s: float) -> None:
         """Load the model, and let it label a black pair: what would fail fails before the service is ready."""
-        if device == "cpu":
-            # There a batch takes as long as its pairs, and the larger is the quicker one.
-            settings = settings.model_copy(update={"batch_size": batch_pairs})
-        self._model = load_dynamics(settings, device)
+        settings = settings.model_copy(update={"batch_size": batch_pairs})
+        self._model = load_dynamics(settings, device, answers_few=True)
         self._label_pairs = LabelPairs(self._model)
         self._answered_at = 0.0
         self.label.set_max_batch_size(batch_pairs)
         self.label.set_batch_wait_timeout_s(wait_s)
         self.score.set_max_batch_size(batch_pairs)
         self.score.set_batch_wait_timeout_s(wait_s)
-        self.check_health()
+        # On a GPU as many pairs as it will ever see: memory that is too small shows now.
+        self._ask(1 if device == "cpu" else batch_pairs)
 
     @serve.batch(batch_size_fn=lambda requests: sum(map(len, requests)))  # type: ignore[untyped-decorator]
     async def label(self, requests: list[Rows]) -> list[Rows]:
@@ -64,9 +63,12 @@ class Dynamics:
     def check_health(self) -> None:
         """Ask the model something, unless it has just answered. Ray replaces a replica for which this raises."""
         if time.monotonic() - self._answered_at > _CHECK_EVERY_S:
-            black = np.zeros((1, self._model.image_size, self._model.image_size, 3), np.uint8)
-            self._model.annotate(black, black)
-            self._answered_at = time.monotonic()
+            self._ask(1)
+
+    def _ask(self, pairs: int) -> None:
+        black = np.zeros((pairs, self._model.image_size, self._model.image_size, 3), np.uint8)
+        self._model.annotate(black, black)
+        self._answered_at = time.monotonic()
 
 
 def _split(labelled: pa.Table, requests: list[Rows]) -> list[Rows]:

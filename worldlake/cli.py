@@ -195,7 +195,7 @@ def label(
     pair_layout: Annotated[
         str, typer.Option(help="auto, images (two images) or video (a video of two frames).")
     ] = "auto",
-    batch_size: Annotated[int, typer.Option(help="Pairs that the model sees at once.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Pairs that the model sees at once.")] = 64,
     method: Annotated[
         str, typer.Option(help="motion (frames with the most motion) or uniform (every N-th).")
     ] = "motion",

@@ -36,7 +36,7 @@ class Work:
     """What a request wants done."""
 
     def __init__(self, model: str, batch_size: int) -> None:
-        self.model = load_dynamics(ModelSettings(name=model, batch_size=batch_size))
+        self.model = load_dynamics(ModelSettings(name=model, batch_size=batch_size), answers_few=True)
         self._label = LabelPairs(self.model)
 
     def decode(self, asked: LabelIn) -> Pair:

@@ -194,3 +194,15 @@ def test_images_of_another_shape_are_an_error(load: Load) -> None:
             model.annotate(obs, wrong)
     with pytest.raises(ValueError, match="1 actions for 2 pairs"):
         model.score(obs, next_obs, ["it moves"])
+
+
+@settings(deadline=None)
+@given(batch_size=st.integers(1, 200), share=st.floats(0, 1))
+def test_few_pairs_are_few_rows_of_an_accelerator_and_shapes_are_few(load: Load, batch_size: int, share: float) -> None:
+    loaded = load("qwen2_vl")
+    sizes = {"image_size": loaded.image_size, "batch_size": batch_size, "max_new_tokens": 2}
+    few = HuggingFaceDynamics(loaded.model, loaded._inputs, answers_few=True, **sizes)
+    pairs = 1 + int(share * (batch_size - 1))
+    assert pairs <= few._rows(pairs) <= min(2 * pairs, batch_size)
+    assert len({few._rows(count) for count in range(1, batch_size + 1)}) <= batch_size.bit_length() + 1
+    assert HuggingFaceDynamics(loaded.model, loaded._inputs, **sizes)._rows(pairs) == batch_size

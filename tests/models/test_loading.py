@@ -21,6 +21,7 @@ from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausa
 
 from models.errors import ModelRefused
 from models.folders import TRAINED_AS
+from models.huggingface import HuggingFaceDynamics
 from models.inputs import QwenInputs
 from models.loading import DEFAULT_PROMPT, ModelSettings, load_dynamics, resolve
 from models.protocols import Images
@@ -346,3 +347,12 @@ def test_a_trained_model_is_asked_as_it_was_trained_unless_told_otherwise(folder
         with pytest.raises(ModelRefused, match=TRAINED_AS) as refused:
             found()
         assert "\n" not in str(refused.value)
+
+
+def test_a_gpu_that_is_too_small_for_a_batch_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(HuggingFaceDynamics, "score", too_large)
+    with pytest.raises(ModelRefused, match="GPU has too little memory.*--batch-size"):
+        load_dynamics(settings(save_tiny("qwen2_vl", tmp_path)), "cpu")
