@@ -29,6 +29,8 @@ class Labeler:
     settings: LabelerSettings
     image_size: int
     identity: dict[str, Any]
+    weight_bytes: int = 0
+    """Of the model's weights, in the memory of a process."""
 
     @property
     def id(self) -> str:
@@ -62,4 +64,5 @@ def resolve_labeler(settings: LabelerSettings, device: str | None = None) -> Lab
             "decoder": f"{decoder} {version(_DECODER_PACKAGES[decoder])}",
             "flow": f"opencv {version('opencv-python-headless')}, numpy {version('numpy')}",
         },
+        model.weight_bytes,
     )

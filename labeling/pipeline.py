@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import ray
@@ -23,6 +24,13 @@ from lake.tables import Lake
 ROWS_PER_BLOCK = 64
 
 
+# Bytes of a process at its peak, by `python -m bench.scale memory`: one that decodes 2160 lines, one that holds a
+# model, without the weights, and one that writes.
+DECODE_BYTES, MODEL_BYTES, WRITE_BYTES = 350 << 20, 550 << 20, 160 << 20
+
+_ROOM = 0.9
+"""Of the memory that Ray lets processes of a node have: the rest is for the driver, and what Ray Data runs beside."""
+
 Labels = dict[str, str] | None
 """Labels that a node of Ray must have; None: any node will do."""
 
@@ -39,6 +47,9 @@ class Workers:
     label_gpus: float
     decode_on: Labels
     label_on: Labels
+    decode_bytes: int
+    label_bytes: int
+    """Memory of a node that Ray sets aside for each; 0 where the user said how many there are to be."""
 
 
 def workers(
@@ -47,20 +58,34 @@ def workers(
     worker_cpus: float | None = None,
     decode_on: Labels = None,
     label_on: Labels = None,
+    weight_bytes: int = 0,
 ) -> Workers:
-    """Fill the cluster that Ray is connected to; numbers given by the user win.
+    """Fill cores, GPUs and memory of the cluster that Ray is connected to; numbers given by the user win.
 
     Shares of the cores that are there fit on those, so without `worker_cpus` nodes that come later have nothing to do.
+    `weight_bytes` is what the model's weights take in memory.
 
     Raises:
-        Refused: no node has a label, or without GPUs some nodes but not all would have both stages.
+        Refused: no node has a label, or memory for the model, or without GPUs some nodes but not all would have both
+            stages.
     """
     decoding, labelling = (_cpus_by_node(labels) for labels in (decode_on, label_on))
     cpus, label_cpus = (max(1, int(sum(nodes.values()))) for nodes in (decoding, labelling))
     gpus = int(sum(node["Resources"].get("GPU", 0) for node in nodes_with(label_on)))
-    decode, label = decode or cpus, label or gpus or label_cpus
+    label_bytes = MODEL_BYTES + weight_bytes + WRITE_BYTES
+    is_together = not gpus and decoding == labelling
+    # On the same cores there are as many of both stages.
+    decode_fit = _fit(decode_on, "CPU", DECODE_BYTES + (label_bytes if is_together else 0))
+    label_fit = decode_fit if is_together else _fit(label_on, "GPU" if gpus else "CPU", label_bytes)
+    if label is None and not label_fit and (gpus or any(labelling.values())):
+        raise Refused(
+            f"a process with this model takes {label_bytes / 1e9:.1f} GB, and no node that labels has as much memory: "
+            "take a smaller model or larger nodes, or say with --label-workers how many there are to be all the same"
+        )
+    bytes_ = (0 if decode or not decode_fit else DECODE_BYTES, 0 if label or not label_fit else label_bytes)
+    decode, label = decode or max(1, decode_fit), label or max(1, label_fit)
     write = min(label, max(cpus, label_cpus))
-    if not gpus and decoding == labelling:
+    if is_together:
         # Both stages live on the same cores. As many processes of each as there are cores, and the kernel gives each
         # core to whichever stage has work: no split to tune, no core idle because its stage waits.
         share = label_share = worker_cpus or 0.8 * cpus / (decode + label)
@@ -72,7 +97,13 @@ def workers(
         raise Refused(
             "--decode-on and --label-on share some nodes but not all: name nodes apart, or the same, for both"
         )
-    return Workers(decode, label, write, share, label_share, 1 if gpus else 0, decode_on, label_on)
+    return Workers(decode, label, write, share, label_share, 1 if gpus else 0, decode_on, label_on, *bytes_)
+
+
+def _fit(labels: Labels, kind: Literal["CPU", "GPU"], size: int) -> int:
+    """Processes of `size` bytes that nodes have memory for, one a core or GPU at most."""
+    resources = [node["Resources"] for node in nodes_with(labels)]
+    return sum(int(min(of.get(kind, 0), _ROOM * of.get("memory", math.inf) // size)) for of in resources)
 
 
 def _cpus_by_node(labels: Labels) -> dict[str, float]:
@@ -113,6 +144,7 @@ def decisions(
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=pool.decode),
             num_cpus=pool.decode_cpus,
+            memory=pool.decode_bytes,
             label_selector=pool.decode_on,
         )
         .map_batches(
@@ -123,6 +155,7 @@ def decisions(
             compute=ActorPoolStrategy(size=pool.label),
             num_cpus=pool.label_cpus,
             num_gpus=pool.label_gpus,
+            memory=pool.label_bytes,
             label_selector=pool.label_on,
         )
         # Light work, fused into one stage: a tenth of a core lets it run beside the actors that own the cores. Actors,

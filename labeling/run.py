@@ -184,7 +184,14 @@ class _Driver:
         for video_id in work["video_id"].to_pylist():
             self.ledger.open(video_id, decided_before=len(before.get(video_id, ())))
         asked = self._settings
-        pool = workers(asked.decode_workers, asked.label_workers, asked.worker_cpus, asked.decode_on, asked.label_on)
+        pool = workers(
+            asked.decode_workers,
+            asked.label_workers,
+            asked.worker_cpus,
+            asked.decode_on,
+            asked.label_on,
+            self._labeler.weight_bytes,
+        )
         stop = Stop(self._run.run_id)
         self._flag = stop.create()
         for _ in range(_ROUNDS):

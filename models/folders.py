@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from models.errors import ModelRefused
 
@@ -96,6 +99,18 @@ def check_weights(folder: Path, pattern: str = "*.safetensors") -> None:
         missing = set(read_json(index).get("weight_map", {}).values()) - present
         if missing:
             raise ModelRefused(f"{folder} lacks {sorted(missing)[0]}, which its index names; download it again")
+
+
+def count_weights(folder: Path) -> int:
+    """How many numbers its weights are, by the headers of the files. Raises ModelRefused where one is broken."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, "np") as weights:
+                total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+        except SafetensorError as error:
+            raise ModelRefused(f"{path} is broken ({error}); download the model again") from error
+    return total
 
 
 def hash_files(folder: Path) -> dict[str, str]:

@@ -9,7 +9,15 @@ from typing import Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from models.errors import ModelRefused
-from models.folders import check_weights, find_folder, hash_files, image_processor_config, read_json, trained_as
+from models.folders import (
+    check_weights,
+    count_weights,
+    find_folder,
+    hash_files,
+    image_processor_config,
+    read_json,
+    trained_as,
+)
 from models.protocols import DynamicsModel
 
 # torch and transformers take seconds to import, so that only the functions that need them do.
@@ -66,6 +74,11 @@ class ResolvedModel:
     image_size: int
     settings: ModelSettings
     """The settings with nothing left open (commit, prompt, dtype, size, layout): what workers are to load."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights in memory, in the dtype that they are loaded in."""
+        return count_weights(self.folder) * {"float32": 4, "bfloat16": 2}[self.settings.dtype]
 
 
 def resolve(settings: ModelSettings, device: str | None = None) -> ResolvedModel:

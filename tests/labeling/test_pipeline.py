@@ -4,15 +4,17 @@ from typing import Any
 
 import pytest
 import ray
+from hypothesis import given
+from hypothesis import strategies as st
 
-from labeling.pipeline import Labels, Workers, workers
+from labeling.pipeline import DECODE_BYTES, MODEL_BYTES, WRITE_BYTES, Labels, Workers, workers
 from lake.errors import Refused
 
 CPU, MODEL, NOWHERE = {"group": "cpu"}, {"group": "model"}, {"group": "nowhere"}
 
 
-def node(number: int, cpus: int, gpus: int = 0, **labels: str) -> dict[str, Any]:
-    resources = {"CPU": cpus, "GPU": gpus}
+def node(number: int, cpus: int, gpus: int = 0, memory: float = 1 << 40, **labels: str) -> dict[str, Any]:
+    resources = {"CPU": cpus, "GPU": gpus, "memory": memory}
     return {
         "Alive": True,
         "NodeID": str(number),
@@ -73,3 +75,39 @@ def test_a_cluster_without_workers_yet_is_one_of_one_core(monkeypatch: pytest.Mo
     pool = workers(None, None)
     assert (pool.decode, pool.label, pool.write) == (1, 1, 1)
     assert sum(asked(pool).values()) <= 1
+
+
+@given(
+    cpus=st.lists(st.integers(0, 64), min_size=1, max_size=4),
+    memory=st.integers(1 << 28, 1 << 40),
+    weights=st.integers(0, 1 << 36),
+    is_apart=st.booleans(),
+)
+def test_processes_have_memory_on_their_nodes(cpus: list[int], memory: int, weights: int, is_apart: bool) -> None:
+    nodes = [node(i, count, memory=memory, group=group) for i, count in enumerate(cpus) for group in ("cpu", "model")]
+    on = (CPU, MODEL) if is_apart else (None, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "nodes", lambda: nodes)
+        try:
+            pool = workers(None, None, None, *on, weight_bytes=weights)
+        except Refused:
+            assert any(cpus)
+            assert memory < 2 * (weights + MODEL_BYTES + WRITE_BYTES + DECODE_BYTES)
+            return
+    assert pool.decode <= max(1, sum(cpus) * (1 if is_apart else 2))
+    if pool.label_bytes:
+        assert pool.label * pool.label_bytes + pool.decode * pool.decode_bytes <= memory * len(nodes)
+    # Who says how many there are to be knows better.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "nodes", lambda: nodes)
+        told = workers(3, 5, None, *on, weight_bytes=1 << 50)
+    assert (told.decode, told.label, told.decode_bytes, told.label_bytes) == (3, 5, 0, 0)
+
+
+def test_a_large_model_gets_fewer_processes_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [node(1, 16, memory=64e9)])
+    # Four bytes for each of 3 billion weights.
+    assert workers(None, None, weight_bytes=12_000_000_000).label == 4
+    assert workers(None, None).label == 16
+    with pytest.raises(Refused, match=r"takes 80\.7 GB.*--label-workers"):
+        workers(None, None, weight_bytes=80_000_000_000)

@@ -354,5 +354,18 @@ def test_a_gpu_that_is_too_small_for_a_batch_is_said_to_be(tmp_path: Path, monke
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(HuggingFaceDynamics, "score", too_large)
-    with pytest.raises(ModelRefused, match="GPU has too little memory.*--batch-size"):
+    with pytest.raises(ModelRefused, match=r"GPU has too little memory.*--batch-size"):
         load_dynamics(settings(save_tiny("qwen2_vl", tmp_path)), "cpu")
+
+
+def test_weights_are_counted_by_the_headers_of_their_files(tmp_path: Path) -> None:
+    folder = save_tiny("qwen2_vl", tmp_path)
+    model: Any = load_dynamics(settings(folder), "cpu")
+    stored = sum(tensor.numel() for path in folder.glob("*.safetensors") for tensor in load_file(path).values())
+    assert resolve(settings(folder), "cpu").weight_bytes == 4 * stored
+    assert resolve(settings(folder), "cuda").weight_bytes == 2 * stored
+    assert stored >= sum(parameter.numel() for parameter in model.model.parameters())
+    (weights,) = folder.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ModelRefused, match=r"is broken.*download the model again"):
+        _ = resolve(settings(folder), "cpu").weight_bytes
