@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from models.errors import ModelRefused
+from models.stored import fetch
 
 BUILTIN = Path(__file__).parent / "builtin" / "weights"
 
@@ -31,17 +32,24 @@ SETTLED_NS = 2_000_000_000
 
 
 def find_folder(name: str, revision: str | None, *, prefix: str = "hf:") -> tuple[Path, str | None]:
-    """The folder of `builtin`, `hf:<folder>` or `hf:<owner>/<repository>`, and the commit where it is a repository.
+    """The folder of `builtin`, `hf:<folder>`, `hf:<owner>/<repository>` or `s3://<folder>`, and a repository's commit.
 
-    A repository is downloaded at `revision` (None: its main branch) where this machine does not have it.
+    A repository is downloaded at `revision` (None: its main branch) where this machine does not have it; a folder of a
+    store likewise.
     Raises ModelRefused where there is none; its remedy names folders and repositories with the `prefix`.
     """
     if name == "builtin":
         if revision is not None:
             raise ModelRefused(f"the builtin model has no revision {revision!r}; leave the revision out")
         return BUILTIN, None
+    if name.startswith("s3://"):
+        if revision is not None:
+            raise ModelRefused(f"{name} is a folder and has no revision {revision!r}; leave the revision out")
+        return fetch(name, WANTED), None
     if not name.startswith("hf:") or name == "hf:":
-        raise ModelRefused(f"unknown model {name!r}; use builtin, hf:<folder> or hf:<owner>/<repository>")
+        raise ModelRefused(
+            f"unknown model {name!r}; use builtin, hf:<folder>, hf:<owner>/<repository> or s3://<folder>"
+        )
     target = name.removeprefix("hf:")
     folder = Path(target).expanduser()
     if folder.is_dir():
@@ -55,6 +63,22 @@ def find_folder(name: str, revision: str | None, *, prefix: str = "hf:") -> tupl
     snapshot = _download(target, revision, prefix)
     # The hub's cache names a snapshot's folder by its commit.
     return snapshot, snapshot.name
+
+
+def find_adapter(name: str) -> tuple[Path, str]:
+    """The folder of an adapter, and its name with the commit that a branch stood for.
+
+    It is named as a model is, with or without `hf:`, or as `<owner>/<repository>@<revision>`. Raises ModelRefused where
+    there is none.
+    """
+    if name.startswith("s3://"):
+        return fetch(name, WANTED), name
+    name = name.removeprefix("hf:")
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser(), name
+    repository, _, revision = name.partition("@")
+    folder, commit = find_folder(f"hf:{repository}", revision or None, prefix="")
+    return folder, f"{repository}@{commit}"
 
 
 def _download(repository: str, revision: str | None, prefix: str) -> Path:

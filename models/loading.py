@@ -12,6 +12,7 @@ from models.errors import ModelRefused
 from models.folders import (
     check_weights,
     count_weights,
+    find_adapter,
     find_folder,
     hash_files,
     image_processor_config,
@@ -41,9 +42,11 @@ class ModelSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    name: str = Field("builtin", description="builtin, hf:<folder> or hf:<owner>/<repository>")
+    name: str = Field("builtin", description="builtin, hf:<folder>, hf:<owner>/<repository> or s3://<folder>")
     revision: str | None = Field(None, description="commit, tag or branch of a repository; None: its main branch")
-    adapter: str | None = Field(None, description="PEFT adapter: a folder or <owner>/<repository>[@<revision>]")
+    adapter: str | None = Field(
+        None, description="PEFT adapter: a folder, <owner>/<repository>[@<revision>] or s3://<folder>"
+    )
     prompt: str | None = Field(None, min_length=1, description="None: as the model was trained, else DEFAULT_PROMPT")
     max_new_tokens: int = Field(32, ge=2, le=1024, description="tokens of an action, the end token included")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPU, float32 on CPU")
@@ -130,7 +133,7 @@ def _find(settings: ModelSettings, device: str | None) -> _Found:
     pinned: dict[str, Any] = {"revision": commit}
     adapter = None
     if settings.adapter is not None:
-        adapter, pinned["adapter"] = _find_adapter(settings.adapter)
+        adapter, pinned["adapter"] = find_adapter(settings.adapter)
         check_adapter(adapter, config)
     settings = _as_trained(settings, adapter, folder)
     device = device or best_device()
@@ -150,16 +153,6 @@ def _as_trained(settings: ModelSettings, adapter: Path | None, folder: Path) -> 
     is_open = {name for name in ("prompt", "image_size", "pair_layout") if getattr(settings, name) in (None, "auto")}
     trained = {name: value for name, value in trained_as(adapter, folder).items() if name in is_open}
     return ModelSettings(**settings.model_dump() | trained)
-
-
-def _find_adapter(name: str) -> tuple[Path, str]:
-    """The adapter's folder, and its name with the commit that a branch stood for."""
-    name = name.removeprefix("hf:")
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser(), name
-    repository, _, revision = name.partition("@")
-    folder, commit = find_folder(f"hf:{repository}", revision or None, prefix="")
-    return folder, f"{repository}@{commit}"
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.errors import ModelRefused
-from models.folders import check_weights, find_folder, hash_files, image_processor_config, read_json, trained_as
+from models.folders import (
+    check_weights,
+    find_adapter,
+    find_folder,
+    hash_files,
+    image_processor_config,
+    read_json,
+    trained_as,
+)
 from models.image_tokens import ImageTokenizer
 from models.loading import best_device, check_adapter, chosen_dtype
 from models.world import Emu3World, SamplingSettings
@@ -25,9 +33,13 @@ class WorldSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field("builtin", description="builtin, hf:<folder> or hf:<owner>/<repository> of an Emu3 model")
+    name: str = Field(
+        "builtin", description="an Emu3 model: builtin, hf:<folder>, hf:<owner>/<repository> or s3://<folder>"
+    )
     revision: str | None = Field(None, description="commit, tag or branch of a repository; None: its main branch")
-    adapter: Path | None = Field(None, description="folder of a PEFT adapter")
+    adapter: str | None = Field(
+        None, description="PEFT adapter: a folder, <owner>/<repository>[@<revision>] or s3://<folder>"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPU, float32 on CPU")
     image_size: int | None = Field(None, ge=8, le=4096, description="pixels; None: as it was trained")
     batch_size: int = Field(16, ge=1, le=4096, description="observations, each with all its candidates")
@@ -52,14 +64,17 @@ def world_folder(settings: WorldSettings) -> tuple[Path, dict[str, str]]:
         )
     hashes = hash_files(folder)
     if settings.adapter is not None:
-        check_adapter(settings.adapter, read_json(folder / "config.json"))
-        hashes |= {f"adapter:{name}": digest for name, digest in hash_files(settings.adapter).items()}
+        adapter, _ = find_adapter(settings.adapter)
+        check_adapter(adapter, read_json(folder / "config.json"))
+        hashes |= {f"adapter:{name}": digest for name, digest in hash_files(adapter).items()}
     return folder, hashes
 
 
 def asked_size(settings: WorldSettings, folder: Path) -> int | None:
     """The image size that was asked for, or else that of the adapter; None: what the folder says."""
-    return settings.image_size or (trained_as(settings.adapter, folder).get("image_size") if settings.adapter else None)
+    if settings.image_size or not settings.adapter:
+        return settings.image_size
+    return trained_as(find_adapter(settings.adapter)[0], folder).get("image_size")
 
 
 def load_world(settings: WorldSettings, device: str | None = None) -> Emu3World:
@@ -71,7 +86,7 @@ def load_world(settings: WorldSettings, device: str | None = None) -> Emu3World:
     device = device or best_device()
     model, tokenizer = load_emu3(folder, chosen_dtype(settings.dtype, device))
     if settings.adapter is not None:
-        model = _merged(model, settings.adapter)
+        model = _merged(model, find_adapter(settings.adapter)[0])
     model = model.to(device).eval().requires_grad_(False)
     return as_world(model, tokenizer, folder, settings)
 

@@ -65,13 +65,18 @@ def plan(lake: Lake, settings: ServeSettings, host: str) -> Plan:
     if settings.world is not None:
         folder, _ = world_folder(settings.world)
         size = load_image_tokenizer(folder, asked_size(settings.world, folder), "cpu").image_size
-    is_local = host in LOCAL or f"[{host}]" in LOCAL
-    if not Keys(lake).read() and not is_local:
+    return Plan(lake, settings, labeler, policy, size, device, is_local=not refuse_open(lake, host))
+
+
+def refuse_open(lake: Lake, host: str) -> bool:
+    """Whether other machines can reach a service at this address. Raises Refused where they could without a key."""
+    is_open = host not in LOCAL and f"[{host}]" not in LOCAL
+    if is_open and not Keys(lake).read():
         raise Refused(
             f"--host {host} lets other machines in, and there is no key: worldlake keys create NAME --scope label "
             f"--lake {lake.uri}"
         )
-    return Plan(lake, settings, labeler, policy, size, device, is_local)
+    return is_open
 
 
 @serve.ingress()

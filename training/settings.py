@@ -29,7 +29,9 @@ class TrainingSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     task: ClassVar[Literal["dynamics", "world"]]
 
-    model: str = Field("builtin", description="what to start from: builtin, hf:<folder> or hf:<owner>/<repository>")
+    model: str = Field(
+        "builtin", description="what to start from: builtin, hf:<folder>, hf:<owner>/<repository> or s3://<folder>"
+    )
     revision: str | None = Field(None, description="commit, tag or branch of a repository; None: its main branch")
     image_size: int | None = Field(None, ge=8, le=4096, description="pixels; None: the model's own")
 
@@ -68,7 +70,7 @@ class TrainingSettings(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give exactly one of epochs and steps")
+            raise ValueError("give exactly one of --epochs and --steps")
         if self.batch_size % self.micro_batch_size:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}")
         least, most = self.worker_range
@@ -111,6 +113,8 @@ class TrainingSettings(BaseModel):
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"]).replace("_", "-")
             message = first["msg"].removeprefix("Value error, ")
+            if first["type"] == "extra_forbidden" and first["loc"][0] == "sources":
+                name, message = "source", f"there is no key {first['loc'][-1]!r}, only {', '.join(Source.model_fields)}"
             raise Refused(f"--{name}: {message} (given: {first['input']!r})" if name else message) from None
 
 

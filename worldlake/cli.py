@@ -176,12 +176,14 @@ def label(
         list[str] | None,
         typer.Argument(help="Ingest these first. Then everything that is pending is labelled, not only these."),
     ] = None,
-    model: Annotated[str, typer.Option(help="builtin, hf:<folder> or hf:<owner>/<repository>.")] = "builtin",
+    model: Annotated[
+        str, typer.Option(help="builtin, hf:<folder>, hf:<owner>/<repository> or s3://<folder>.")
+    ] = "builtin",
     revision: Annotated[
         str | None, typer.Option(callback=filled, help="Commit, tag or branch of a repository.")
     ] = None,
     adapter: Annotated[
-        str | None, typer.Option(callback=filled, help="PEFT adapter: a folder or <owner>/<repository>.")
+        str | None, typer.Option(callback=filled, help="PEFT adapter: a folder, <owner>/<repository> or s3://<folder>.")
     ] = None,
     prompt: Annotated[
         str | None,

@@ -30,7 +30,9 @@ Where = Annotated[
 ]
 Limit = Annotated[int, typer.Option(min=1, help="Evaluate at most so many pairs, always the same ones.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the random actions, and of what a world model draws.")]
-Model = Annotated[str, typer.Option(help="Dynamics model: builtin, hf:<folder> or hf:<owner>/<repository>.")]
+Model = Annotated[
+    str, typer.Option(help="Dynamics model: builtin, hf:<folder>, hf:<owner>/<repository> or s3://<folder>.")
+]
 Adapter = Annotated[str | None, typer.Option(help="PEFT adapter of the dynamics model.")]
 Prompt = Annotated[
     str | None, typer.Option(help="What the dynamics model is asked; default: as it was trained, or as labelling asks.")
@@ -86,10 +88,8 @@ def dynamics(
 @app.command()
 def world(
     lake: LakeUri,
-    world: Annotated[
-        str, typer.Option(help="World model: builtin, hf:<folder> or hf:<owner>/<repository>.")
-    ] = "builtin",
-    world_adapter: Annotated[Path | None, typer.Option(help="Folder of a PEFT adapter of the world model.")] = None,
+    world: Annotated[str, typer.Option(help="World model, named as --model is.")] = "builtin",
+    world_adapter: Annotated[str | None, typer.Option(help="PEFT adapter of the world model.")] = None,
     n: Annotated[
         int, typer.Option("-n", min=1, max=1024, help="Candidates of each pair, of which --model chooses one.")
     ] = 8,

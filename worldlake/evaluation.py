@@ -120,7 +120,7 @@ def model_settings(
 
 def world_settings(
     name: str,
-    adapter: Path | None,
+    adapter: str | None,
     dtype: Dtype,
     batch_size: int,
     temperature: float,

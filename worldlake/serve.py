@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,15 +14,17 @@ keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Who may as
 
 def serve(
     lake: LakeUri,
-    model: Annotated[str, typer.Option(help="Dynamics model: builtin, hf:<folder> or hf:<owner>/<repository>.")] = (
-        "builtin"
-    ),
+    model: Annotated[
+        str,
+        typer.Option(help="Dynamics model: builtin, hf:<folder>, hf:<owner>/<repository> or s3://<folder>."),
+    ] = "builtin",
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of the model's repository.")] = None,
     adapter: Annotated[str | None, typer.Option(help="PEFT adapter of the dynamics model.")] = None,
     policy: Annotated[
         str | None, typer.Option(help="YAML file, builtin or default: which labels are accepted.")
     ] = None,
     world: Annotated[str, typer.Option(help="World model, as --model; none: no predictions.")] = "builtin",
-    world_adapter: Annotated[Path | None, typer.Option(help="Folder of a PEFT adapter of the world model.")] = None,
+    world_adapter: Annotated[str | None, typer.Option(help="PEFT adapter of the world model.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen at; others than this machine need keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65_535)] = 8000,
     replicas: Annotated[str, typer.Option(help="Of each model; 1-4: as many of these as the load asks for.")] = "1",
@@ -44,7 +45,7 @@ def serve(
     """
     from worldlake.serving import Options, run_service
 
-    chosen = Options(model, adapter, policy, world, world_adapter, replicas, batch_pairs, allow)
+    chosen = Options(model, revision, adapter, policy, world, world_adapter, replicas, batch_pairs, allow)
     run_service(open_lake(lake, storage(endpoint_url, region, profile)), chosen, host, port)
     return 0
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -13,7 +13,7 @@ from lake.errors import Refused
 from lake.tables import Lake
 from models.world_loading import WorldSettings
 from serve.admission import environment
-from serve.run import bound, plan, start, stop
+from serve.run import bound, plan, refuse_open, start, stop
 from serve.settings import ServeSettings
 from worldlake import console
 from worldlake.label import draining, labeler_settings, start_ray
@@ -26,10 +26,11 @@ class Options:
     """What `worldlake serve` is told about models."""
 
     model: str
+    revision: str | None
     adapter: str | None
     policy: str | None
     world: str
-    world_adapter: Path | None
+    world_adapter: str | None
     replicas: str
     batch_pairs: int
     allow: list[str] | None
@@ -39,7 +40,7 @@ class Options:
         least, dash, most = self.replicas.partition("-")
         if not least.isdecimal() or (dash and not most.isdecimal()) or not 1 <= int(least) <= int(most or least):
             raise Refused(f"--replicas {self.replicas!r}: give a number, or two with a dash, such as 1-4")
-        labeler = labeler_settings({"name": self.model, "adapter": self.adapter}, {})
+        labeler = labeler_settings({"name": self.model, "revision": self.revision, "adapter": self.adapter}, {})
         world = None if self.world == "none" else WorldSettings(name=self.world, adapter=self.world_adapter)
         return ServeSettings(
             labeler=labeler,
@@ -54,7 +55,10 @@ class Options:
 def run_service(lake: Lake, options: Options, host: str, port: int) -> None:
     """Serve until a signal comes. Raises Refused, ModelRefused where that cannot be."""
     settings = options.settings()
+    if "RAY_ADDRESS" not in os.environ:
+        _refuse_taken(host, port)
     lake.storage.check(lake.uri)
+    refuse_open(lake, host)
     # A cluster that runs already was started with these, or its proxies refuse nothing.
     os.environ.update(environment(settings))
     with draining(None) as (stopped, start_cluster):
@@ -69,6 +73,20 @@ def run_service(lake: Lake, options: Options, host: str, port: int) -> None:
         )
         stopped.wait()
         stop()
+
+
+def _refuse_taken(host: str, port: int) -> None:
+    """Ray's proxies share their ports, so that two services would each get some of the requests."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # What still holds connections that have ended holds nobody up.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise Refused(
+            f"cannot listen at {host}:{port} ({error.strerror}): another program or service does? choose another --port"
+        ) from None
 
 
 def application(args: dict[str, str]) -> Any:

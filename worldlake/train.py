@@ -30,16 +30,16 @@ _WORKERS = "Processes, one a GPU; 2-8: as many of these as the cluster has, grow
 
 def train_command(settings: type[TrainingSettings], options: dict[str, Any]) -> int:
     """Train with options as typed: those of `settings` by field, and those that every command has."""
-    # Seconds of imports that `worldlake sql` does without.
-    from training.run import train
-    from worldlake.label import draining
-
     lake = open_lake(
         options.pop("lake"), storage(options.pop("endpoint_url"), options.pop("region"), options.pop("profile"))
     )
     as_json, run, out, hours = (options.pop(name) for name in ("json", "run", "out", "max_hours"))
     options.pop("config")
     wanted = _settings(settings, options)
+    # Seconds of imports, which who mistyped an option does without.
+    from training.run import train
+    from worldlake.label import draining
+
     with draining(hours) as (stop, start_cluster), console.counter("train") as counter:
         summary = train(
             lake,

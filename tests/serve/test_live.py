@@ -98,6 +98,19 @@ def test_what_cannot_be_served_is_refused_in_one_line(lake: str, options: list[s
     assert "Traceback" not in said
 
 
+def test_a_port_that_something_listens_at_is_refused(tmp_path: Path) -> None:
+    Lake(str(tmp_path)).create()
+    with socket.socket() as other:
+        # As Ray's proxies do: the kernel would share requests out among all who listen so.
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        code, said = worldlake("serve", "--lake", str(tmp_path), "--port", str(other.getsockname()[1]))
+    assert code == 2
+    (line,) = said.strip().splitlines()
+    assert "choose another --port" in line
+
+
 def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
     lake = str(tmp_path / "lake")
     Lake(lake).create()
@@ -105,6 +118,7 @@ def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:
     assert code == 0
     assert token.startswith("wl_")
     assert worldlake("keys", "create", "robot", "--scope", "label", "--lake", lake)[0] == 2
+    assert "--days 0" in worldlake("keys", "create", "late", "--scope", "label", "--days", "0", "--lake", lake)[1]
     _, listed = worldlake("keys", "list", "--lake", lake)
     assert "robot" in listed
     assert token.strip().split("_")[2] not in listed

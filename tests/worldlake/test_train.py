@@ -38,12 +38,12 @@ def test_help_names_the_settings_of_its_task(task: str, own: str, other: str) ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "give exactly one of epochs and steps"),
+        ([], "give exactly one of --epochs and --steps"),
         (["--steps", "5", "--batch-size", "5", "--micro-batch-size", "2"], "batch_size 5 is no multiple of"),
         (["--steps", "5", "--workers", "two"], "--workers 'two': give a number, or two with a dash"),
         (["--steps", "5", "--workers", "4-2"], "both at least 1"),
         (["--steps", "5", "--source", "{datasets: [nothing]}"], "no triple at version 1"),
-        (["--steps", "5", "--source", "{data: [one]}"], "--sources.0.data: Extra inputs are not permitted"),
+        (["--steps", "5", "--source", "{data: [one]}"], "--source: there is no key 'data', only labelers, datasets"),
         (["--steps", "5", "--source", "{"], "is not YAML"),
         (["--steps", "5", "--version", "7"], "triples has no version 7: the newest is 1"),
         (["--steps", "5", "--method", "full", "--lora-rank", "4"], "lora_rank does nothing with method full"),
