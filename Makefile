@@ -20,8 +20,8 @@ demo: .venv/installed  ## The whole loop on this machine: a report to look at in
 	$(BIN)/worldlake demo --videos "$(FOOTAGE)"
 
 test: .venv/installed lint  ## Every check but the long ones
-	$(BIN)/python -m pytest -m "not ray and not long and not gpu" --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest -m "ray and not long and not gpu"
+	$(BIN)/python -m pytest -m "not alone and not long and not gpu" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "alone and not long and not gpu"
 
 test-long: .venv/installed  ## Hundreds of kills; an hour or more
 	$(BIN)/python -m pytest -m long

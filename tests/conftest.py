@@ -11,19 +11,20 @@ import pytest
 from tests.media import MISSING, Medium, make_corpus
 from tests.seaweed import Seaweed
 
+ALONE = ("cluster", "faults", "k8s/test_scrape.py", "k8s/test_serving.py", "serve/test_live.py")
 WITH_RAY = (
-    "cluster", "faults", "k8s/test_entrypoints.py", "k8s/test_image.py", "k8s/test_scrape.py", "k8s/test_serving.py",
-    "labeling/test_run.py", "labeling/test_stop.py", "serve/test_live.py", "training", "worldlake/test_demo.py",
-    "worldlake/test_doctor.py", "worldlake/test_forget.py", "worldlake/test_full_demo.py", "worldlake/test_label.py",
-    "worldlake/test_terminal.py", "worldlake/test_train.py",
+    *ALONE, "k8s/test_entrypoints.py", "k8s/test_image.py", "labeling/test_run.py", "labeling/test_stop.py", "training",
+    "worldlake/test_demo.py", "worldlake/test_doctor.py", "worldlake/test_forget.py", "worldlake/test_full_demo.py",
+    "worldlake/test_label.py", "worldlake/test_terminal.py", "worldlake/test_train.py",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(here).as_posix().startswith(WITH_RAY):
-            item.add_marker("ray")
+        for names, marker in ((WITH_RAY, "ray"), (ALONE, "alone")):
+            if item.path.relative_to(here).as_posix().startswith(names):
+                item.add_marker(marker)
 
 
 @pytest.fixture(scope="session")

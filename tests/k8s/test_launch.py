@@ -29,6 +29,7 @@ class Cluster:
         self.template = one(overlay("gpu"), "RayJob", "worldlake-label")
         self.jobs: dict[str, dict[str, Any]] = {"worldlake-label": self.template}
         self.created: list[dict[str, Any]] = []
+        self.gone: set[str] = set()
         self.states = list(states)
         cluster = self
 
@@ -41,8 +42,10 @@ class Cluster:
                     assert query == "labelSelector=worldlake.io/job%3Dlabel-1"
                     found = [job for job in cluster.jobs.values() if "worldlake.io/job" in job["metadata"]["labels"]]
                     self.answer({"items": found})
+                elif (name := path.removeprefix(f"{PATH}/")) in cluster.gone:
+                    self.send_error(404)
                 else:
-                    self.answer(cluster.look(path.removeprefix(f"{PATH}/")))
+                    self.answer(cluster.look(name))
 
             def do_POST(self) -> None:
                 job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -154,3 +157,12 @@ def test_an_api_server_that_says_no_is_worth_another_try(account: Path) -> None:
     done = launch(Cluster({}), account)
     assert done.returncode == 1
     assert "401" in done.stderr
+
+
+def test_one_that_was_deleted_is_said_in_one_line(account: Path) -> None:
+    cluster = Cluster({})
+    cluster.gone.add("worldlake-label-x0")
+    done = launch(cluster, account)
+    assert done.returncode == 1
+    assert "was deleted" in done.stdout.splitlines()[-1]
+    assert not done.stderr

@@ -10,7 +10,9 @@ import re
 import ssl
 import sys
 import time
+import urllib.error
 import urllib.request
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,17 @@ def main(name: str) -> int:
         mine = call("", copy_of(call(f"/{name}"), job, uid))
     name = mine["metadata"]["name"]
     print(f"RayJob {name}", flush=True)
+    try:
+        return wait_for(name)
+    except urllib.error.HTTPError as error:
+        if error.code != HTTPStatus.NOT_FOUND:
+            raise
+        print(f"RayJob {name} was deleted; where the Job tries again it starts another: delete the Job to end both")
+        return 1
+
+
+def wait_for(name: str) -> int:
+    """The exit code of a RayJob, once it has ended."""
     while (code := verdict(status := call(f"/{name}").get("status", {}))) is None:
         time.sleep(POLL_S)
     print(status.get("reason") or status.get("jobStatus"), status.get("message", ""), sep="\n")
