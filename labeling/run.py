@@ -114,7 +114,6 @@ def label(
         ModelRefused: the model does not load.
         Superseded: another run took over.
     """
-    started = time.monotonic()
     refuse_other_policy(lake, labeler.id, policy.id)
     list_again = partial(list_work, lake, labeler.id, where=where, limit=limit, retry_failed=retry_failed)
     run_id = new_run_id()
@@ -139,6 +138,8 @@ def label(
         alone=not take_over and not stop.is_set(),
         on_error=warn,
     ) as run:
+        # As `status` tells it, from the table: without the seconds in which Ray starts.
+        started = time.monotonic()
         of_run = {"run_id": run_id, "labeler_id": labeler.id}
         log.info("run begins", extra={**of_run, "policy_id": policy.id})
         driver = _Driver(lake, labeler, policy, settings, run, stop, progress, warn)

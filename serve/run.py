@@ -113,14 +113,17 @@ class Ingress:
 
 def start(plan: Plan, host: str, port: int) -> None:
     """Start the application and return once its models are warm. `stop` ends it."""
+    # `run` finds what `start` has started, and says that as if an option had been lost.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options=HTTPOptions(host=host, port=port))
     serve.run(bound(plan), name=NAME, route_prefix="/", logging_config={"enable_access_log": False})
 
 
-def stop() -> None:
-    """Finish what was accepted, and end the application."""
+def stop(*, cluster_stays: bool) -> None:
+    """Finish what was accepted, and end the application; where the cluster goes on without it, all of Serve."""
     serve.delete(NAME)
-    serve.shutdown()
+    if cluster_stays:
+        serve.shutdown()
 
 
 def bound(plan: Plan) -> Any:

@@ -72,7 +72,9 @@ def run_service(lake: Lake, options: Options, host: str, port: int) -> None:
             markup=False,
         )
         stopped.wait()
-        stop()
+        # Ray ends with this process, or else it was there before: to end Serve first takes seconds, and ends in an
+        # error of Ray's about its own controller, which it kills.
+        stop(cluster_stays="RAY_ADDRESS" in os.environ)
 
 
 def _refuse_taken(host: str, port: int) -> None:
