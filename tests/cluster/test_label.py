@@ -23,7 +23,7 @@ from worldlake.status import lake_status
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
-VIDEOS = 48
+VIDEOS = 144
 MULTIPLE = 6
 """No disturbed run may take longer than so many undisturbed ones: a run that hangs is not one that survives."""
 # Of each stage one actor on each of two nodes, so that every node is needed.
