@@ -16,7 +16,7 @@ from serve.admission import environment
 from serve.run import bound, plan, refuse_open, start, stop
 from serve.settings import ServeSettings
 from worldlake import console
-from worldlake.label import draining, labeler_settings, start_ray
+from worldlake.label import draining, labeler_settings
 from worldlake.options import open_lake, storage
 from worldlake.serve import serve
 
@@ -62,10 +62,11 @@ def run_service(lake: Lake, options: Options, host: str, port: int) -> None:
     # A cluster that runs already was started with these, or its proxies refuse nothing.
     os.environ.update(environment(settings))
     with draining(None) as (stopped, start_cluster):
-        start_ray()
-        checked = plan(lake, settings, host)
-        start(checked, host, port)
         start_cluster()
+        checked = plan(lake, settings, host)
+        if stopped.is_set():
+            return
+        start(checked, host, port)
         console.out.print(
             f"labeler {checked.labeler.id} answers at http://{host}:{port} (API: http://{host}:{port}/openapi.json); "
             "Ctrl-C finishes and ends",
