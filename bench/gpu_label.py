@@ -238,8 +238,8 @@ def word_tokenizer(size: int) -> PreTrainedTokenizerFast:
 
 def write_qwen(shape: str, folder: Path) -> None:
     """Save a model of that shape, as `hf:` takes it."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = random_model(shape, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    # Not on a GPU, whose memory this process would keep from those that are measured.
+    model = random_model(shape, torch.device("cpu"), torch.bfloat16 if torch.cuda.is_available() else torch.float32)
     model.save_pretrained(folder)
     word_tokenizer(model.config.get_text_config().vocab_size).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(NORMALISATION))

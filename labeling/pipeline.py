@@ -47,9 +47,8 @@ class Workers:
     label_gpus: float
     decode_on: Labels
     label_on: Labels
-    decode_bytes: int
     label_bytes: int
-    """Memory of a node that Ray sets aside for each; 0 where the user said how many there are to be."""
+    """Memory of a node that Ray sets aside for each that labels; 0 where the user said how many there are to be."""
 
 
 def workers(
@@ -72,23 +71,34 @@ def workers(
     decoding, labelling = (_cpus_by_node(labels) for labels in (decode_on, label_on))
     cpus, label_cpus = (max(1, int(sum(nodes.values()))) for nodes in (decoding, labelling))
     gpus = int(sum(node["Resources"].get("GPU", 0) for node in nodes_with(label_on)))
-    label_bytes = MODEL_BYTES + weight_bytes + WRITE_BYTES
     is_together = not gpus and decoding == labelling
-    # On the same cores there are as many of both stages.
-    decode_fit = _fit(decode_on, "CPU", DECODE_BYTES + (label_bytes if is_together else 0))
-    label_fit = decode_fit if is_together else _fit(label_on, "GPU" if gpus else "CPU", label_bytes)
-    if label is None and not label_fit and (gpus or any(labelling.values())):
+    label_bytes = MODEL_BYTES + weight_bytes + WRITE_BYTES
+    # On the same cores there are as many of both stages; elsewhere decoding has what labelling leaves.
+    size = label_bytes + (DECODE_BYTES if is_together else 0)
+    label_fit = {node["NodeID"]: _fit(node, "GPU" if gpus else "CPU", size) for node in nodes_with(label_on)}
+    if label is None and not any(label_fit.values()) and (gpus or any(labelling.values())):
         raise Refused(
-            f"a process with this model takes {label_bytes / 1e9:.1f} GB, and no node that labels has as much memory: "
-            "take a smaller model or larger nodes, or say with --label-workers how many there are to be all the same"
+            f"a process with this model takes {size / 1e9:.1f} GB with what goes with it, and no node that labels has "
+            "that and a tenth to spare: take a smaller model or larger nodes, or say how many there are to be with "
+            "--label-workers"
         )
-    bytes_ = (0 if decode or not decode_fit else DECODE_BYTES, 0 if label or not label_fit else label_bytes)
-    decode, label = decode or max(1, decode_fit), label or max(1, label_fit)
+    decode_fit = (
+        label_fit
+        if is_together
+        else {
+            node["NodeID"]: _fit(node, "CPU", DECODE_BYTES, beside=label_bytes * label_fit.get(node["NodeID"], 0))
+            for node in nodes_with(decode_on)
+        }
+    )
+    # The cores for a pair of processes on the node that has the fewest.
+    cores = [labelling[node] / fit for node, fit in label_fit.items() if is_together and fit and not (decode or label)]
+    reserved = 0 if label or not any(label_fit.values()) else label_bytes
+    decode, label = decode or max(1, sum(decode_fit.values())), label or max(1, sum(label_fit.values()))
     write = min(label, max(cpus, label_cpus))
     if is_together:
         # Both stages live on the same cores. As many processes of each as there are cores, and the kernel gives each
         # core to whichever stage has work: no split to tune, no core idle because its stage waits.
-        share = label_share = worker_cpus or 0.8 * cpus / (decode + label)
+        share = label_share = worker_cpus or 0.8 * (min(cores) / 2 if cores else cpus / (decode + label))
     elif gpus or decoding.keys().isdisjoint(labelling):
         share = worker_cpus or 0.9 * cpus / max(cpus, decode)
         label_share = 0 if gpus else worker_cpus or 0.9 * label_cpus / max(label_cpus, label)
@@ -97,13 +107,13 @@ def workers(
         raise Refused(
             "--decode-on and --label-on share some nodes but not all: name nodes apart, or the same, for both"
         )
-    return Workers(decode, label, write, share, label_share, 1 if gpus else 0, decode_on, label_on, *bytes_)
+    return Workers(decode, label, write, share, label_share, 1 if gpus else 0, decode_on, label_on, reserved)
 
 
-def _fit(labels: Labels, kind: Literal["CPU", "GPU"], size: int) -> int:
-    """Processes of `size` bytes that nodes have memory for, one a core or GPU at most."""
-    resources = [node["Resources"] for node in nodes_with(labels)]
-    return sum(int(min(of.get(kind, 0), _ROOM * of.get("memory", math.inf) // size)) for of in resources)
+def _fit(node: dict[str, Any], kind: Literal["CPU", "GPU"], size: int, beside: int = 0) -> int:
+    """Processes of `size` bytes that the node has memory for, beside others; one a core or GPU at most."""
+    memory = _ROOM * node["Resources"].get("memory", math.inf) - beside
+    return int(min(node["Resources"].get(kind, 0), max(0, memory // size)))
 
 
 def _cpus_by_node(labels: Labels) -> dict[str, float]:
@@ -144,7 +154,6 @@ def decisions(
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=pool.decode),
             num_cpus=pool.decode_cpus,
-            memory=pool.decode_bytes,
             label_selector=pool.decode_on,
         )
         .map_batches(

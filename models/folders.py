@@ -32,10 +32,10 @@ SETTLED_NS = 2_000_000_000
 
 
 def find_folder(name: str, revision: str | None, *, prefix: str = "hf:") -> tuple[Path, str | None]:
-    """The folder of `builtin`, `hf:<folder>`, `hf:<owner>/<repository>` or `s3://<folder>`, and a repository's commit.
+    """The folder of `builtin`, `hf:<folder>`, `hf:<owner>/<repository>` or `s3://<folder>`, and its commit or content.
 
     A repository is downloaded at `revision` (None: its main branch) where this machine does not have it; a folder of a
-    store likewise.
+    store likewise, and there `revision` is the content that this returned before.
     Raises ModelRefused where there is none; its remedy names folders and repositories with the `prefix`.
     """
     if name == "builtin":
@@ -43,9 +43,7 @@ def find_folder(name: str, revision: str | None, *, prefix: str = "hf:") -> tupl
             raise ModelRefused(f"the builtin model has no revision {revision!r}; leave the revision out")
         return BUILTIN, None
     if name.startswith("s3://"):
-        if revision is not None:
-            raise ModelRefused(f"{name} is a folder and has no revision {revision!r}; leave the revision out")
-        return fetch(name, WANTED), None
+        return fetch(name, WANTED, revision)
     if not name.startswith("hf:") or name == "hf:":
         raise ModelRefused(
             f"unknown model {name!r}; use builtin, hf:<folder>, hf:<owner>/<repository> or s3://<folder>"
@@ -66,13 +64,15 @@ def find_folder(name: str, revision: str | None, *, prefix: str = "hf:") -> tupl
 
 
 def find_adapter(name: str) -> tuple[Path, str]:
-    """The folder of an adapter, and its name with the commit that a branch stood for.
+    """The folder of an adapter, and its name with the commit that a branch stood for, or a store's content.
 
     It is named as a model is, with or without `hf:`, or as `<owner>/<repository>@<revision>`. Raises ModelRefused where
     there is none.
     """
     if name.startswith("s3://"):
-        return fetch(name, WANTED), name
+        uri, _, content = name.partition("@")
+        folder, content = fetch(uri, WANTED, content or None)
+        return folder, f"{uri}@{content}"
     name = name.removeprefix("hf:")
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser(), name
@@ -128,11 +128,13 @@ def check_weights(folder: Path, pattern: str = "*.safetensors") -> None:
 def count_weights(folder: Path) -> int:
     """How many numbers its weights are, by the headers of the files. Raises ModelRefused where one is broken."""
     total = 0
-    for path in folder.glob("*.safetensors"):
+    # Some folders hold the same weights twice, in shards and in one file.
+    index = read_json(folder / "model.safetensors.index.json").get("weight_map", {})
+    for path in {folder / name for name in index.values()} or folder.glob("*.safetensors"):
         try:
             with safe_open(path, "np") as weights:
                 total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise ModelRefused(f"{path} is broken ({error}); download the model again") from error
     return total
 

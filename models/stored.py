@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -18,41 +17,54 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 
-def fetch(uri: str, patterns: tuple[str, ...]) -> Path:
-    """A folder of this machine with the files under `uri` (s3://bucket/folder) that match, and no folders below.
+def fetch(uri: str, patterns: tuple[str, ...], content: str | None = None) -> tuple[Path, str]:
+    """A folder of this machine with the files under `uri` (s3://bucket/folder) that match, and what says its content.
 
-    It is in `$XDG_CACHE_HOME/worldlake/models` (`~/.cache` by default), under a name that its content has: a model that
-    was replaced is another folder. Credentials, region and endpoint come from the AWS environment. Raises ModelRefused,
-    with the remedy, where it cannot be read.
+    Folders below are left out. Who names the `content` gets that, from this machine where it is here already. It is in
+    `$XDG_CACHE_HOME/worldlake/models` (`~/.cache` by default). Credentials, region and endpoint come from the AWS
+    environment. Raises ModelRefused, with the remedy, where it cannot be had, or there is another by now.
     """
+    from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 
+    if content and (known := _cache() / content).is_dir():
+        return known, content
     bucket, _, path = uri.removeprefix("s3://").partition("/")
-    prefix = f"{path.strip('/')}/"
+    prefix = f"{path.strip('/')}/".lstrip("/")
     try:
         client = _client()
-        found = {name: tag for name, tag in _files(client, bucket, prefix) if any(map(Path(name).match, patterns))}
+        found = _files(client, bucket, prefix, patterns)
         if not found:
             raise ModelRefused(f"there is no model at {uri}: name the folder with config.json and *.safetensors")
-        content = hashlib.sha256(repr((uri, sorted(found.items()))).encode()).hexdigest()
-        folder = _cache() / content[:32]
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Whoever of this machine's processes comes first downloads; one that dies while it does leaves no half model.
-        with FileLock(folder.with_suffix(".lock")):
-            if not folder.is_dir():
-                part = folder.with_suffix(".part")
-                shutil.rmtree(part, ignore_errors=True)
-                part.mkdir()
-                for name in found:
-                    client.download_file(bucket, prefix + name, str(part / name))
-                part.rename(folder)
-    except (BotoCoreError, ClientError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        digest = hashlib.sha256(repr((bucket, prefix, found)).encode()).hexdigest()[:32]
+        if content not in (None, digest):
+            raise ModelRefused(
+                f"{uri} has been replaced since its content was {content}: begin again with what is there"
+            )
+        folder = _cache() / digest
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            # Whoever of this machine's processes comes first downloads; one that dies meanwhile leaves no half model.
+            with FileLock(folder.with_suffix(".lock")):
+                if not folder.is_dir():
+                    part = folder.with_suffix(".part")
+                    shutil.rmtree(part, ignore_errors=True)
+                    part.mkdir()
+                    for name, _ in found:
+                        client.download_file(bucket, prefix + name, str(part / name))
+                    if _files(client, bucket, prefix, patterns) != found:
+                        raise ModelRefused(f"{uri} was replaced while it was copied: run this again")
+                    part.rename(folder)
+    except (BotoCoreError, ClientError, Boto3Error, ValueError) as error:
         raise ModelRefused(
-            f"{uri} cannot be read ({reason}): check the address, and AWS_PROFILE or AWS_ACCESS_KEY_ID, AWS_REGION and "
-            "AWS_ENDPOINT_URL of this machine"
+            f"{uri} cannot be read ({' '.join(str(error).split())}): check the address, and AWS_PROFILE or "
+            "AWS_ACCESS_KEY_ID, AWS_REGION and AWS_ENDPOINT_URL of this machine"
         ) from error
-    return folder
+    except OSError as error:
+        raise ModelRefused(
+            f"{uri} cannot be kept in {_cache()} ({error}): set XDG_CACHE_HOME to another place"
+        ) from error
+    return folder, digest
 
 
 def _client() -> S3Client:
@@ -68,12 +80,16 @@ def _client() -> S3Client:
     return session.client("s3", **options, config=Config(s3={"addressing_style": "path"}))
 
 
-def _files(client: S3Client, bucket: str, prefix: str) -> Iterator[tuple[str, str]]:
+def _files(client: S3Client, bucket: str, prefix: str, patterns: tuple[str, ...]) -> list[tuple[str, str]]:
     """Names after the prefix, and what changes when a file does."""
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/"):
-        for one in page.get("Contents", ()):
-            yield one["Key"].removeprefix(prefix), f"{one['ETag']} {one['Size']}"
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
+    found = [
+        (one["Key"].removeprefix(prefix), f"{one['ETag']} {one['Size']}")
+        for page in pages
+        for one in page.get("Contents", ())
+    ]
+    return sorted((name, tag) for name, tag in found if any(map(Path(name).match, patterns)))
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "worldlake", "models")
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "worldlake", "models")

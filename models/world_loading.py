@@ -82,11 +82,14 @@ def load_world(settings: WorldSettings, device: str | None = None) -> Emu3World:
 
     Raises ModelRefused, with the remedy, where the model cannot be used as asked.
     """
+    if settings.adapter is not None:
+        # Once: what was checked is what is loaded.
+        settings = settings.model_copy(update={"adapter": str(find_adapter(settings.adapter)[0])})
     folder, _ = world_folder(settings)
     device = device or best_device()
     model, tokenizer = load_emu3(folder, chosen_dtype(settings.dtype, device))
     if settings.adapter is not None:
-        model = _merged(model, find_adapter(settings.adapter)[0])
+        model = _merged(model, Path(settings.adapter))
     model = model.to(device).eval().requires_grad_(False)
     return as_world(model, tokenizer, folder, settings)
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from ray import serve
 
 from labeling.annotate import LabelPairs
 from labeling.stream import SAMPLES, block
+from models.errors import ModelRefused
 from models.loading import ModelSettings, load_dynamics
 from models.protocols import Images
 from models.world_loading import WorldSettings, load_world
@@ -40,7 +42,10 @@ class Dynamics:
         self.score.set_max_batch_size(batch_pairs)
         self.score.set_batch_wait_timeout_s(wait_s)
         # On a GPU as many pairs as it will ever see: memory that is too small shows now.
-        self._ask(1 if device == "cpu" else batch_pairs)
+        try:
+            self._ask(1 if device == "cpu" else batch_pairs)
+        except torch.OutOfMemoryError:
+            raise ModelRefused(f"the GPU has too little memory for {batch_pairs} pairs: lower --batch-pairs") from None
 
     @serve.batch(batch_size_fn=lambda requests: sum(map(len, requests)))  # type: ignore[untyped-decorator]
     async def label(self, requests: list[Rows]) -> list[Rows]:

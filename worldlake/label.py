@@ -145,6 +145,8 @@ def start_ray() -> None:
         _refuse_dead_address(address)
     try:
         ray.init(
+            # Not a cluster that happens to run on this machine, which `ray start` leaves a note about.
+            address=address or "local",
             include_dashboard=None if address else False,
             log_to_driver=False,
             logging_level=logging.ERROR,

@@ -55,7 +55,8 @@ class Options:
 def run_service(lake: Lake, options: Options, host: str, port: int) -> None:
     """Serve until a signal comes. Raises Refused, ModelRefused where that cannot be."""
     settings = options.settings()
-    if "RAY_ADDRESS" not in os.environ:
+    has_cluster = bool(os.environ.get("RAY_ADDRESS"))
+    if not has_cluster:
         _refuse_taken(host, port)
     lake.storage.check(lake.uri)
     refuse_open(lake, host)
@@ -75,17 +76,20 @@ def run_service(lake: Lake, options: Options, host: str, port: int) -> None:
         stopped.wait()
         # Ray ends with this process, or else it was there before: to end Serve first takes seconds, and ends in an
         # error of Ray's about its own controller, which it kills.
-        stop(cluster_stays="RAY_ADDRESS" in os.environ)
+        stop(cluster_stays=has_cluster)
 
 
 def _refuse_taken(host: str, port: int) -> None:
     """Ray's proxies share their ports, so that two services would each get some of the requests."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            # What still holds connections that have ended holds nobody up.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for family, kind, protocol, _, address in found:
+            with socket.socket(family, kind, protocol) as probe:
+                # What still holds connections that have ended holds nobody up.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+    except (socket.gaierror, UnicodeError) as error:
+        raise Refused(f"--host {host} is no address of this machine ({error})") from None
     except OSError as error:
         raise Refused(
             f"cannot listen at {host}:{port} ({error.strerror}): another program or service does? choose another --port"

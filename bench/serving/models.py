@@ -19,7 +19,7 @@ NAMES = ("builtin", "larger", *QWEN)
 
 
 def write(name: str, folder: Path) -> str:
-    """Save the model, where it is not there already. Returns it as `--model` of `worldlake serve` names it."""
+    """Save the model. Returns it as `--model` of `worldlake serve` names it."""
     if name == "builtin":
         return name
     if name == "larger":

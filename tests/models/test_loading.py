@@ -398,6 +398,11 @@ def test_a_model_and_an_adapter_in_a_store_are_copied_to_this_machine_once(
     config = json.loads((folder / "config.json").read_text())
     bucket.put("models/model/config.json", json.dumps(config, indent=1).encode())
     assert resolve(there, "cpu").identity != here.identity
+    # A run goes on with what it began with, where that is here, and is refused where it is not.
+    assert resolve(found[0].settings, "cpu").identity == here.identity
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+    with pytest.raises(ModelRefused, match="has been replaced"):
+        resolve(found[0].settings, "cpu")
     for name, message in (
         (f"{bucket.uri}/models/none", "there is no model at"),
         (f"{bucket.uri}/models", "there is no model at"),
@@ -416,10 +421,10 @@ def test_a_download_that_was_cut_off_is_begun_again(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for path in save_tiny("qwen2_vl", tmp_path).iterdir():
         bucket.put(f"model/{path.name}", path)
-    whole = fetch(f"{bucket.uri}/model", WANTED)
+    whole, content = fetch(f"{bucket.uri}/model", WANTED)
     part = whole.with_suffix(".part")
     whole.rename(part)
     (part / "model.safetensors").write_bytes(b"half of it")
-    assert fetch(f"{bucket.uri}/model", WANTED) == whole
+    assert fetch(f"{bucket.uri}/model", WANTED) == (whole, content)
     assert not part.exists()
     load_dynamics(ModelSettings(name=f"{bucket.uri}/model"), "cpu")

@@ -219,4 +219,4 @@ def test_a_trained_world_model_takes_images_of_the_size_it_was_trained_with(fold
     assert load_image_tokenizer(copy, asked_size(settings, copy), "cpu").image_size == own // 2
     assert asked_size(settings.model_copy(update={"image_size": own}), copy) == own
     (adapter / TRAINED_AS).write_text(json.dumps({"image_size": own}))
-    assert asked_size(settings.model_copy(update={"adapter": adapter}), copy) == own
+    assert asked_size(settings.model_copy(update={"adapter": str(adapter)}), copy) == own

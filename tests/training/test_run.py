@@ -146,7 +146,7 @@ def test_an_adapter_is_what_models_load_and_unreadable_images_are_failures(tmp_p
     [failure] = lake.read("failures", ["triple_id", "stage", "message"]).to_pylist()
     assert failure == {"triple_id": "bad", "stage": "tokenize", "message": "an image of a triple cannot be decoded"}
 
-    adapted = load_world(WorldSettings(name=f"hf:{model}", adapter=Path(done.model)), "cpu")
+    adapted = load_world(WorldSettings(name=f"hf:{model}", adapter=done.model), "cpu")
     begun = load_world(WorldSettings(name=f"hf:{model}"), "cpu")
     name = "model.text_model.layers.1.mlp.up_proj.weight"
     a, b = (weights(lake, "lora")[f"model.text_model.layers.1.mlp.up_proj.lora_{part}.default.weight"] for part in "AB")
