@@ -77,8 +77,6 @@ class Keys:
             raise Refused(f"key name {name!r}: use letters, digits, spaces and . _ @ -, at most 63")
         if any(key.name == name for key in keys):
             raise Refused(f"there is a key {name!r}: choose another name, or revoke it first")
-        if days is not None and days <= 0:
-            raise Refused(f"--days {days:g}: the key would have expired already")
         if not scopes or set(scopes) - set(SCOPES):
             raise Refused(f"--scope {', '.join(scopes) or 'is missing'}: use {', '.join(SCOPES)}")
         now = dt.datetime.now(dt.UTC)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lake.errors import Refused
 from worldlake import console
 from worldlake.options import Config, Endpoint, Json, LakeUri, Profile, Region, filled, open_lake, storage
 
@@ -71,6 +72,8 @@ def create(
     """Make a key and print it, once: only its hash is kept, in the lake."""
     from serve.keys import Keys
 
+    if days == 0:
+        raise Refused("--days 0: the key would have expired already")
     made, token = Keys(open_lake(lake, storage(endpoint_url, region, profile))).create(
         name, tuple(scope), days=days, per_minute=per_minute, write=write
     )
