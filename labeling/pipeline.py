@@ -113,7 +113,7 @@ def workers(
 def _fit(node: dict[str, Any], kind: Literal["CPU", "GPU"], size: int, beside: int = 0) -> int:
     """Processes of `size` bytes that the node has memory for, beside others; one a core or GPU at most."""
     memory = _ROOM * node["Resources"].get("memory", math.inf) - beside
-    return int(min(node["Resources"].get(kind, 0), max(0, memory // size)))
+    return int(min(math.ceil(node["Resources"].get(kind, 0)), max(0, memory // size)))
 
 
 def _cpus_by_node(labels: Labels) -> dict[str, float]:

@@ -134,3 +134,12 @@ def test_a_large_model_gets_fewer_processes_than_cores(monkeypatch: pytest.Monke
     assert workers(None, None).label == 16
     with pytest.raises(Refused, match=r"takes 81\.1 GB.*--label-workers"):
         workers(None, None, weight_bytes=80_000_000_000)
+
+
+def test_half_a_core_is_enough_for_one_process_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    half = node(1, 1)
+    half["Resources"]["CPU"] = 0.5
+    monkeypatch.setattr(ray, "nodes", lambda: [half])
+    pool = workers(None, None)
+    assert (pool.decode, pool.label) == (1, 1)
+    assert pool.decode_cpus + pool.label_cpus < 0.5
