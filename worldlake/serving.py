@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ from worldlake import console
 from worldlake.label import draining, labeler_settings
 from worldlake.options import open_lake, storage
 from worldlake.serve import serve
+
+_PORT_WAIT_S = 20.0
+"""The processes of a service that was killed let go of its port some seconds later."""
 
 
 @dataclass(frozen=True)
@@ -83,17 +87,27 @@ def _refuse_taken(host: str, port: int) -> None:
     """Ray's proxies share their ports, so that two services would each get some of the requests."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        for family, kind, protocol, _, address in found:
-            with socket.socket(family, kind, protocol) as probe:
-                # What still holds connections that have ended holds nobody up.
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
     except (socket.gaierror, UnicodeError) as error:
         raise Refused(f"--host {host} is no address of this machine ({error})") from None
-    except OSError as error:
-        raise Refused(
-            f"cannot listen at {host}:{port} ({error.strerror}): another program or service does? choose another --port"
-        ) from None
+    waits_until = time.monotonic() + _PORT_WAIT_S
+    while taken := _taken(found):
+        if time.monotonic() > waits_until:
+            raise Refused(
+                f"cannot listen at {host}:{port} ({taken}): another program or service does? choose another --port"
+            )
+        time.sleep(0.5)
+
+
+def _taken(found: list[Any]) -> str | None:
+    for family, kind, protocol, _, address in found:
+        with socket.socket(family, kind, protocol) as probe:
+            # What still holds connections that have ended holds nobody up.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                return error.strerror
+    return None
 
 
 def application(args: dict[str, str]) -> Any:
