@@ -84,12 +84,14 @@ def labelling() -> float:
 def labelled_per_s() -> tuple[float, str]:
     """Pairs that a GPU labels in a second, answer and two more looks, and which GPU: the best way measured."""
     measured = json.loads((RESULTS / "gpu_label.json").read_text())
-    seconds = (
+    seconds = [
         1 / way["annotate_pairs_per_s"] + 2 / way["score_pairs_per_s"]
         for way in measured["results"]
         # As `worldlake label` runs it.
         if (way["shape"], way["cache"], way["vision_attention"]) == ("3b", "dynamic", CHUNKED_ATTENTION)
-    )
+    ]
+    if not seconds:
+        raise SystemExit("bench/results/gpu_label.json has no 3b: python -m bench.gpu_label --shape 3b --out that file")
     return 1 / min(seconds), measured["device"]
 
 

@@ -73,7 +73,6 @@ def workers(
     gpus = int(sum(node["Resources"].get("GPU", 0) for node in nodes_with(label_on)))
     is_together = not gpus and decoding == labelling
     label_bytes = MODEL_BYTES + weight_bytes + WRITE_BYTES
-    # On the same cores there are as many of both stages; elsewhere decoding has what labelling leaves.
     size = label_bytes + (DECODE_BYTES if is_together else 0)
     label_fit = {node["NodeID"]: _fit(node, "GPU" if gpus else "CPU", size) for node in nodes_with(label_on)}
     if label is None and not any(label_fit.values()) and (gpus or any(labelling.values())):
@@ -82,14 +81,8 @@ def workers(
             "that and a tenth to spare: take a smaller model or larger nodes, or say how many there are to be with "
             "--label-workers"
         )
-    decode_fit = (
-        label_fit
-        if is_together
-        else {
-            node["NodeID"]: _fit(node, "CPU", DECODE_BYTES, beside=label_bytes * label_fit.get(node["NodeID"], 0))
-            for node in nodes_with(decode_on)
-        }
-    )
+    # On the same cores there are as many of both stages; elsewhere decoding has what labelling leaves.
+    decode_fit = label_fit if is_together else _beside(label_fit, label_bytes, decode_on)
     # The cores for a pair of processes on the node that has the fewest.
     cores = [labelling[node] / fit for node, fit in label_fit.items() if is_together and fit and not (decode or label)]
     reserved = 0 if label or not any(label_fit.values()) else label_bytes
@@ -114,6 +107,14 @@ def _fit(node: dict[str, Any], kind: Literal["CPU", "GPU"], size: int, beside: i
     """Processes of `size` bytes that the node has memory for, beside others; one a core or GPU at most."""
     memory = _ROOM * node["Resources"].get("memory", math.inf) - beside
     return int(min(math.ceil(node["Resources"].get(kind, 0)), max(0, memory // size)))
+
+
+def _beside(label_fit: dict[str, int], label_bytes: int, decode_on: Labels) -> dict[str, int]:
+    """Processes that decode, by node, beside those that label there."""
+    return {
+        node["NodeID"]: _fit(node, "CPU", DECODE_BYTES, beside=label_bytes * label_fit.get(node["NodeID"], 0))
+        for node in nodes_with(decode_on)
+    }
 
 
 def _cpus_by_node(labels: Labels) -> dict[str, float]:

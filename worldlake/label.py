@@ -74,7 +74,7 @@ def node_label(option: str, text: str | None) -> dict[str, str] | None:
         return None
     if not (parts := _NODE_LABEL.fullmatch(text)):
         raise Refused(f"{option} {text!r}: give KEY=VALUE, a label of Ray's nodes such as ray.io/node-group=cpu")
-    if "RAY_ADDRESS" not in os.environ:
+    if not os.environ.get("RAY_ADDRESS"):
         raise Refused(f"{option} chooses among the nodes of a cluster: set RAY_ADDRESS to one, or leave it out")
     return {parts[1]: parts[2]}
 
@@ -115,7 +115,7 @@ def label_command(
 
 def _device(run: RunSettings) -> str | None:
     """Where the labels of a run are made; None: here, wherever torch finds fit."""
-    if "RAY_ADDRESS" not in os.environ:
+    if not os.environ.get("RAY_ADDRESS"):
         return None
     start_ray()
     from labeling.pipeline import workers
