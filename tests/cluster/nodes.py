@@ -68,13 +68,7 @@ class Node:
 
     def processes(self) -> list[psutil.Process]:
         """All that runs in it."""
-        listed = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False)
-        found = []
-        for pid in listed.stdout.split():
-            # It may end meanwhile.
-            with suppress(psutil.NoSuchProcess):
-                found.append(psutil.Process(int(pid)))
-        return found
+        return _processes(self.name)
 
     def runs(self, name: str) -> int:
         """How many processes in it have a name in their command line."""
@@ -86,9 +80,7 @@ class Node:
 
     def kill(self) -> None:
         """Kill -9 everything in it at once, as a power cut does."""
-        while processes := self.processes():
-            _signal(processes, signal.SIGKILL)
-            time.sleep(0.05)
+        _kill(self.name)
 
     def cut(self, seconds: float) -> None:
         """Pull its cable for some seconds."""
@@ -204,6 +196,22 @@ def _program(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
 
 
+def _processes(namespace: str) -> list[psutil.Process]:
+    listed = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
+    found = []
+    for pid in listed.stdout.split():
+        # It may end meanwhile.
+        with suppress(psutil.NoSuchProcess):
+            found.append(psutil.Process(int(pid)))
+    return found
+
+
+def _kill(namespace: str) -> None:
+    while processes := _processes(namespace):
+        _signal(processes, signal.SIGKILL)
+        time.sleep(0.05)
+
+
 def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
     for process in processes:
         try:
@@ -216,7 +224,10 @@ def _clean() -> None:
     """What an earlier test left when it was killed itself."""
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False).stdout
     for name in (line.split()[0] for line in listed.splitlines() if re.match(r"wl\d+\b", line)):
+        # A namespace, and its cable with it, is there for as long as something runs in it.
+        _kill(name)
         subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+        subprocess.run(["ip", "link", "delete", name], capture_output=True, check=False)
     subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True, check=False)
 
 
