@@ -15,7 +15,7 @@ from deltalake.exceptions import DeltaError
 from lake import forgotten
 from lake.commits import Committer
 from lake.errors import Refused
-from lake.runs import Run, RunState, new_run_id, states
+from lake.runs import Run, RunState, live_runs, new_run_id, states
 from lake.schemas import TABLES
 from lake.storage import normalise
 from lake.tables import STATISTICS_BYTES, Lake, to_table
@@ -35,11 +35,11 @@ _FORGET_ORDER = ("reviews", "tokens", "triples", "rejections", "progress", "fail
 
 @dataclass
 class Maintained:
-    """What became of one table: data files before and after, and files deleted from the store."""
+    """What became of one table: data files before and after, files deleted from the store; None: not looked for."""
 
     files_before: int
     files_after: int
-    deleted: int
+    deleted: int | None
 
 
 @dataclass
@@ -56,20 +56,26 @@ def maintain(lake: Lake, *, cluster: bool = False, keep_hours: int = KEEP_HOURS)
     """Compact every table and delete the files that nothing needs, also those that no commit ever named.
 
     Versions that a training read are kept whole. ``cluster`` also sorts `triples` and `rejections` by data set and
-    video, which rewrites them entirely.
+    video, which rewrites them entirely. While a run is at work nothing is deleted: it may be a slow one, with files
+    that it has yet to commit. One that starts meanwhile has young files only, which are spared.
 
     Raises:
-        Refused: a run is at work (its files may not be committed yet), or ``keep_hours`` is under 24.
+        Refused: another `maintain` or a `forget` is at work, or ``keep_hours`` is under 24.
     """
     if keep_hours < KEEP_HOURS:
         raise Refused(f"files are kept for at least {KEEP_HOURS} hours: readers may be at work on them")
     config = {"cluster": cluster, "keep_hours": keep_hours}
-    with Run(lake, new_run_id(), "maintain", config):
+    with Run(lake, new_run_id(), "maintain", config) as run:
+        is_quiet = {other.run_id for other in live_runs(lake)} == {run.run_id}
         pins = _pinned_versions(lake)
-        return {name: _maintain_table(lake, name, cluster, keep_hours, pins[name]) for name in TABLES}
+        done = {name: _compact(lake, name, cluster) for name in TABLES}
+        if is_quiet:
+            for name, table in done.items():
+                table.deleted = _vacuum(lake, name, keep_hours, pins[name])
+        return done
 
 
-def _maintain_table(lake: Lake, name: str, cluster: bool, keep_hours: int, pins: list[int]) -> Maintained:
+def _compact(lake: Lake, name: str, cluster: bool) -> Maintained:
     table = lake.table(name)
     before = len(table.file_uris())
     if cluster and name in _CLUSTERED:
@@ -77,8 +83,12 @@ def _maintain_table(lake: Lake, name: str, cluster: bool, keep_hours: int, pins:
     else:
         table.optimize.compact(writer_properties=_writer(name))
     table.create_checkpoint()
-    deleted = table.vacuum(keep_hours, dry_run=False, full=True, keep_versions=_existing(table, pins))
-    return Maintained(before, len(table.file_uris()), len(deleted))
+    return Maintained(before, len(table.file_uris()), None)
+
+
+def _vacuum(lake: Lake, name: str, keep_hours: int, pins: list[int]) -> int:
+    table = lake.table(name)
+    return len(table.vacuum(keep_hours, dry_run=False, full=True, keep_versions=_existing(table, pins)))
 
 
 def forget(lake: Lake, what: str) -> Forgotten:

@@ -192,9 +192,9 @@ class Run:
     def _excludes(self, other: RunState) -> bool:
         if other.run_id == self.run_id:
             return False
-        # A forget deletes every file that no table names, also what another run is about to commit. A maintain spares
-        # young files, so that a run may start beside it; it only must not start beside a run that may be a slow one.
-        return "forget" in (self.kind, other.kind) or self.kind == "maintain" or self._is_second_to(other)
+        # A forget deletes every file that no table names, also what another run is about to commit.
+        both = {self.kind, other.kind}
+        return "forget" in both or both == {"maintain"} or self._is_second_to(other)
 
     def _is_second_to(self, other: RunState) -> bool:
         return self.alone and other.labeler_id == self.labeler_id

@@ -398,15 +398,20 @@ def maintain(
     json: Json = False,
     config: Config = None,
 ) -> int:
-    """Compact the tables and delete the files that nothing needs any more. Refused while a run is at work."""
+    """Compact the tables and delete the files that nothing needs any more; while a run is at work, only compact."""
     from lake.maintenance import maintain as maintain_
 
     done = maintain_(open_lake(lake, storage(endpoint_url, region, profile)), cluster=cluster, keep_hours=keep_hours)
     if json:
         console.print_json({name: vars(table) for name, table in done.items()})
     else:
-        rows = [(name, table.files_before, table.files_after, table.deleted) for name, table in done.items()]
+        rows = [
+            (name, table.files_before, table.files_after, "-" if table.deleted is None else table.deleted)
+            for name, table in done.items()
+        ]
         console.print_table("maintained", ("table", "files before", "files after", "deleted"), rows)
+        if any(table.deleted is None for table in done.values()):
+            console.log.warning("nothing was deleted, as a run is at work: run the same again when it has ended")
     return 0
 
 

@@ -97,13 +97,22 @@ def test_files_that_no_commit_named_go_when_they_are_old(tmp_path: Path) -> None
 
 def test_nothing_is_deleted_under_a_live_run_or_before_a_day(tmp_path: Path) -> None:
     filled = fill(Lake(str(tmp_path)), videos=1)
+    old = tmp_path / "triples" / commit_orphan(filled.lake, "v")
+    two_days_ago = time.time() - 48 * 3600
+    os.utime(old, (two_days_ago, two_days_ago))
     with Run(filled.lake, "working", "label", {}, labeler_id=LABELERS[0]):
-        for attempt in (lambda: maintain(filled.lake), lambda: forget(filled.lake, filled.videos[0])):
-            with pytest.raises(Refused, match="working"):
-                attempt()
+        beside = maintain(filled.lake)
+        assert {table.deleted for table in beside.values()} == {None}
+        assert old.exists()
+        assert any(table.files_after < table.files_before for table in beside.values())
+        with pytest.raises(Refused, match="working"):
+            forget(filled.lake, filled.videos[0])
     with pytest.raises(Refused, match="24"):
         maintain(filled.lake, keep_hours=1)
-    assert [run.status for run in states(filled.lake) if run.kind in ("maintain", "forget")] == ["refused", "refused"]
+    with Run(filled.lake, "maintaining", "maintain", {}), pytest.raises(Refused, match="maintaining"):
+        maintain(filled.lake)
+    assert maintain(filled.lake)["triples"].deleted
+    assert not old.exists()
 
 
 @pytest.mark.parametrize("kind", ["label", "ingest", "maintain", "forget"])
