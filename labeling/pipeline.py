@@ -48,7 +48,7 @@ class Workers:
     decode_on: Labels
     label_on: Labels
     label_bytes: int
-    """Memory of a node that Ray sets aside for each that labels; 0 where the user said how many there are to be."""
+    """Memory of a node that Ray sets aside for each that labels; 0 where the user said how many this cluster has."""
 
 
 def workers(
@@ -62,6 +62,7 @@ def workers(
     """Fill cores, GPUs and memory of the cluster that Ray is connected to; numbers given by the user win.
 
     Shares of the cores that are there fit on those, so without `worker_cpus` nodes that come later have nothing to do.
+    With it also a given number waits for nodes with the memory for it.
     `weight_bytes` is what the model's weights take in memory.
 
     Raises:
@@ -85,7 +86,8 @@ def workers(
     decode_fit = label_fit if is_together else _beside(label_fit, label_bytes, decode_on)
     # The cores for a pair of processes on the node that has the fewest.
     cores = [labelling[node] / fit for node, fit in label_fit.items() if is_together and fit and not (decode or label)]
-    reserved = 0 if label or not any(label_fit.values()) else label_bytes
+    is_given = label is not None and worker_cpus is None
+    reserved = 0 if is_given or not any(label_fit.values()) else label_bytes
     decode, label = decode or max(1, sum(decode_fit.values())), label or max(1, sum(label_fit.values()))
     write = min(label, max(cpus, label_cpus))
     if is_together:

@@ -22,7 +22,8 @@ def complaints(objects: list[Object]) -> list[str]:
         place = f"{item['kind']}/{item['metadata']['name']}"
         found += [f"{place}: {what}" for what in _object(item)]
         for where, template in pod_templates(item):
-            found += [f"{where}: {what}" for what in _pod(template, serves="serve" in where and "head" not in where)]
+            is_ray = item["kind"].startswith("Ray") and not where.endswith("submitter")
+            found += [f"{where}: {what}" for what in _pod(template, is_probed=is_ray)]
     found += _network(objects)
     return found
 
@@ -32,6 +33,9 @@ def _object(item: Object) -> Iterator[str]:
         yield "secrets are made on the cluster, and named here"
     if item["kind"] == "CronJob" and item["spec"].get("concurrencyPolicy") != "Forbid":
         yield "two runs at once refuse each other: concurrencyPolicy Forbid"
+    if item["kind"] == "PodDisruptionBudget" and not isinstance(item["spec"].get("minAvailable"), int):
+        # Else Kubernetes asks the owner for how many there should be, and a RayCluster has no scale to say it.
+        yield "no pod could ever be evicted: minAvailable, as a number"
     if item["kind"] in ("Role", "ClusterRole"):
         rules = item["rules"]
         if item["kind"] == "ClusterRole" or any("*" in rule["verbs"] + rule["resources"] for rule in rules):
@@ -58,7 +62,7 @@ def _cluster(spec: Object) -> Iterator[str]:
         yield "the password of Redis by secretKeyRef"
 
 
-def _pod(template: Object, *, serves: bool) -> Iterator[str]:
+def _pod(template: Object, *, is_probed: bool) -> Iterator[str]:
     spec = template["spec"]
     yield from _identity(spec)
     for key in ("hostNetwork", "hostPID", "hostIPC"):
@@ -73,8 +77,8 @@ def _pod(template: Object, *, serves: bool) -> Iterator[str]:
         yield "no label for network policies"
     for container in [*spec["containers"], *spec.get("initContainers", [])]:
         yield from (f"{container['name']}: {what}" for what in _container(container))
-        if serves and not {"readinessProbe", "livenessProbe"} <= container.keys():
-            yield f"{container['name']}: serves without probes"
+        if is_probed and not {"readinessProbe", "livenessProbe"} <= container.keys():
+            yield f"{container['name']}: without probes"
 
 
 def _identity(spec: Object) -> Iterator[str]:
