@@ -16,6 +16,7 @@ from labeling.labeler import Labeler, resolve_labeler
 from labeling.policy import Policy, load_policy
 from lake.errors import Refused
 from lake.tables import Lake
+from models.loading import best_device
 from models.world_loading import asked_size, load_image_tokenizer, world_folder
 from serve.admission import at_once
 from serve.answers import Answers
@@ -52,13 +53,13 @@ class Plan:
 
 
 def plan(lake: Lake, settings: ServeSettings, host: str) -> Plan:
-    """Check everything before a model is loaded. Ray is connected.
+    """Check everything before a model is loaded: for the cluster that Ray is connected to, else for this machine.
 
     Raises:
         Refused, ModelRefused: a model, the policy or the lake cannot be used, or other machines could reach the
             service and there are no keys.
     """
-    device = settings.device or ("cuda" if ray.cluster_resources().get("GPU") else "cpu")
+    device = settings.device or _best_device()
     labeler = resolve_labeler(settings.labeler, device)
     policy = load_policy(settings.policy)
     size = None
@@ -66,6 +67,12 @@ def plan(lake: Lake, settings: ServeSettings, host: str) -> Plan:
         folder, _ = world_folder(settings.world)
         size = load_image_tokenizer(folder, asked_size(settings.world, folder), "cpu").image_size
     return Plan(lake, settings, labeler, policy, size, device, is_local=not refuse_open(lake, host))
+
+
+def _best_device() -> str:
+    if not ray.is_initialized():
+        return best_device()
+    return "cuda" if ray.cluster_resources().get("GPU") else "cpu"
 
 
 def refuse_open(lake: Lake, host: str) -> bool:

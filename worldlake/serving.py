@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,9 @@ from worldlake.serve import serve
 
 _PORT_WAIT_S = 20.0
 """The processes of a service that was killed let go of its port some seconds later."""
+_ANYWHERE = "0.0.0.0"  # noqa: S104 - Ray's configuration says where it listens
+_LOOK_S = 10.0
+"""Between looks for a lake and a key that are yet to come."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,11 @@ def run_service(lake: Lake, options: Options, host: str, port: int) -> None:
     # A cluster that runs already was started with these, or its proxies refuse nothing.
     os.environ.update(environment(settings))
     with draining(None) as (stopped, start_cluster):
-        start_cluster()
+        # A cluster is asked for its GPUs; Ray on this machine has this machine's, and what cannot be is refused before.
+        if has_cluster:
+            start_cluster()
         checked = plan(lake, settings, host)
+        start_cluster()
         if stopped.is_set():
             return
         start(checked, host, port)
@@ -115,13 +122,28 @@ def application(args: dict[str, str]) -> Any:
 
     `args` are options of `worldlake serve`, such as `config`, and `device`: cpu or cuda, for a cluster whose GPUs are
     yet to come. Where it listens is said in the `http_options` of Serve's own configuration, so it is taken as open to
-    other machines. Raises Refused, ModelRefused as the command does.
+    other machines. Waits for its lake and for a key, as Serve starts what failed again only when its configuration
+    changes. Raises Refused, ModelRefused for the rest, as the command does.
     """
     device = args.get("device")
     command = typer.Typer()
     command.command()(serve)
     given = [f"--{name}={value}" for name, value in args.items() if name != "device"]
     values = typer.main.get_command(command).make_context("worldlake serve", given).params
-    lake = open_lake(values["lake"], storage(values["endpoint_url"], values["region"], values["profile"]))
     settings = Options(**{name: values[name] for name in Options.__dataclass_fields__}).settings()
-    return bound(plan(lake, settings.model_copy(update={"device": device}), "0.0.0.0"))  # noqa: S104
+    store = storage(values["endpoint_url"], values["region"], values["profile"])
+    lake = _lake_with_a_key(lambda: open_lake(values["lake"], store))
+    return bound(plan(lake, settings.model_copy(update={"device": device}), _ANYWHERE))
+
+
+def _lake_with_a_key(opened: Callable[[], Lake]) -> Lake:
+    """Return once there is one."""
+    while True:
+        try:
+            lake = opened()
+            refuse_open(lake, _ANYWHERE)
+        except Refused as error:
+            console.log.warning("the service waits: %s", error)
+            time.sleep(_LOOK_S)
+        else:
+            return lake

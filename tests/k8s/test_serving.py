@@ -19,8 +19,7 @@ from tests.lake.filled import fill
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_ray_serve_keeps_the_service_up(cluster: RayCluster, tmp_path: Path) -> None:
-    lake = fill(Lake(str(tmp_path / "lake"))).lake
-    _, token = Keys(lake).create("test", ("read",))
+    lake = Lake(str(tmp_path / "lake"))
     (tmp_path / "serve.yaml").write_text(f"lake: {lake.uri}\nmodel: builtin\nworld: builtin\n")
     config = yaml.safe_load(one(overlay("local"), "RayService", "worldlake-serve")["spec"]["serveConfigV2"])
     (port,) = free_ports(1)
@@ -30,6 +29,13 @@ def test_ray_serve_keeps_the_service_up(cluster: RayCluster, tmp_path: Path) -> 
     url = f"{cluster.dashboard}/api/serve/applications/"
     put = urllib.request.Request(url, json.dumps(config).encode(), key, method="PUT")
     assert urllib.request.urlopen(put, timeout=60).status == 200
+    # Neither a lake nor a key is there, as after the first `kubectl apply`: it waits for both.
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        assert _application(url, key).get("status") in (None, "NOT_STARTED", "DEPLOYING")
+        time.sleep(1)
+    fill(lake)
+    _, token = Keys(lake).create("test", ("read",))
     until = time.monotonic() + 600
     while (found := _application(url, key)).get("status") != "RUNNING":
         assert found.get("status") != "DEPLOY_FAILED", found["message"]
