@@ -19,6 +19,7 @@ import pytest
 from ray.job_submission import JobSubmissionClient
 
 from tests.k8s.manifests import one, overlay
+from tests.seaweed import Seaweed
 
 BIN = Path(sys.executable).parent
 
@@ -61,22 +62,31 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory, seaweed: Seaweed) -> Iterator[RayCluster]:
     gcs, dashboard, *agents = free_ports(4)
     folder = tmp_path_factory.mktemp("ray")
-    environment = os.environ | {
+    objects = overlay("local")
+    head = one(objects, "RayJob", "worldlake-label")["spec"]["rayClusterSpec"]["headGroupSpec"]
+    serving = one(objects, "RayService", "worldlake-serve")["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
+    (container,) = head["template"]["spec"]["containers"]
+    environment = {
+        **os.environ,
+        # As the containers have it: from the ConfigMap, and of their own. The store is where this machine has one.
+        **one(objects, "ConfigMap", "worldlake-environment")["data"],
+        **{variable["name"]: variable["value"] for variable in container["env"]},
+        **seaweed.environment,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": os.urandom(16).hex(),
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
     }
     environment.pop("RAY_ADDRESS", None)
-    head = one(overlay("local"), "RayJob", "worldlake-label")["spec"]["rayClusterSpec"]["headGroupSpec"]
     params = [f"--{key}={value}" for key, value in head["rayStartParams"].items()]
+    cores = serving["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"]
     small = ["--object-store-memory=200000000", "--block"]
     lines = [
         ["--head", f"--port={gcs}", f"--dashboard-port={dashboard}", "--node-ip-address=127.0.0.1", *params],
-        [f"--address=127.0.0.1:{gcs}", "--num-cpus=4"],
+        [f"--address=127.0.0.1:{gcs}", f"--num-cpus={cores}"],
     ]
     # Short: Ray's sockets have names of at most 107 characters.
     temporary = tempfile.mkdtemp(prefix="wl", dir="/tmp")

@@ -1,5 +1,6 @@
 """What the manifests start, worldlake understands; and Ray runs it as KubeRay would have it run."""
 
+import json
 import shlex
 import subprocess
 import sys
@@ -14,12 +15,17 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from lake.errors import Refused
+from lake.runs import states
 from lake.tables import Lake
 from models.sample_world import write_folder
+from tests.conftest import Bucket
 from tests.k8s.conftest import RayCluster
 from tests.k8s.manifests import OVERLAYS, ROOT, Object, one, overlay
 from worldlake import serve
 from worldlake.cli import app
+from worldlake.status import lake_status
+
+DRAIN = (sys.executable, ROOT / "k8s" / "base" / "scripts" / "drain.py")
 
 
 def configs(objects: list[Object]) -> dict[str, str]:
@@ -76,12 +82,20 @@ def test_ray_serve_takes_the_configuration(name: str, tmp_path: Path) -> None:
     command.command()(serve.serve)
     assert set(application.args) - {"device"} == {"config"}
     parsed(typer.main.get_command(command), ["--config", application.args["config"]], tmp_path)
-    # No resource that only the head has, none that nobody has.
+    # No resource that only the head has, and as much of each as the workers have: at first, and when it has grown.
     group = one(objects, "RayService", "worldlake-serve")["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    for deployment in application.deployments:
-        assert deployment.ray_actor_options.num_cpus >= 0.1
-        assert (deployment.ray_actor_options.num_gpus or 0) <= int(limits.get("nvidia.com/gpu", 0))
+    least, _, most = str(yaml.safe_load((tmp_path / "serve.yaml").read_text()).get("replicas", 1)).partition("-")
+    for pods, models in ((group["minReplicas"], int(least)), (group["maxReplicas"], int(most or least))):
+        cores = gpus = 0.0
+        for deployment in application.deployments:
+            assert deployment.ray_actor_options.num_cpus >= 0.1
+            is_model = deployment.name in ("Dynamics", "World")
+            replicas = models if is_model else max(1, deployment.model_dump(exclude_unset=True).get("num_replicas", 1))
+            cores += replicas * deployment.ray_actor_options.num_cpus
+            gpus += replicas * (deployment.ray_actor_options.num_gpus or 0)
+        assert cores <= pods * int(limits["cpu"])
+        assert gpus <= pods * int(limits.get("nvidia.com/gpu", 0))
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -101,26 +115,50 @@ def test_groups_can_hold_every_process_that_a_run_may_have(name: str) -> None:
     assert gpus in (0, values["label-workers"])
 
 
-def test_ray_runs_the_entrypoint_of_the_label_job(cluster: RayCluster, tmp_path: Path) -> None:
+def label_job(bucket: Bucket, folder: Path, videos: int) -> str:
+    """The entrypoint of the label job, for a lake and videos in a bucket."""
     objects = overlay("gpu")
-    write_folder(tmp_path / "videos", [3], frames=60)
+    for clip in write_folder(folder / "videos", range(videos), frames=60):
+        bucket.put(f"videos/{clip.name}", clip)
     changed = {
-        "sources": [str(tmp_path / "videos")],
-        "lake": str(tmp_path / "lake"),
+        "sources": [f"{bucket.uri}/videos"],
+        "lake": f"{bucket.uri}/lake",
         "model": "builtin",
         "decode-workers": 1,
         "label-workers": 1,
     }
     values = {**yaml.safe_load(configs(objects)["label.yaml"]), **changed}
     values.pop("revision")
-    (tmp_path / "label.yaml").write_text(yaml.safe_dump(values))
-    entrypoint = shlex.join(commands(objects)["worldlake-label"]).replace("/etc/worldlake", str(tmp_path))
+    (folder / "label.yaml").write_text(yaml.safe_dump(values))
+    return shlex.join(commands(objects)["worldlake-label"]).replace("/etc/worldlake", str(folder))
+
+
+def test_ray_runs_the_entrypoint_of_the_label_job(cluster: RayCluster, bucket: Bucket, tmp_path: Path) -> None:
+    entrypoint = label_job(bucket, tmp_path, 1)
     # Refused at the same time, for want of a policy.
     done, refused = cluster.job(entrypoint), cluster.job(f"{entrypoint} --policy {tmp_path / 'none.yaml'}")
     assert cluster.end(done).driver_exit_code == 0, cluster.client.get_job_logs(done)
-    assert len(Lake(str(tmp_path / "lake")).dataset("triples").to_table(columns=["triple_id"]))
+    assert len(Lake(f"{bucket.uri}/lake").dataset("triples").to_table(columns=["triple_id"]))
+    # As the ConfigMap wants it.
+    lines = [json.loads(line) for line in cluster.client.get_job_logs(done).splitlines() if line.startswith("{")]
+    assert {"run begins", "run ends"} <= {line["message"] for line in lines if line.get("run_id")}
     # What the script that waits for a RayJob reads the code from.
     assert "failed with exit code 2" in cluster.end(refused).message
+
+
+def test_a_head_that_is_stopped_lets_its_job_drain(cluster: RayCluster, bucket: Bucket, tmp_path: Path) -> None:
+    job = cluster.job(label_job(bucket, tmp_path, 60))
+    until = time.monotonic() + 120
+    while "run begins" not in (said := cluster.client.get_job_logs(job)):
+        assert time.monotonic() < until, said
+        time.sleep(0.3)
+    environment = cluster.environment | {"RAY_ADDRESS": cluster.address, "RAY_CLOUD_INSTANCE_ID": "head-pod"}
+    drain = subprocess.run([*DRAIN, "90"], env=environment, capture_output=True, text=True, timeout=120)
+    assert f"stop {job}: True" in drain.stdout, drain.stderr
+    assert cluster.end(job).status == "STOPPED"
+    (labeler,) = lake_status(Lake(f"{bucket.uri}/lake"))["labelers"]
+    assert labeler["balances"]
+    assert states(Lake(f"{bucket.uri}/lake"))[-1].status == "drained"
 
 
 def test_ray_is_closed_to_who_has_no_token(cluster: RayCluster) -> None:
@@ -150,7 +188,7 @@ def test_a_pod_that_is_stopped_finishes_what_runs(cluster: RayCluster, tmp_path:
     while not begun.exists():
         assert time.monotonic() < until
         time.sleep(0.1)
-    command = [sys.executable, ROOT / "k8s" / "base" / "scripts" / "drain.py", "30"]
+    command = [*DRAIN, "30"]
     drain = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert "accepted" in drain.stdout, drain.stderr
     assert task.communicate(timeout=30)[0] == "done\n"

@@ -107,7 +107,7 @@ UNWANTED: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
         lambda o: one(o, "RayService", "worldlake-serve")["spec"]["rayClusterConfig"]["workerGroupSpecs"][0][
             "template"
         ]["spec"]["containers"][0].pop("readinessProbe"),
-        "serves without probes",
+        "without probes",
     ),
     "open network": (lambda o: o.remove(one(o, "NetworkPolicy", "default-deny")), "nothing denies"),
     "two at once": (
@@ -129,6 +129,16 @@ UNWANTED: dict[str, tuple[Callable[[list[Object]], Any], str]] = {
             redisPassword={"value": "x"},
         ),
         "password of Redis",
+    ),
+    "pods that cannot be evicted": (
+        lambda o: _set(one(o, "PodDisruptionBudget", "worldlake-serve"), spec={"maxUnavailable": 1}),
+        "no pod could ever be evicted",
+    ),
+    "a head without probes": (
+        lambda o: _label(o)["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0].pop(
+            "livenessProbe"
+        ),
+        "without probes",
     ),
     "all rights": (
         lambda o: _set(one(o, "Role", "worldlake-launch")["rules"][0], verbs=["*"]),
@@ -197,7 +207,8 @@ def test_workers_stop_after_their_drain() -> None:
                 hook = template["spec"]["containers"][0].get("lifecycle")
                 if hook:
                     seconds = int(hook["preStop"]["exec"]["command"][-1])
-                    assert template["spec"]["terminationGracePeriodSeconds"] >= seconds + 20, where
+                    # Ray gives its processes thirty seconds once it is told to leave.
+                    assert template["spec"]["terminationGracePeriodSeconds"] >= seconds + 45, where
 
 
 def test_the_version_of_the_image_is_that_of_the_package() -> None:
