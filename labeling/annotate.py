@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from labeling.stream import LABELLED, block
 from labeling.text import text_score
-from lake.metrics import MODEL_SECONDS, PAIRS, STAGE_SECONDS
+from lake.metrics import MODEL_SECONDS, PAIRS, STAGE_SECONDS, TOKENS
 from models.errors import ModelRefused
 from models.loading import ModelSettings, load_dynamics
 from models.protocols import DynamicsModel, Images
@@ -102,6 +102,7 @@ class LabelPairs:
             actions = [annotation.action for annotation in annotations]
             reversed_ = self._model.score(next_obs, obs, actions)
             unchanged = self._model.score(obs, obs, actions)
+        TOKENS.record(sum(annotation.tokens for annotation in annotations), source=self._source)
         confidence = np.array([annotation.mean_logprob for annotation in annotations], np.float32)
         return {
             pair["triple_id"]: {

@@ -86,6 +86,12 @@ MODEL_SECONDS = Metric(
     "Seconds for which dynamics models were labelling and scoring, in labelling runs (label) and the service (live)",
     ("source",),
 )
+TOKENS = Metric(
+    "counter",
+    "worldlake_tokens_total",
+    "Tokens that dynamics models wrote, in labelling runs (label) and the service (live)",
+    ("source",),
+)
 QUEUE = Metric(
     "gauge",
     "worldlake_queue_depth",

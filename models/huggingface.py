@@ -80,8 +80,9 @@ class HuggingFaceDynamics:
             written = ((ended == 0) | ((ended == 1) & (tokens == self._end))).float()
             means = ((logprobs * written).sum(-1) / written.sum(-1)).tolist()
             for row, mean in zip(tokens.tolist()[: len(rows)], means, strict=False):
-                text = self._inputs.tokenizer.decode(row[: row.index(self._end)], clean_up_tokenization_spaces=False)
-                annotations.append(Annotation(text.strip(), mean))
+                end = row.index(self._end)
+                text = self._inputs.tokenizer.decode(row[:end], clean_up_tokenization_spaces=False)
+                annotations.append(Annotation(text.strip(), mean, end + 1))
         return annotations
 
     @torch.no_grad()

@@ -17,11 +17,13 @@ Images = npt.NDArray[np.uint8]
 class Annotation:
     """The action that a dynamics model names for a frame pair.
 
-    `mean_logprob` is the mean natural-log probability of the generated tokens, the end token included.
+    `mean_logprob` is the mean natural-log probability of the generated tokens, the end token included, and `tokens` how
+    many these are.
     """
 
     action: str
     mean_logprob: float
+    tokens: int
 
 
 class DynamicsModel(Protocol):

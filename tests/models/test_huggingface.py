@@ -81,7 +81,7 @@ def test_generated_logprob_is_the_scored_one(load: Load, family: str, max_new_to
     scores = model.score(obs, next_obs, [annotation.action for annotation in annotations])
     assert scores.dtype == np.float32
     np.testing.assert_allclose([a.mean_logprob for a in annotations], scores, atol=TOLERANCE)
-    assert all(len(a.action.split()) < max_new_tokens for a in annotations)
+    assert all(a.tokens == len(a.action.split()) + 1 <= max_new_tokens for a in annotations)
 
 
 @pytest.mark.parametrize("family", QWEN)

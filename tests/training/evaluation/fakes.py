@@ -47,7 +47,7 @@ class Knows:
         named = []
         for before, following in zip(obs, next_obs, strict=True):
             right = [one for one in ACTIONS if np.abs(after(before, one).astype(int) - following).max() < 100]
-            named.append(Annotation(right[0] if right else "nothing happens", -0.1))
+            named.append(Annotation(right[0] if right else "nothing happens", -0.1, 3))
         return named
 
     def score(self, obs: Images, next_obs: Images, actions: Sequence[str]) -> npt.NDArray[np.float32]:
