@@ -75,6 +75,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, seaweed: Seaweed) -> Itera
         **one(objects, "ConfigMap", "worldlake-environment")["data"],
         **{variable["name"]: variable["value"] for variable in container["env"]},
         **seaweed.environment,
+        "XDG_CACHE_HOME": str(folder / "cache"),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": os.urandom(16).hex(),
         "RAY_USAGE_STATS_ENABLED": "0",
