@@ -1,6 +1,8 @@
 """Every overlay is what KubeRay's and Kubernetes' schemas allow, and what we ask; and each check can say no."""
 
+import re
 import shutil
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,30 @@ def test_a_patch_for_what_is_not_there_fails(tmp_path: Path) -> None:
     patch.write_text("- {op: replace, path: /spec/rayClusterSpec/workerGroupSpecs/9/replicas, value: 1}\n")
     with pytest.raises(AssertionError, match="workerGroupSpecs/9"):
         build(tmp_path / "k8s" / "overlays" / "spot")
+
+
+def test_the_overlay_of_the_docs_is_as_good(tmp_path: Path) -> None:
+    blocks = re.findall(r"^( *)```yaml\n(.*?)^ *```", (ROOT / "docs" / "kubernetes.md").read_text(), re.M | re.S)
+    overlay_of_mine, *patches = (yaml.safe_load(textwrap.dedent(text)) for _, text in blocks)
+    assert len(patches) == 2
+    shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
+    mine = tmp_path / "k8s" / "overlays" / "mine"
+    for configs in ("base", "overlays/gpu"):
+        shutil.copytree(tmp_path / "k8s" / configs / "config", mine, dirs_exist_ok=True)
+    overlay_of_mine["patches"] += [patch for block in patches for patch in block]
+    (mine / "kustomization.yaml").write_text(yaml.safe_dump(overlay_of_mine))
+    objects = build(mine)
+    for item in objects:
+        validate(item)
+    assert complaints(objects) == []
+    groups = _label(objects)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    shared = [
+        group["groupName"]
+        for group in groups
+        for volume in group["template"]["spec"]["volumes"]
+        if volume["name"] == "cache" and "persistentVolumeClaim" in volume
+    ]
+    assert shared == ["label"]
 
 
 def test_defaults_are_filled_in() -> None:
