@@ -114,21 +114,24 @@ def cores(hours: float) -> dict[str, float]:
     return {name: hours * FPS / rate for name, rate in rates.items()}
 
 
-def labelling_at(hours: float, price: float | None) -> dict[str, float]:
-    """What labelling so many hours of 720p video takes, by name."""
+def labelling_at(hours: float, gpu: float | None, core: float | None, stored: float | None) -> dict[str, float]:
+    """What labelling so many hours of 720p video takes, by name; prices of a GPU-hour, a core-hour, a TB for a month."""
     pairs = hours * PAIRS_PER_HOUR
     gpu_hours = pairs / labelled_per_s()[0] / 3600
     core_hours = next(taken for kind, taken in cores(hours).items() if "720" in kind)
+    written = pairs * 2 * jpeg_bytes() / 1e12
     return {
         "videos of 5 minutes": hours * 12,
         "pairs": pairs,
         "TB read": hours * 3600 * MBIT_PER_S / 8 / 1e6,
-        "TB written, if every pair is accepted": pairs * 2 * jpeg_bytes() / 1e12,
+        "TB written, if every pair is accepted": written,
         "core-hours": core_hours,
         "GPU-hours": gpu_hours,
         "GPUs for a week": gpu_hours / 168,
         "cores for a week": core_hours / 168,
-        **({"price of the GPUs": gpu_hours * price} if price else {}),
+        **({"price of the GPUs": gpu_hours * gpu} if gpu else {}),
+        **({"price of the cores": core_hours * core} if core else {}),
+        **({"price of the lake, a month": written * stored} if stored else {}),
     }
 
 
@@ -160,9 +163,12 @@ def main() -> None:
     parser.add_argument("--mfu", type=float, default=0.45, help="share of the peak that is reached: an assumption")
     parser.add_argument("--peak-tflops", type=float, default=H100_TFLOPS)
     parser.add_argument("--price", type=float, help="of a GPU-hour")
+    parser.add_argument("--core-price", type=float, help="of a core-hour, with --scales")
+    parser.add_argument("--tb-price", type=float, help="of a TB in the store for a month, with --scales")
     options = parser.parse_args()
     if options.scales:
-        columns = [labelling_at(hours, options.price) for hours in options.scales]
+        prices = options.price, options.core_price, options.tb_price
+        columns = [labelling_at(hours, *prices) for hours in options.scales]
         print("| hours of video |", " | ".join(f"{hours:,.0f}" for hours in options.scales), "|")
         print("| --- |", " | ".join("---:" for _ in columns), "|")
         for name in columns[0]:

@@ -33,10 +33,13 @@ def test_costs_grow_with_what_is_done() -> None:
 
 
 def test_a_column_of_scales_is_what_the_single_figures_are() -> None:
-    found = labelling_at(1000, 2.0)
+    found = labelling_at(1000, 2.0, 0.1, 20.0)
     assert found["GPU-hours"] == pytest.approx(found["pairs"] / labelled_per_s()[0] / 3600)
     assert found["price of the GPUs"] == pytest.approx(2 * found["GPU-hours"])
+    assert found["price of the cores"] == pytest.approx(0.1 * found["core-hours"])
+    written = found["TB written, if every pair is accepted"]
+    assert found["price of the lake, a month"] == pytest.approx(20 * written)
     assert found["core-hours"] in cores(1000).values()
     assert found["TB read"] == pytest.approx(1.8)
     # Two JPEGs of 448 pixels a pair.
-    assert 10e3 < found["TB written, if every pair is accepted"] * 1e12 / found["pairs"] / 2 < 400e3
+    assert 10e3 < written * 1e12 / found["pairs"] / 2 < 400e3
