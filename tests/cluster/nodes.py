@@ -117,11 +117,13 @@ class Nodes:
         _ip("address", "add", f"{HOST}/24", "dev", BRIDGE)
         _ip("link", "set", BRIDGE, "up")
 
-    def start_head(self) -> Node:
-        """Start a head: the first, or another after that one died."""
-        self.head = self._new()
-        # Sockets have short names, so not the test's own folder.
-        self.head.start(self.folder, "--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false")
+    def start_head(self, *options: str, **environment: str) -> Node:
+        """Start a head: the first, or another after that one died; where that one was, if it was not removed."""
+        self.head = self.head or self._new()
+        # Ray's note of the cluster that is here already: a machine of its own would have none.
+        Path(RAY["RAY_TMPDIR"], "ray", "ray_current_cluster").unlink(missing_ok=True)
+        own = ("--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false")
+        self.head.start(self.folder, *own, *options, **environment)
         self._wait(lambda: _answers(self.address))
         return self.head
 

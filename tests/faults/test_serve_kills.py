@@ -78,9 +78,9 @@ class Victim(Protocol):
     def kill(self) -> object: ...
 
 
-def under_load(server: Server, victim: Victim, timeout_s: float = 45, key: str | None = None) -> list[Sample]:
+def under_load(url: str, victim: Victim, timeout_s: float = 45, key: str | None = None) -> list[Sample]:
     """What became of every request of eight clients while a victim was killed, until all was well again."""
-    load = Load(f"{server.url}/v1/label", bodies(BODIES), key=key)
+    load = Load(f"{url}/v1/label", bodies(BODIES), key=key)
     thread = threading.Thread(target=lambda: asyncio.run(load.closed(CLIENTS, timeout_s)))
     thread.start()
     try:
@@ -124,13 +124,13 @@ def assert_each_is_answered(samples: list[Sample]) -> None:
 )
 def test_each_request_is_answered_and_the_service_recovers(server: Server, what: str) -> None:
     victim = the(server, what)
-    assert_each_is_answered(under_load(server, victim))
+    assert_each_is_answered(under_load(server.url, victim))
     until(lambda: any(one.pid != victim.pid for one in server.find(what)), 30)
 
 
 @pytest.mark.timeout(120)
 def test_a_proxy_takes_its_connections_along_and_comes_back(server: Server) -> None:
-    samples = under_load(server, the(server, "ProxyActor"))
+    samples = under_load(server.url, the(server, "ProxyActor"))
     lost = [one for one in samples if one.status == 0]
     assert lost
     # A connection that breaks is nothing that anybody could answer; no answer is half of one.
