@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,50 +28,68 @@ class Cluster:
 
     def __init__(self, *states: dict[str, Any]) -> None:
         self.template = one(overlay("gpu"), "RayJob", "worldlake-label")
+        self.template["metadata"].setdefault("labels", {})
         self.jobs: dict[str, dict[str, Any]] = {"worldlake-label": self.template}
         self.created: list[dict[str, Any]] = []
-        self.gone: set[str] = set()
         self.states = list(states)
-        cluster = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                path, _, query = self.path.partition("?")
-                if self.headers["Authorization"] != "Bearer secret":
-                    self.send_error(401)
-                elif path == PATH:
-                    assert query == "labelSelector=worldlake.io/job%3Dlabel-1"
-                    found = [job for job in cluster.jobs.values() if "worldlake.io/job" in job["metadata"]["labels"]]
-                    self.answer({"items": found})
-                elif (name := path.removeprefix(f"{PATH}/")) in cluster.gone:
-                    self.send_error(404)
-                else:
-                    self.answer(cluster.look(name))
-
-            def do_POST(self) -> None:
-                job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                job["metadata"]["name"] = job["metadata"].pop("generateName") + f"x{len(cluster.created)}"
-                cluster.created.append(job)
-                cluster.jobs[job["metadata"]["name"]] = job
-                self.answer(job)
-
-            def answer(self, body: dict[str, Any]) -> None:
-                self.send_response(200)
-                self.end_headers()
-                self.wfile.write(json.dumps(body).encode())
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.is_deleted = False
+        self.errors: list[int | None] = []
+        """Instead of the next answers to GET: a status, or none and no answer at all."""
+        self.loses_answer = False
+        """Of the next POST."""
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, self))
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.template["metadata"].setdefault("labels", {})
 
     def look(self, name: str) -> dict[str, Any]:
         job = self.jobs[name]
         if job is not self.template:
             job["status"] = self.states.pop(0) if len(self.states) > 1 else self.states[0]
         return job
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The API server's part."""
+
+    def __init__(self, cluster: Cluster, *arguments: Any) -> None:
+        self.cluster = cluster
+        super().__init__(*arguments)
+
+    def do_GET(self) -> None:
+        path, _, query = self.path.partition("?")
+        name = path.removeprefix(f"{PATH}/")
+        if self.cluster.errors:
+            if (code := self.cluster.errors.pop(0)) is not None:
+                self.send_error(code)
+        elif self.headers["Authorization"] != "Bearer secret":
+            self.send_error(401)
+        elif path == PATH:
+            assert query == "labelSelector=worldlake.io/job%3Dlabel-1"
+            jobs = self.cluster.jobs.values()
+            self.answer({"items": [job for job in jobs if "worldlake.io/job" in job["metadata"]["labels"]]})
+        elif self.cluster.is_deleted and name != "worldlake-label":
+            self.send_error(404)
+        else:
+            self.answer(self.cluster.look(name))
+
+    def do_POST(self) -> None:
+        job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        name = job["metadata"]["name"]
+        if name in self.cluster.jobs:
+            self.send_error(409)
+            return
+        self.cluster.created.append(job)
+        self.cluster.jobs[name] = job
+        if not self.cluster.loses_answer:
+            self.answer(job)
+        self.cluster.loses_answer = False
+
+    def answer(self, body: dict[str, Any]) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
 
 
 @pytest.fixture
@@ -85,6 +104,7 @@ def launch(cluster: Cluster, account: Path) -> subprocess.CompletedProcess[str]:
         "WORLDLAKE_API": f"http://127.0.0.1:{cluster.server.server_port}",
         "WORLDLAKE_ACCOUNT": str(account),
         "WORLDLAKE_POLL_S": "0.01",
+        "WORLDLAKE_PATIENCE_S": "5",
         "JOB_NAME": "label-1",
         "JOB_UID": "uid-1",
     }
@@ -110,6 +130,7 @@ def running() -> Iterator[dict[str, Any]]:
         ({"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "reason": "AppFailed", "message": REFUSED}, 2),
         ({"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "reason": "AppFailed", "message": CRASHED}, 1),
         ({"jobDeploymentStatus": "Failed", "reason": "DeadlineExceeded"}, 1),
+        ({"jobDeploymentStatus": "ValidationFailed", "reason": "ValidationFailed", "message": "a name too long"}, 2),
     ],
 )
 def test_it_exits_as_worldlake_did(last: dict[str, Any], code: int, account: Path) -> None:
@@ -152,6 +173,34 @@ def test_after_one_that_failed_it_starts_another(account: Path) -> None:
     assert (done.returncode, len(cluster.created)) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        ({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}, 0),
+        ({"jobDeploymentStatus": "Failed", "message": REFUSED}, 2),
+    ],
+)
+def test_one_that_ended_while_no_launcher_was_there_is_not_done_again(
+    status: dict[str, Any], code: int, account: Path
+) -> None:
+    cluster = Cluster(status)
+    cluster.jobs["worldlake-label-before"] = {
+        "metadata": {"name": "worldlake-label-before", "labels": {"worldlake.io/job": "label-1"}},
+        "status": status,
+    }
+    done = launch(cluster, account)
+    assert (done.returncode, cluster.created) == (code, [])
+
+
+def test_an_api_server_that_is_away_is_asked_again(account: Path) -> None:
+    cluster = Cluster({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"})
+    cluster.errors = [503, 429, None]
+    cluster.loses_answer = True
+    done = launch(cluster, account)
+    assert (done.returncode, len(cluster.created)) == (0, 1), done.stderr
+    assert done.stdout.count("asked again") == 4
+
+
 def test_an_api_server_that_says_no_is_worth_another_try(account: Path) -> None:
     (account / "token").write_text("wrong")
     done = launch(Cluster({}), account)
@@ -161,7 +210,7 @@ def test_an_api_server_that_says_no_is_worth_another_try(account: Path) -> None:
 
 def test_one_that_was_deleted_is_said_in_one_line(account: Path) -> None:
     cluster = Cluster({})
-    cluster.gone.add("worldlake-label-x0")
+    cluster.is_deleted = True
     done = launch(cluster, account)
     assert done.returncode == 1
     assert "was deleted" in done.stdout.splitlines()[-1]
