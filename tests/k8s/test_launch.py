@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.k8s.manifests import ROOT, one, overlay, validate
+from tests.k8s.manifests import OVERLAYS, ROOT, one, overlay, validate
 
 SCRIPT = ROOT / "k8s" / "base" / "scripts" / "launch.py"
 PATH = "/apis/ray.io/v1/namespaces/lakes/rayjobs"
@@ -39,6 +40,12 @@ class Cluster:
         """Of the next POST."""
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, self))
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def had(self, status: dict[str, Any], uid: str = "uid-1") -> None:
+        """Have a RayJob of an earlier launcher, whose Job had this uid."""
+        name = "worldlake-label-before"
+        metadata = {"name": name, "labels": {"worldlake.io/job": "label-1"}, "ownerReferences": [{"uid": uid}]}
+        self.jobs[name] = {"metadata": metadata, "status": status}
 
     def look(self, name: str) -> dict[str, Any]:
         job = self.jobs[name]
@@ -117,8 +124,10 @@ def launch(cluster: Cluster, account: Path) -> subprocess.CompletedProcess[str]:
 
 def running() -> Iterator[dict[str, Any]]:
     yield {}
-    yield {"jobDeploymentStatus": "Initializing"}
-    yield {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"}
+    for status in ("Initializing", "Waiting", "Suspending", "Suspended", "Retrying"):
+        yield {"jobDeploymentStatus": status}
+    for status in ("PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED"):
+        yield {"jobDeploymentStatus": "Running", "jobStatus": status}
 
 
 @pytest.mark.parametrize(
@@ -137,7 +146,8 @@ def test_it_exits_as_worldlake_did(last: dict[str, Any], code: int, account: Pat
     cluster = Cluster(*running(), last)
     done = launch(cluster, account)
     assert done.returncode == code, done.stderr
-    assert last.get("message", "") in done.stdout
+    said = [last.get("reason") or last["jobStatus"], last.get("message")]
+    assert done.stdout.endswith("\n" + ": ".join(filter(None, said)) + "\n")
     assert len(cluster.created) == 1
 
 
@@ -149,15 +159,14 @@ def test_what_it_starts_is_the_template_at_work(account: Path) -> None:
     assert made["spec"] == {**cluster.template["spec"], "suspend": False}
     assert made["metadata"]["labels"]["worldlake.io/job"] == "label-1"
     assert made["metadata"]["ownerReferences"][0]["uid"] == "uid-1"
-    # KubeRay takes no longer name: that of the CronJob, a dash, and what makes it unique.
-    assert len(cluster.template["metadata"]["name"]) + 6 <= 47
+    # KubeRay takes no longer name.
+    assert len(made["metadata"]["name"]) <= 47
     validate({key: value for key, value in made.items() if key != "status"})
 
 
 def test_it_waits_for_the_one_that_it_had_started(account: Path) -> None:
     cluster = Cluster({"jobDeploymentStatus": "Running"}, {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"})
-    labels = {"worldlake.io/job": "label-1"}
-    cluster.jobs["worldlake-label-before"] = {"metadata": {"name": "worldlake-label-before", "labels": labels}}
+    cluster.had({})
     done = launch(cluster, account)
     assert (done.returncode, cluster.created) == (0, [])
     assert "worldlake-label-before" in done.stdout
@@ -165,10 +174,7 @@ def test_it_waits_for_the_one_that_it_had_started(account: Path) -> None:
 
 def test_after_one_that_failed_it_starts_another(account: Path) -> None:
     cluster = Cluster({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"})
-    cluster.jobs["worldlake-label-before"] = {
-        "metadata": {"name": "worldlake-label-before", "labels": {"worldlake.io/job": "label-1"}},
-        "status": {"jobDeploymentStatus": "Failed", "message": CRASHED},
-    }
+    cluster.had({"jobDeploymentStatus": "Failed", "message": CRASHED})
     done = launch(cluster, account)
     assert (done.returncode, len(cluster.created)) == (0, 1)
 
@@ -178,18 +184,25 @@ def test_after_one_that_failed_it_starts_another(account: Path) -> None:
     [
         ({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}, 0),
         ({"jobDeploymentStatus": "Failed", "message": REFUSED}, 2),
+        ({"jobDeploymentStatus": "ValidationFailed", "message": "a name too long"}, 2),
     ],
 )
 def test_one_that_ended_while_no_launcher_was_there_is_not_done_again(
     status: dict[str, Any], code: int, account: Path
 ) -> None:
     cluster = Cluster(status)
-    cluster.jobs["worldlake-label-before"] = {
-        "metadata": {"name": "worldlake-label-before", "labels": {"worldlake.io/job": "label-1"}},
-        "status": status,
-    }
+    cluster.had(status)
     done = launch(cluster, account)
     assert (done.returncode, cluster.created) == (code, [])
+
+
+@pytest.mark.parametrize("status", [{}, {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}])
+def test_what_an_earlier_job_of_the_same_name_left_is_not_its_own(status: dict[str, Any], account: Path) -> None:
+    cluster = Cluster({"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"})
+    cluster.had(status, uid="uid-0")
+    done = launch(cluster, account)
+    assert (done.returncode, len(cluster.created)) == (0, 1)
+    assert "worldlake-label-before" not in done.stdout
 
 
 def test_an_api_server_that_is_away_is_asked_again(account: Path) -> None:
@@ -198,7 +211,8 @@ def test_an_api_server_that_is_away_is_asked_again(account: Path) -> None:
     cluster.loses_answer = True
     done = launch(cluster, account)
     assert (done.returncode, len(cluster.created)) == (0, 1), done.stderr
-    assert done.stdout.count("asked again") == 4
+    # Three times for the list, then once for the creation.
+    assert re.findall(r"asked again in (\S+) s", done.stdout) == ["0.01", "0.02", "0.04", "0.01"]
 
 
 def test_an_api_server_that_says_no_is_worth_another_try(account: Path) -> None:
@@ -215,3 +229,11 @@ def test_one_that_was_deleted_is_said_in_one_line(account: Path) -> None:
     assert done.returncode == 1
     assert "was deleted" in done.stdout.splitlines()[-1]
     assert not done.stderr
+
+
+@pytest.mark.parametrize("name", ["worldlake-label", "worldlake-train"])
+@pytest.mark.parametrize("folder", OVERLAYS)
+def test_a_job_ends_by_itself_but_not_before_its_rayjob(folder: str, name: str) -> None:
+    job = one(overlay(folder), "CronJob", name)["spec"]["jobTemplate"]["spec"]
+    rayjob = one(overlay(folder), "RayJob", name)["spec"]
+    assert job["activeDeadlineSeconds"] > rayjob["activeDeadlineSeconds"] + rayjob["preRunningDeadlineSeconds"]
