@@ -29,7 +29,7 @@ EXIT_CODE = re.compile(r"failed with exit code (-?\d+)")
 
 def call(path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     """Ask the API server about RayJobs of this namespace, or create one; while it is away, ask again."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline, pause = time.monotonic() + PATIENCE_S, POLL_S
     while True:
         try:
             return call_once(path, body)
@@ -37,8 +37,10 @@ def call(path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
             refuses = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
             if refuses or time.monotonic() > deadline:
                 raise
-            print(f"the API server does not answer ({error}), and is asked again", flush=True)
-            time.sleep(POLL_S)
+            print(f"the API server does not answer ({error}), and is asked again in {pause:g} s", flush=True)
+            time.sleep(pause)
+            # It may be away because too many ask.
+            pause = min(2 * pause, 6 * POLL_S)
 
 
 def call_once(path: str, body: dict[str, Any] | None) -> dict[str, Any]:
@@ -100,6 +102,8 @@ def main(template: str) -> int:
     """Find the RayJob that this Job has at work or has done, or start one; wait for its end."""
     job, uid = os.environ["JOB_NAME"], os.environ["JOB_UID"]
     found = call(f"?labelSelector=worldlake.io/job%3D{job}")["items"]
+    # Of a deleted Job of the same name something may be left for a while.
+    found = [one for one in found if uid in (owner["uid"] for owner in one["metadata"].get("ownerReferences", []))]
     verdicts = {one["metadata"]["name"]: verdict(one.get("status", {})) for one in found}
     # What has failed is to be tried again.
     mine = [name for name, code in verdicts.items() if code != 1]
@@ -118,7 +122,7 @@ def wait_for(name: str) -> int:
     """The exit code of a RayJob, once it has ended."""
     while (code := verdict(status := call(f"/{name}").get("status", {}))) is None:
         time.sleep(POLL_S)
-    print(status.get("reason") or status.get("jobStatus"), status.get("message", ""), sep="\n")
+    print(": ".join(filter(None, [status.get("reason") or status.get("jobStatus"), status.get("message")])))
     return code
 
 
