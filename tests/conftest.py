@@ -12,19 +12,24 @@ from tests.media import MISSING, Medium, make_corpus
 from tests.seaweed import Seaweed
 
 ALONE = ("cluster", "faults", "k8s/test_scrape.py", "k8s/test_serving.py", "serve/test_live.py")
+# The longest first: two processes that each take the next file then end together.
 WITH_RAY = (
-    *ALONE, "k8s/test_entrypoints.py", "k8s/test_image.py", "labeling/test_run.py", "labeling/test_stop.py", "training",
-    "worldlake/test_demo.py", "worldlake/test_doctor.py", "worldlake/test_forget.py", "worldlake/test_full_demo.py",
-    "worldlake/test_label.py", "worldlake/test_terminal.py", "worldlake/test_train.py",
+    "worldlake/test_label.py", "training", "worldlake/test_train.py", "worldlake/test_demo.py",
+    "k8s/test_entrypoints.py", "worldlake/test_doctor.py", "worldlake/test_forget.py", "worldlake/test_full_demo.py",
+    "worldlake/test_terminal.py", "labeling/test_run.py", "labeling/test_stop.py", "k8s/test_image.py", *ALONE,
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
     for item in items:
         for names, marker in ((WITH_RAY, "ray"), (ALONE, "alone")):
-            if item.path.relative_to(here).as_posix().startswith(names):
+            if any(_is_of(item, name) for name in names):
                 item.add_marker(marker)
+    items.sort(key=lambda item: next((i for i, name in enumerate(WITH_RAY) if _is_of(item, name)), len(WITH_RAY)))
+
+
+def _is_of(item: pytest.Item, name: str) -> bool:
+    return item.path.relative_to(Path(__file__).parent).as_posix().startswith(name)
 
 
 @pytest.fixture(scope="session")

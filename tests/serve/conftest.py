@@ -29,6 +29,7 @@ from serve.answers import Answers
 from serve.app import build_app
 from serve.guard import LOCAL, Guard
 from serve.keys import Keys
+from serve.reading import Reading
 from serve.services import Services
 from serve.settings import Limits
 from serve.uploads import Uploads
@@ -128,6 +129,16 @@ def lake(tmp_path: Path) -> Lake:
     made = Lake(str(tmp_path / "lake"))
     made.create()
     return made
+
+
+@pytest.fixture(autouse=True)
+def started_with_its_first_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that answers queries takes seconds to start, and most services of a single test are asked none."""
+
+    async def later(self: Reading) -> None:
+        pass
+
+    monkeypatch.setattr(Reading, "prepare", later)
 
 
 @pytest.fixture
