@@ -11,10 +11,14 @@ import pytest
 from tests.media import MISSING, Medium, make_corpus
 from tests.seaweed import Seaweed
 
-ALONE = ("cluster", "faults", "k8s/test_scrape.py", "k8s/test_serving.py", "serve/test_live.py")
-# The longest first: two processes that each take the next file then end together.
+ALONE = (
+    "cluster", "faults/test_serve_kills.py", "faults/test_durable_kills.py", "k8s/test_scrape.py",
+    "k8s/test_serving.py", "serve/test_live.py",
+)  # fmt: skip
+# The longest first, so that the processes that each take the next file end together.
 WITH_RAY = (
-    "worldlake/test_label.py", "training", "worldlake/test_train.py", "worldlake/test_demo.py",
+    "worldlake/test_label.py", "training", "faults/test_run_kills.py", "faults/test_train_kills.py", "faults",
+    "worldlake/test_train.py", "worldlake/test_demo.py",
     "k8s/test_entrypoints.py", "worldlake/test_doctor.py", "worldlake/test_forget.py", "worldlake/test_full_demo.py",
     "worldlake/test_terminal.py", "labeling/test_run.py", "labeling/test_stop.py", "k8s/test_image.py", *ALONE,
 )  # fmt: skip
