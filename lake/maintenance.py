@@ -5,12 +5,13 @@ either committed or younger than what a vacuum takes.
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from deltalake import ColumnProperties, DeltaTable, WriterProperties, write_deltalake
-from deltalake.exceptions import DeltaError
+from deltalake.exceptions import CommitFailedError, DeltaError
 
 from lake import forgotten
 from lake.commits import Committer
@@ -78,10 +79,13 @@ def maintain(lake: Lake, *, cluster: bool = False, keep_hours: int = KEEP_HOURS)
 def _compact(lake: Lake, name: str, cluster: bool) -> Maintained:
     table = lake.table(name)
     before = len(table.file_uris())
-    if cluster and name in _CLUSTERED:
-        table.optimize.z_order(list(_CLUSTER_BY), writer_properties=_writer(name))
-    else:
-        table.optimize.compact(writer_properties=_writer(name))
+    # Rows that are replaced meanwhile, as an ingest does with the state of a file that is back, leave it for next time.
+    with suppress(CommitFailedError):
+        if cluster and name in _CLUSTERED:
+            table.optimize.z_order(list(_CLUSTER_BY), writer_properties=_writer(name))
+        else:
+            table.optimize.compact(writer_properties=_writer(name))
+    table.update_incremental()
     table.create_checkpoint()
     return Maintained(before, len(table.file_uris()), None)
 

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
+from deltalake import WriterProperties, write_deltalake
 
-from lake import sql
+from lake import maintenance, sql
 from lake.commits import Committer
 from lake.errors import Refused, Superseded
 from lake.maintenance import forget, maintain
@@ -113,6 +114,30 @@ def test_nothing_is_deleted_under_a_live_run_or_before_a_day(tmp_path: Path) -> 
         maintain(filled.lake)
     assert maintain(filled.lake)["triples"].deleted
     assert not old.exists()
+
+
+def test_rows_that_are_replaced_meanwhile_stay_and_are_compacted_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = fill(Lake(str(tmp_path))).lake
+    row, other = lake.read("videos", TABLES["videos"].names).slice(0, 2).to_pylist()
+    lake.append("videos", [{**other, "video_id": "v" * 32}])
+    before, writer = contents(lake), maintenance._writer
+    replaced: list[str] = []
+
+    def replaces(name: str) -> WriterProperties:
+        # The table is open by then, and not compacted yet.
+        if name == "videos" and not replaced:
+            replaced.append(row["video_id"])
+            mine = f"video_id = '{row['video_id']}'"
+            write_deltalake(lake.table(name), to_table(name, [row]), mode="overwrite", predicate=mine)
+        return writer(name)
+
+    monkeypatch.setattr(maintenance, "_writer", replaces)
+    assert maintain(lake)["videos"].files_after > 1
+    assert replaced
+    assert maintain(lake)["videos"].files_after == 1
+    assert contents(lake) == before
 
 
 @pytest.mark.parametrize("kind", ["label", "ingest", "maintain", "forget"])
