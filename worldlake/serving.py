@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from lake.errors import Refused
+from lake.s3 import Unavailable
 from lake.tables import Lake
 from models.world_loading import WorldSettings
 from serve.admission import environment
@@ -142,7 +143,7 @@ def _lake_with_a_key(opened: Callable[[], Lake]) -> Lake:
         try:
             lake = opened()
             refuse_open(lake, _ANYWHERE)
-        except Refused as error:
+        except (Refused, Unavailable) as error:
             console.log.warning("the service waits: %s", error)
             time.sleep(_LOOK_S)
         else:
