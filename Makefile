@@ -20,7 +20,7 @@ demo: .venv/installed  ## The whole loop on this machine: a report to look at in
 	$(BIN)/worldlake demo --videos "$(FOOTAGE)"
 
 test: .venv/installed lint  ## Every check but the long ones
-	$(BIN)/python -m pytest -m "not alone and not long and not gpu" --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not alone and not long and not gpu" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -m "alone and not long and not gpu"
 
 test-long: .venv/installed  ## Hundreds of kills; an hour or more

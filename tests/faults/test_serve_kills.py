@@ -54,9 +54,12 @@ def served(folder: Path, port: int) -> Iterator[Server]:
     command += ["--batch-pairs", "8"]
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        begins = log.tell()
     made = Server("worldlake", f"http://127.0.0.1:{port}", process, folder / "log")
     try:
-        wait_until_ready(process, made.url, folder / "log")
+        # Not what of a service that was killed just now still answers there.
+        until(lambda: process.poll() is not None or b"answers at" in made.log.read_bytes()[begins:], 120)
+        wait_until_ready(process, made.url, made.log)
         yield made
     finally:
         process.send_signal(signal.SIGTERM)
