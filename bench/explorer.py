@@ -145,10 +145,7 @@ def _commit(committer: Committer, rows: list[dict[str, Any]]) -> None:
                                      "finished_at": now()}  # fmt: skip
     parts["progress"] = list(done.values())
     committer.commit(
-        {
-            name: [committer.lake.write_file(to_table(name, content), name, committer.run_id)]
-            for name, content in parts.items()
-        }
+        committer.lake.write_file(to_table(name, content), name, committer.run_id) for name, content in parts.items()
     )
 
 

@@ -101,7 +101,7 @@ def _finish(lake: Lake, start: int, stop: int) -> None:
             | dict.fromkeys(("sampled", "accepted", "rejected", "failed", "decided_before"), 0)
             for id_ in ids[first : first + 1000]
         ]
-        committer.commit({"progress": [lake.write_file(to_table("progress", rows), "progress", "scale")]})
+        committer.commit([lake.write_file(to_table("progress", rows), "progress", "scale")])
 
 
 def _plan(lake: Lake, pending: int) -> dict[str, float]:
@@ -149,7 +149,7 @@ def commits(count: int) -> list[dict[str, float]]:
         for number in range(1, count + 1):
             file = lake.write_file(to_table("progress", [row | {"video_id": f"{number:032x}"}]), "progress", "scale")
             started = time.perf_counter()
-            committer.commit({"progress": [file]})
+            committer.commit([file])
             taken.append(time.perf_counter() - started)
             if number in (100, 1000, count):
                 found.append({"commits": number, "commit_s": round(median(taken[-100:]), 4), **_open(lake)})

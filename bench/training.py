@@ -40,6 +40,7 @@ from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3TextConfi
 from bench.gpu_label import ACTION, matmul_tflops, qwen_inputs, random_model, seconds
 from lake.ids import triple_id
 from lake.tables import Lake, now
+from lake.writer import Writer
 from models.builtin.pairs import clip_pairs
 from models.builtin.train_tokenizer import new_vq
 from models.builtin.train_world import new_model, new_tokenizer, write_folder
@@ -240,7 +241,7 @@ def add_sample_pairs(lake: Lake, clips: int) -> None:
                 }
                 | {"obs": jpegs[0], "next_obs": jpegs[1], "dataset": "sample", "split": "train", "labeled_at": now()}
             )
-    lake.append("triples", rows)
+    Writer(lake).append("triples", rows)
 
 
 # ---- steps

@@ -24,7 +24,7 @@ from lake.ids import content_id, triple_id, video_id
 from lake.layouts import find_mapping
 from lake.manifest import Labelled, Manifest, Origin, Place, check_split, read_manifest
 from lake.manifest import Mapping as Layout
-from lake.runs import Run, live_runs, new_run_id, states
+from lake.runs import Run, new_run_id, states
 from lake.storage import normalise
 from lake.tables import Lake, now, to_table
 
@@ -127,11 +127,6 @@ class _Work:
         self._pending = _Pending()
 
     def do(self, manifests: Mapping[str, Manifest]) -> LabelledCounts:
-        if alive := live_runs(self._lake, self._labeler):
-            other = alive[0]
-            raise Refused(
-                f"run {other.run_id} of {self._labeler} is at work on {other.host} (pid {other.pid}): wait for it"
-            )
         self._refuse_other_size()
         signatures = self._signatures(manifests)
         config = {
@@ -140,7 +135,9 @@ class _Work:
             "image_size": self._options.image_size,
             "manifests": signatures,
         }
-        run = Run(self._lake, new_run_id(), "ingest", config, self._labeler, POLICY_ID, counts=vars(self._counts))
+        run = Run(
+            self._lake, new_run_id(), "ingest", config, self._labeler, POLICY_ID, counts=vars(self._counts), alone=True
+        )
         with run, reader(self._lake.storage, self._options.image_size) as reading:
             self._committer = Committer(self._lake, self._labeler, run.run_id)
             self._committer.fence()
@@ -199,10 +196,10 @@ class _Work:
             self._fail(key, origin.manifest.uri, origin, why)
 
     def _unfinished(self, all_units: Iterator[Unit], signatures: dict[str, str]) -> list[Unit]:
-        todo, found, away = [], list(all_units), forgotten.keys(self._lake)
-        left_alone = {unit.uri for unit in found if forgotten.key(unit.uri) in away}
+        todo, found, away = [], list(all_units), forgotten.tombstones(self._lake)
+        left_alone = {unit.uri for unit in found if away.covers(unit.uri)}
         if left_alone and self._options.bring_back:
-            forgotten.bring_back(self._lake, left_alone)
+            forgotten.bring_back(self._committer.writer, left_alone)
             left_alone = set()
         for unit in found:
             if unit.uri in left_alone or self._is_finished(unit, signatures):
@@ -304,11 +301,7 @@ class _Work:
         pending, self._pending = self._pending, _Pending()
         run_id = self._committer.run_id
         self._committer.commit(
-            {
-                name: [self._lake.write_file(to_table(name, rows), name, run_id)]
-                for name, rows in pending.tables().items()
-                if rows
-            }
+            self._lake.write_file(to_table(name, rows), name, run_id) for name, rows in pending.tables().items() if rows
         )
 
 

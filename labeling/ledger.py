@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,7 +67,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self._open: dict[str, _Video] = {}
-        self._files: dict[str, list[DataFile]] = defaultdict(list)
+        self._files: list[DataFile] = []
         self._failures: list[dict[str, Any]] = []
         self._finished: list[dict[str, Any]] = []
         self.counts: dict[str, int] = dict.fromkeys(
@@ -92,12 +91,11 @@ class Ledger:
     @property
     def uncommitted(self) -> int:
         """Files and rows that wait for a commit."""
-        return sum(map(len, self._files.values())) + len(self._failures) + len(self._finished)
+        return len(self._files) + len(self._failures) + len(self._finished)
 
     def add(self, report: Report) -> None:
         """Enter a worker's report; a video whose sum balances with it becomes finished."""
-        for file in report.files:
-            self._files[file.table].append(file)
+        self._files += report.files
         touched: dict[str, None] = {}
         for verdict, pairs in (("accepted", report.accepted), ("rejected", report.rejected)):
             for video_id, triple_id in pairs:
@@ -112,10 +110,13 @@ class Ledger:
             touched[failure["video_id"]] = None
         self._close(touched)
 
-    def take(self) -> tuple[dict[str, list[DataFile]], list[dict[str, Any]], list[dict[str, Any]]]:
-        """What is to be committed now, then forgotten: files, `failures` rows, `progress` rows."""
-        taken = (dict(self._files), self._failures, self._finished)
-        self._files, self._failures, self._finished = defaultdict(list), [], []
+    def take(self) -> tuple[list[DataFile], list[dict[str, Any]], list[dict[str, Any]]]:
+        """What is to be committed now, then forgotten: files as they were reported, `failures` and `progress` rows.
+
+        Of a pair that was reported twice with different verdicts the first one counts, here as in the committer.
+        """
+        taken = (self._files, self._failures, self._finished)
+        self._files, self._failures, self._finished = [], [], []
         return taken
 
     def _decide(self, video_id: str, triple_id: str, verdict: str) -> None:

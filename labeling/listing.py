@@ -6,6 +6,7 @@ import duckdb
 import pyarrow as pa
 
 from labeling.stream import WORK
+from lake import forgotten
 from lake.errors import Refused
 from lake.tables import Lake
 
@@ -15,7 +16,8 @@ MAX_ATTEMPTS = 3
 _STATES = """
 CREATE TEMP TABLE states AS
 WITH current_videos AS (  -- a uri whose bytes changed is its newest video; what was made of the older one stays valid
-    SELECT * FROM videos QUALIFY row_number() OVER (PARTITION BY uri ORDER BY added_at DESC, video_id) = 1
+    SELECT * FROM videos ANTI JOIN forgotten ON left(sha256(uri || chr(0)), 32) = uri_key
+    QUALIFY row_number() OVER (PARTITION BY uri ORDER BY added_at DESC, video_id) = 1
 ), finished AS (  -- the newest row counts: --retry-failed finishes a video again
     SELECT * FROM progress WHERE labeler_id = $labeler
     QUALIFY row_number() OVER (PARTITION BY video_id ORDER BY finished_at DESC) = 1
@@ -35,6 +37,8 @@ def video_states(lake: Lake, labeler_id: str) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
     for name in ("videos", "progress", "failures", "triples", "rejections"):
         connection.register(name, lake.dataset(name))
+    # A `forget` that is under way has entombed videos that it has yet to delete.
+    connection.register("forgotten", pa.table({"uri_key": pa.array(sorted(forgotten.keys(lake)), pa.string())}))
     connection.execute(_STATES, {"labeler": labeler_id, "max_attempts": MAX_ATTEMPTS})
     return connection
 

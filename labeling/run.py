@@ -309,8 +309,8 @@ class _Driver:
             return
         files, failures, finished = self.ledger.take()
         stamp: dict[str, Any] = {"labeler_id": self._labeler.id, "run_id": self._run.run_id, "finished_at": now()}
-        files["failures"] = self._driver_file("failures", failures)
-        files["progress"] = self._driver_file("progress", [{**row, **stamp} for row in finished])
+        files += self._driver_file("failures", failures)
+        files += self._driver_file("progress", [{**row, **stamp} for row in finished])
         self._committer.commit(files)
         self._log(failures, finished)
 

@@ -7,22 +7,23 @@ the row of the uri with the greatest `added_at`.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import av
 import pyarrow.compute as pc
-from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
-from deltalake.exceptions import CommitFailedError
+from deltalake import DeltaTable, Transaction
 
 from lake import forgotten, layouts
-from lake.errors import Refused
+from lake.errors import Fenced, Refused
 from lake.ids import video_id
 from lake.manifest import NOT_TEXT, Place, Unusable, check_split, is_text, read_manifest
 from lake.probe import TIMEOUT_S, Header, ProbeError, Prober, prober
 from lake.runs import Run, new_run_id
 from lake.s3 import PATIENCE_S, Unavailable
 from lake.storage import Entry, is_s3, normalise
-from lake.tables import STATISTICS_BYTES, Lake, now, to_table
+from lake.tables import Lake, now
+from lake.writer import Writer
 
 EXTENSIONS = frozenset(
     "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts vob webm wmv".split()  # noqa: SIM905 - reads better
@@ -30,7 +31,6 @@ EXTENSIONS = frozenset(
 # As everywhere in a lake: a transient error counts as final after three attempts.
 MAX_ATTEMPTS = 3
 _APP_ID = "ingest"
-_WHOLE_URIS = WriterProperties(statistics_truncate_length=STATISTICS_BYTES)
 
 
 @dataclass
@@ -52,11 +52,18 @@ class IngestCounts:
 
 @dataclass(frozen=True)
 class _Again:
-    """What is not left alone: what failed before, what was forgotten; and what that is."""
+    """What is not left alone: what failed before, what was forgotten."""
 
     failed: bool
     forgotten: bool
-    keys: set[str]
+
+
+class _Session:
+    """A writer and the tombstones that it goes by; opened again when a `forget` has come by."""
+
+    def __init__(self, lake: Lake) -> None:
+        self.writer = Writer(lake)
+        self.away = forgotten.tombstones(lake)
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ def ingest(
         Run(lake, new_run_id(), "ingest", config) as run,
         prober(lake.storage, TIMEOUT_S + patience_s) as probing,
     ):
-        counts, again = IngestCounts(), _Again(retry_failed, bring_back, forgotten.keys(lake))
+        counts, again, session = IngestCounts(), _Again(retry_failed, bring_back), _Session(lake)
         run.counts = vars(counts)
         for uri in map(normalise, sources):
             if mapping and mapping.manifest and places is None:
@@ -120,7 +127,7 @@ def ingest(
             else:
                 said = (places or {}).get(uri, {})
             place = _reader(uri, layout, said)
-            _ingest_source(lake, Source(uri, place, dataset, split), probing, again, counts, on_progress)
+            session = _ingest_source(session, Source(uri, place, dataset, split), probing, again, counts, on_progress)
     return counts
 
 
@@ -131,31 +138,51 @@ def _reader(source: str, layout: str, said: Mapping[str, Place]) -> Callable[[st
 
 
 def _ingest_source(
-    lake: Lake,
+    session: _Session,
     source: Source,
     probing: Prober,
     again: _Again,
     counts: IngestCounts,
     on_progress: Callable[[IngestCounts], None],
-) -> None:
-    listed_before = counts.listed
+) -> _Session:
+    """Catalogue a source; returns the session that is open at its end."""
+    lake, listed_before = session.writer.lake, counts.listed
     for page in _listed(lake, source):
         videos = [entry for entry in page if entry.uri.rsplit(".", 1)[-1].lower() in EXTENSIONS]
         counts.listed += len(videos)
         counts.skipped += len(page) - len(videos)
-        if not videos:
-            continue
-        wanted = _without_forgotten(lake, videos, again, counts)
-        pending = _unsettled(lake, wanted, again.failed, counts)
-        rows, failures = _probed(source, pending, probing)
-        lake.append("failures", failures)
-        new = _append_videos(lake, rows)
-        counts.new += new
-        counts.failed += len(failures)
-        counts.known += len(videos) - new - len(failures)
-        on_progress(counts)
+        while videos:
+            try:
+                found = _ingest_page(session, source, videos, probing, again)
+            except Fenced:
+                # What was read of these videos may be forgotten by now: once more, by what the lake says now.
+                session = _Session(lake)
+                continue
+            for name, count in found.items():
+                setattr(counts, name, getattr(counts, name) + count)
+            counts.known += len(videos) - found["new"] - found["failed"]
+            on_progress(counts)
+            break
     if counts.listed == listed_before:
         raise Refused(f"no video under {source.uri!r}: looked for {', '.join(sorted(EXTENSIONS))}")
+    return session
+
+
+def _ingest_page(
+    session: _Session, source: Source, videos: list[Entry], probing: Prober, again: _Again
+) -> dict[str, int]:
+    """Settle the videos of a page; returns what to add to `IngestCounts`, but for those that are known."""
+    wanted = _without_forgotten(session, videos, again)
+    pending, known_failed = _unsettled(session.writer.lake, wanted, again.failed)
+    rows, failures = _probed(source, pending, probing)
+    session.writer.append("failures", failures)
+    new = _append_videos(session.writer, rows)
+    return {
+        "new": new,
+        "failed": len(failures),
+        "known_failed": known_failed,
+        "forgotten": len(videos) - len(wanted),
+    }
 
 
 def _listed(lake: Lake, source: Source) -> Iterator[list[Entry]]:
@@ -164,56 +191,54 @@ def _listed(lake: Lake, source: Source) -> Iterator[list[Entry]]:
         yield from lake.storage.pages(source.uri)
     except (OSError, Refused, Unavailable) as error:
         reason = ProbeError(type(error).__name__, str(error), isinstance(error, Unavailable))
-        lake.append("failures", [_failure(None, source.uri, "list", reason)])
+        Writer(lake).append("failures", [_failure(None, source.uri, "list", reason)])
         if isinstance(error, OSError):
-            raise Refused(f"cannot list {source.uri!r}: {error}; mend it and run the same again") from error
+            raise Refused(f"cannot list {source.uri!r}: {error}; fix it and run the command again") from error
         raise
 
 
-def _append_videos(lake: Lake, rows: list[dict[str, Any]]) -> int:
+class _Overtaken(Exception):
+    """Another ingest has committed since the rows were compared with the table."""
+
+
+def _append_videos(writer: Writer, rows: list[dict[str, Any]]) -> int:
     """Append what no other ingest has appended meanwhile; return how many rows that were.
 
     All ingests of a lake carry one application id, so a commit made from an outdated version conflicts.
     """
     while rows:
-        table = lake.table("videos")
-        seen = _seen(lake, table, [row["uri"] for row in rows])
+        table = writer.lake.table("videos")
+        seen = _seen(writer.lake, table, [row["uri"] for row in rows])
         rows = [row for row in rows if seen.newest.get(row["uri"]) != row["video_id"]]
         if not rows:
             break
-        turn = (table.transaction_version(_APP_ID) or 0) + 1
-        properties = CommitProperties(app_transactions=[Transaction(_APP_ID, turn)])
-        returned = [row["video_id"] for row in rows if row["video_id"] in seen.ids]
+        for row in rows:
+            # The newest state of a uri, also where the clock of this machine is behind that of an earlier ingest.
+            if (before := seen.added.get(row["uri"])) and before >= row["added_at"]:
+                row["added_at"] = before + timedelta(microseconds=1)
+        turn = table.transaction_version(_APP_ID) or 0
+
+        def check(table: DeltaTable, turn: int = turn) -> None:
+            if (table.transaction_version(_APP_ID) or 0) != turn:
+                raise _Overtaken
+
         try:
-            if returned:
-                # A state that is back replaces its own row: it is the newest of its uri again, and no row is twice.
-                write_deltalake(
-                    table,
-                    to_table("videos", rows),
-                    mode="overwrite",
-                    predicate=f"video_id IN ({', '.join(repr(row['video_id']) for row in rows)})",
-                    commit_properties=properties,
-                    writer_properties=_WHOLE_URIS,
-                )
-            else:
-                write_deltalake(
-                    table,
-                    to_table("videos", rows),
-                    mode="append",
-                    commit_properties=properties,
-                    writer_properties=_WHOLE_URIS,
-                )
+            # A state that is back replaces its own row: it is the newest of its uri again, and no row is twice.
+            ids = [row["video_id"] for row in rows]
+            replacing = ("video_id", ids if seen.ids.intersection(ids) else [])
+            writer.write("videos", rows, check, [Transaction(_APP_ID, turn + 1)], replacing)
             return len(rows)
-        except CommitFailedError:
+        except _Overtaken:
             continue
     return 0
 
 
 class _Seen(NamedTuple):
-    """The states of some files that a version of `videos` holds: all ids, and by uri the id of the newest."""
+    """The states of some files that a version of `videos` holds: all ids, and by uri the newest id and its time."""
 
     ids: set[str]
     newest: dict[str, str]
+    added: dict[str, datetime]
 
 
 def _seen(lake: Lake, table: DeltaTable, uris: list[str]) -> _Seen:
@@ -227,32 +252,35 @@ def _seen(lake: Lake, table: DeltaTable, uris: list[str]) -> _Seen:
     # The order in which `labeling.listing` takes the newest.
     rows.sort(key=lambda row: row["video_id"], reverse=True)
     rows.sort(key=lambda row: row["added_at"])
-    return _Seen({row["video_id"] for row in rows}, {row["uri"]: row["video_id"] for row in rows})
+    return _Seen(
+        {row["video_id"] for row in rows},
+        {row["uri"]: row["video_id"] for row in rows},
+        {row["uri"]: row["added_at"] for row in rows},
+    )
 
 
-def _without_forgotten(lake: Lake, page: list[Entry], again: _Again, counts: IngestCounts) -> list[Entry]:
-    away = [entry for entry in page if forgotten.key(entry.uri) in again.keys]
+def _without_forgotten(session: _Session, page: list[Entry], again: _Again) -> list[Entry]:
+    away = [entry for entry in page if session.away.covers(entry.uri)]
     if away and again.forgotten:
-        forgotten.bring_back(lake, [entry.uri for entry in away])
+        forgotten.bring_back(session.writer, [entry.uri for entry in away])
         return page
-    counts.forgotten += len(away)
     return [entry for entry in page if entry not in away] if away else page
 
 
-def _unsettled(lake: Lake, page: list[Entry], retry_failed: bool, counts: IngestCounts) -> dict[str, Entry]:
-    """The entries of a page, by video id, that are not catalogued and have not failed for good."""
+def _unsettled(lake: Lake, page: list[Entry], retry_failed: bool) -> tuple[dict[str, Entry], int]:
+    """The entries of a page, by video id, that are not catalogued and have not failed for good; how many have."""
     entries = {video_id(entry.uri, entry.etag): entry for entry in page}
     named = [entry.uri for entry in page if is_text(entry.uri)]
     settled = set(_seen(lake, lake.table("videos"), named).newest.values()) if named else set()
+    failed: set[str] = set()
     if entries and not retry_failed:
         mine = (pc.field("stage") == "probe") & pc.field("video_id").isin(list(entries))
         attempts: dict[str, int] = {}
         for row in lake.read("failures", ["video_id", "transient"], mine).to_pylist():
             attempts[row["video_id"]] = attempts.get(row["video_id"], 0) + (1 if row["transient"] else MAX_ATTEMPTS)
         failed = {key for key, count in attempts.items() if count >= MAX_ATTEMPTS} - settled
-        counts.known_failed += len(failed)
-        settled |= failed
-    return {key: entry for key, entry in entries.items() if key not in settled}
+    pending = {key: entry for key, entry in entries.items() if key not in settled | failed}
+    return pending, len(failed)
 
 
 def _probed(

@@ -8,9 +8,10 @@ same application, so a committer of an older epoch can never add a row again, ho
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Literal
 
 import pyarrow as pa
@@ -18,21 +19,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
-from pyarrow import fs
 
-from lake.errors import Superseded
-from lake.metrics import COMMIT_RETRIES, COMMIT_SECONDS
-from lake.s3 import patiently
+from lake.errors import Fenced, Superseded
+from lake.metrics import COMMIT_SECONDS
+from lake.s3 import final_error, patiently
 from lake.schemas import DECISIONS
-from lake.tables import DataFile, Lake, now
+from lake.tables import DataFile, Lake
+from lake.writer import RETRY_WAITS_S, Writer, fence_of, fences
 
 TABLES = (*DECISIONS, "failures", "progress")
 """The order of every commit: what was decided about pairs first, and that a video is finished last."""
-
-# A full vacuum takes files that no commit names after 24 h; half of that leaves room for clocks that differ.
-_MAX_FILE_AGE = timedelta(hours=12)
-# Together about ten minutes: longer than a restart of an object store, shorter than a night.
-_RETRY_WAITS_S = (0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 60, 60, 120, 120, 120)
 
 
 class Committer:
@@ -63,13 +59,18 @@ class Committer:
         Raises:
             OSError, DeltaError: a table cannot be written, also after minutes of trying.
         """
-        for wait_s in (*_RETRY_WAITS_S, None):
+        # The fences of the lake first: what is read from here on is what may be committed.
+        self.writer = Writer(self.lake, self.app_id, self._on_retry, source=self._source)
+        self._decided.clear()
+        for wait_s in (*RETRY_WAITS_S, None):
             try:
                 self.epoch = max(_epoch(self.lake.table(name).transaction_version(self.app_id)) for name in TABLES) + 1
                 # Another committer that starts at the same moment may take the epoch: then the next one is tried.
                 if all(self._raise_epoch(name) for name in TABLES):
                     return
             except (CommitFailedError, DeltaError, OSError) as error:
+                if why := final_error(error, self.lake.uri):
+                    raise why from error
                 if wait_s is None:
                     raise
                 self._on_retry(f"cannot fence older runs, trying again in {wait_s} s: {error}")
@@ -104,30 +105,37 @@ class Committer:
         """Whether `commit` would drop a row of this id."""
         return triple_id in self._decided
 
-    def commit(self, files: Mapping[str, Sequence[DataFile]]) -> dict[str, list[DataFile]]:
-        """Commit files into their tables, in the order of `TABLES`; returns what was committed (without repeats).
+    def commit(self, files: Iterable[DataFile]) -> dict[str, list[DataFile]]:
+        """Commit files in the order of `TABLES`; returns, by table, what was committed.
+
+        Of rows with one id the first counts, in the order of `files`, and the others are dropped, whatever their table.
 
         Raises:
-            Superseded: another committer took over; what is not in the tables yet never will be by this one.
+            Superseded: another committer took over, or a `forget` came by (`Fenced`); what is not in the tables yet
+                never will be by this one.
             FileNotFoundError: a file vanished or has another size than its worker wrote.
         """
-        committed: dict[str, list[DataFile]] = {}
+        fresh: dict[str, list[DataFile]] = {}
         with COMMIT_SECONDS.timed(source=self._source):
+            for kept in filter(None, map(self._without_decided, files)):
+                fresh.setdefault(kept.table, []).append(kept)
             for name in TABLES:
-                fresh = [kept for file in files.get(name, ()) if (kept := self._without_decided(file))]
-                if fresh:
-                    self._commit_table(name, fresh)
-                    committed[name] = fresh
-        return committed
+                if name in fresh:
+                    self._commit_table(name, fresh[name])
+        return fresh
 
     def _raise_epoch(self, name: str) -> bool:
         table = self.lake.table(name)
-        found = _epoch(table.transaction_version(self.app_id))
-        if found >= self.epoch:
+        opened = table.version()
+        if _epoch(table.transaction_version(self.app_id)) >= self.epoch:
             return False
         # No look after an error whether it went through: a rival that started at the same moment may have written the
         # same epoch. `fence` takes a higher one then, which is always safe.
-        self._write(table, [], self.epoch << 32)
+        transaction = Transaction(self.app_id, self.epoch << 32)
+        table.create_write_transaction(
+            [], mode="append", schema=table.schema(), commit_properties=CommitProperties(app_transactions=[transaction])
+        )
+        self.lake.flush(name, opened)
         return True
 
     def _without_decided(self, file: DataFile) -> DataFile | None:
@@ -151,46 +159,56 @@ class Committer:
 
     def _commit_table(self, name: str, files: Sequence[DataFile]) -> None:
         self._seq += 1
-        version = self.epoch << 32 | self._seq
-        for wait_s in (*_RETRY_WAITS_S, None):
-            try:
-                table = self.lake.table(name)
-                found = table.transaction_version(self.app_id)
-                if found == version:
-                    return
-                if _epoch(found) != self.epoch:
-                    raise Superseded(
-                        f"another run of labeler {self.labeler_id} took over (epoch {_epoch(found)}, ours {self.epoch})"
-                    )
-                self._check_files(name, files)
-                self._write(table, files, version)
+        self.writer.commit(name, files, self.epoch << 32 | self._seq, self._refuse_superseded)
+
+    def _refuse_superseded(self, table: DeltaTable) -> None:
+        found = _epoch(table.transaction_version(self.app_id))
+        if found != self.epoch:
+            raise Superseded(f"another run of labeler {self.labeler_id} took over (epoch {found}, ours {self.epoch})")
+
+
+class Claim:
+    """The right to work under a name, such as that of a training: the process that claimed it last has it.
+
+    Picklable, so that workers can ask, too. It ends with the next `Claim` of the name and with a `forget`.
+    """
+
+    def __init__(self, lake: Lake, name: str) -> None:
+        """Take the name from whoever has it; raises as `Writer.commit`."""
+        self._lake, self._name = lake, name
+        self._fence = fences(lake, ["runs"])
+        writer = Writer(lake, name, known=self._fence)
+        while True:
+            taken = lake.table("runs").transaction_version(name) or 0
+            # With a number of its own, so that a rival's commit is not taken for one whose answer was lost.
+            self._version = (_epoch(taken) + 1) << 32 | secrets.randbits(32)
+            with suppress(_Taken):
+                writer.commit("runs", [], self._version, self._refuse_later(taken))
                 return
-            except FileNotFoundError:
-                raise
-            except (CommitFailedError, DeltaError, OSError) as error:
-                # The answer may have been lost after the commit went through: the next round looks.
-                if wait_s is None:
-                    raise
-                COMMIT_RETRIES.record(1, source=self._source)
-                self._on_retry(f"commit of {name} failed, trying again in {wait_s} s: {error}")
-                time.sleep(wait_s)
 
-    def _write(self, table: DeltaTable, files: Sequence[DataFile], version: int) -> None:
-        table.create_write_transaction(
-            [file.as_action() for file in files],
-            mode="append",
-            schema=table.schema(),
-            commit_properties=CommitProperties(app_transactions=[Transaction(self.app_id, version)]),
-        )
+    @property
+    def epoch(self) -> int:
+        """How often the name has been claimed."""
+        return _epoch(self._version)
 
-    def _check_files(self, name: str, files: Sequence[DataFile]) -> None:
-        filesystem, root = self.lake.storage.filesystem(self.lake.table_uri(name))
-        infos = filesystem.get_file_info([f"{root}/{file.path}" for file in files])
-        for file, info in zip(files, infos, strict=True):
-            if info.type != fs.FileType.File or info.size != file.bytes:
-                raise FileNotFoundError(f"{name}/{file.path} is missing or not of {file.bytes} bytes")
-            if now() - file.written_at > _MAX_FILE_AGE:
-                raise FileNotFoundError(f"{file.path} is older than {_MAX_FILE_AGE}: a vacuum may take it any moment")
+    def check(self) -> None:
+        """Raise Superseded where another process has claimed the name, Fenced where videos were forgotten."""
+        table = self._lake.table("runs")
+        if fence_of(table) != self._fence["runs"]:
+            raise Fenced("videos of this lake were forgotten meanwhile: begin again, under another name")
+        if table.transaction_version(self._name) != self._version:
+            raise Superseded(f"another process has taken over {self._name}: look there, or begin under another name")
+
+    def _refuse_later(self, taken: int) -> Callable[[DeltaTable], None]:
+        def check(table: DeltaTable) -> None:
+            if (table.transaction_version(self._name) or 0) != taken:
+                raise _Taken
+
+        return check
+
+
+class _Taken(Exception):
+    """Another process claimed the name at the same moment."""
 
 
 def _epoch(version: int | None) -> int:

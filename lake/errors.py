@@ -9,6 +9,10 @@ class Superseded(Exception):
     """Another committer of the same labeler has taken over; nothing more may be committed by this one."""
 
 
+class Fenced(Superseded):
+    """A `forget` or a `repair` came by and ended every open writer; nothing more may be committed by this one."""
+
+
 class Stalled(Exception):
     """A run has got nowhere for so long that it was ended; the message is its diagnosis (exit code 1)."""
 

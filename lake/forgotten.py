@@ -1,55 +1,91 @@
-"""What a `forget` deleted stays away: rows of `failures` that name its uri by a hash and hold nothing else of it.
+"""What a `forget` deleted stays away: tombstones, rows of `failures` that name it by hashes and hold nothing else.
 
-The newest row of a uri counts, so that bringing a video back is a row too. The etag is not part of the hash: a file
-that was only touched must not come back as another video.
+A tombstone names a uri and a state of it: `video_id` is the hash of the uri, `triple_id` that of the video's own id.
+The newest event of a uri counts, so that bringing a video back is a row too. The etag is not part of the hash of the
+uri: a file that was only touched must not come back as another video.
 """
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 import pyarrow.compute as pc
 
 from lake.ids import video_id
 from lake.tables import Lake, now
+from lake.writer import Writer
 
 STAGE = "forget"
 _FORGOTTEN, _BROUGHT_BACK = "Forgotten", "BroughtBack"
 
 
-def key(uri: str) -> str:
-    """The `video_id` of a forgotten uri in `failures`; no video has it, as no etag is empty."""
-    return video_id(uri.encode("utf-8", "backslashreplace").decode(), "")
+def key(name: str) -> str:
+    """The hash of a uri, or of a video id, in a tombstone; no video has it as its id, as no etag is empty."""
+    return video_id(name.encode("utf-8", "backslashreplace").decode(), "")
 
 
-def keys(lake: Lake) -> set[str]:
-    """The keys of all uris that are forgotten now."""
-    columns = ["video_id", "error_type", "failed_at"]
+@dataclass(frozen=True)
+class Tombstones:
+    """What is forgotten now. `newest` is when each uri was last forgotten or brought back."""
+
+    uris: frozenset[str] = frozenset()
+    videos: frozenset[str] = frozenset()
+    newest: Mapping[str, datetime] = field(default_factory=dict)
+
+    def covers(self, uri: str | None, video: str | None = None) -> bool:
+        """Whether a row of this uri, or of this video, must not be in the lake."""
+        if not self.uris:
+            return False
+        return (uri is not None and key(uri) in self.uris) or (video is not None and key(video) in self.videos)
+
+
+def tombstones(lake: Lake) -> Tombstones:
+    """The tombstones of a lake."""
+    columns = ["video_id", "triple_id", "error_type", "failed_at"]
     rows = lake.read("failures", columns, pc.field("stage") == STAGE).to_pylist()
-    newest = {row["video_id"]: row["error_type"] for row in sorted(rows, key=lambda row: row["failed_at"])}
-    return {one for one, what in newest.items() if what == _FORGOTTEN}
+    newest: dict[str, datetime] = {}
+    state: dict[str, str] = {}
+    for row in sorted(rows, key=lambda row: row["failed_at"]):
+        newest[row["video_id"]], state[row["video_id"]] = row["failed_at"], row["error_type"]
+    uris = frozenset(one for one, what in state.items() if what == _FORGOTTEN)
+    videos = {row["triple_id"] for row in rows if row["video_id"] in uris and row["triple_id"]}
+    return Tombstones(uris, frozenset(videos), newest)
 
 
-def record(lake: Lake, uris: Iterable[str]) -> None:
-    """Let ingests leave these uris alone from now on."""
-    known = keys(lake)
-    missing = sorted({key(uri) for uri in uris} - known)
+def keys(lake: Lake) -> frozenset[str]:
+    """The hashes of all uris that are forgotten now."""
+    return tombstones(lake).uris
+
+
+def record(writer: Writer, videos: Iterable[tuple[str, str]]) -> int:
+    """Let every writer that opens from now on leave these states alone: (uri, video_id) of each; how many are new."""
+    known = tombstones(writer.lake)
+    missing = sorted({pair for pair in videos if key(pair[0]) not in known.uris or key(pair[1]) not in known.videos})
     message = "deleted on request and left alone since; `worldlake ingest SRC --forgotten` brings it back"
-    lake.append("failures", [_row(one, _FORGOTTEN, message) for one in missing])
+    writer.append("failures", [_row(key(uri), _FORGOTTEN, message, known, key(video)) for uri, video in missing])
+    return len(missing)
 
 
-def bring_back(lake: Lake, uris: Iterable[str]) -> None:
+def bring_back(writer: Writer, uris: Iterable[str]) -> None:
     """Let ingests see these uris again."""
+    known = tombstones(writer.lake)
     message = "brought back by `worldlake ingest --forgotten`"
-    lake.append("failures", [_row(key(uri), _BROUGHT_BACK, message) for uri in uris])
+    writer.append("failures", [_row(key(uri), _BROUGHT_BACK, message, known) for uri in uris])
 
 
-def _row(one: str, error_type: str, message: str) -> dict[str, Any]:
+def _row(one: str, error_type: str, message: str, known: Tombstones, video: str | None = None) -> dict[str, Any]:
+    # Never before what it overrules, whatever the clock of this machine says.
+    before = known.newest.get(one)
     return {
         "video_id": one,
+        "triple_id": video,
         "scope": "video",
         "stage": STAGE,
         "error_type": error_type,
         "message": message,
         "transient": False,
-        "failed_at": now(),
+        "failed_at": max(now(), before + timedelta(microseconds=1)) if before else now(),
     }

@@ -1,7 +1,10 @@
 """The `runs` table: an append-only log of what every run read, wrote and counted; and heartbeats: who is alive.
 
-A heartbeat is an object `<lake>/_heartbeats/<run_id>.json`, overwritten while the run is at work. In the table every
+A heartbeat is an object `<lake>/_heartbeats/<run_id>.json`, overwritten while the run works. In the table every
 beat would be a commit and a file, and every command would read them all: 17,280 after two days.
+
+Who is alive is advice that saves people from ending their own runs. What keeps a lake whole is `lake.writer`: a run
+that was taken for dead finds itself fenced, whatever clocks, process tables and heartbeats said.
 """
 
 from __future__ import annotations
@@ -22,11 +25,14 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
-from lake.errors import Refused
+import pyarrow.compute as pc
+
+from lake.errors import Fenced, Refused
 from lake.metrics import RUN_IDLE
 from lake.schemas import TABLES
 from lake.storage import is_s3, join
 from lake.tables import Lake, now
+from lake.writer import Writer, fences
 
 HEARTBEAT_S = 10.0
 # Three missed heartbeats: a commit can take seconds while an object store is slow.
@@ -55,10 +61,13 @@ class RunState:
 
     @property
     def live(self) -> bool:
-        """Whether the run's process is at work, as far as its last heartbeat and this machine can tell."""
-        if self.status != "running" or now() - self.heartbeat_at > LIVE_FOR:
-            return False
-        return self.host != _host() or Path(f"/proc/{self.pid}").exists()
+        """Whether the run seems to work, as far as its last heartbeat and this machine can tell; for people to read."""
+        return self.status == "running" and now() - self.heartbeat_at < LIVE_FOR and not self.is_gone
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether its process was on this machine, under this boot and in this PID namespace, and is no more."""
+        return self.host == _host() and not Path(f"/proc/{self.pid}").exists()
 
 
 def new_run_id() -> str:
@@ -75,7 +84,10 @@ def states(lake: Lake) -> list[RunState]:
     # Heartbeats first: one that is gone by then is of a run whose end is in the table.
     beats = _heartbeats(lake)
     newest: dict[str, dict[str, Any]] = {}
-    for row in sorted(lake.read("runs", columns).to_pylist(), key=lambda row: row["recorded_at"]):
+    # A run has one process at a time, whose clock may be set back meanwhile: an end comes after its beginning.
+    order = ("started_at", "status", "recorded_at")
+    rows = lake.read("runs", columns).to_pylist()
+    for row in sorted(rows, key=lambda row: (row[order[0]], row[order[1]] != "running", row[order[2]])):
         newest[row["run_id"]] = row
     for row in newest.values():
         del row["recorded_at"]
@@ -104,27 +116,51 @@ def _heartbeats(lake: Lake) -> dict[str, dict[str, Any]]:
     return beats
 
 
-def live_runs(lake: Lake, labeler_id: str | None = None) -> list[RunState]:
-    """Runs that are at work now; only those of one labeler if given.
+def find_alive(
+    lake: Lake, concerns: Callable[[RunState], bool], stop: threading.Event | None = None
+) -> RunState | None:
+    """A run that gave a sign of life while this watched; None once all have kept silent, or on `stop`.
 
-    Not services: one that writes may go on for months, and nobody has to wait for it, see ``serve.writing``.
+    Beats are compared with each other, not with a clock: the watching takes up to `LIVE_FOR` where a run seems to work
+    on another machine, and no time where no run does. Not services: one that writes may live for months, and nobody
+    has to wait for it, see ``serve.writing``.
     """
-    alive = [state for state in states(lake) if state.live and state.kind != "serve"]
-    return [state for state in alive if labeler_id in (None, state.labeler_id)]
+    stop = stop or threading.Event()
+    first: dict[str, datetime] = {}
+    until = time.monotonic() + LIVE_FOR.total_seconds()
+    while True:
+        for run in states(lake):
+            if not _may_live(run) or not concerns(run) or _SILENT.get(run.run_id) == run.heartbeat_at:
+                continue
+            if run.live and run.host == _host():
+                return run
+            if first.setdefault(run.run_id, run.heartbeat_at) != run.heartbeat_at:
+                return run
+        if time.monotonic() > until:
+            _SILENT.update(first)
+        if all(_SILENT.get(run_id) == beat for run_id, beat in first.items()) or stop.wait(_LOOK_EVERY_S):
+            return None
+
+
+_LOOK_EVERY_S = 1.0
+# What this process has watched in vain need not be watched again.
+_SILENT: dict[str, datetime] = {}
+# How far clocks may differ: whoever has been silent for longer is not waited for.
+_SKEW = timedelta(hours=1)
+
+
+def _may_live(run: RunState) -> bool:
+    return run.status == "running" and run.kind != "serve" and not run.is_gone and now() - run.heartbeat_at < _SKEW
 
 
 def refuse_second_run(lake: Lake, labeler_id: str, stop: threading.Event) -> None:
-    """Return when no run of the labeler is alive, waiting for the heartbeat of a killed one to go stale; or on `stop`.
+    """Return when no run of the labeler is alive, watching one that may have been killed until it is silent.
 
     Raises:
         Refused: a run of the labeler is alive: its heart beat while we watched.
     """
-    first_seen = {run.run_id: run.heartbeat_at for run in live_runs(lake, labeler_id)}
-    while (alive := live_runs(lake, labeler_id)) and not stop.is_set():
-        for run in alive:
-            if run.heartbeat_at != first_seen.get(run.run_id):
-                raise _at_work(run, _ALONE)
-        stop.wait(1)
+    if run := find_alive(lake, lambda run: run.labeler_id == labeler_id, stop):
+        raise _at_work(run, _ALONE)
 
 
 def _at_work(run: RunState, remedy: str) -> Refused:
@@ -153,25 +189,30 @@ class Run:
     status: str = "running"
     alone: bool = False
     """Whether no other run of the labeler may be alive."""
+    take_over: bool = False
+    """Whether to begin beside runs that seem alive: fence them first."""
     on_error: Callable[[str], None] = lambda message: None
 
     def __enter__(self) -> Run:
-        self._started_at = now()
+        # A training begins more than once, on machines whose clocks differ: its rows are in the order of its starts.
+        before = self.lake.read("runs", ["started_at"], pc.field("run_id") == self.run_id)["started_at"].to_pylist()
+        self._started_at = max([now(), *(start + timedelta(microseconds=1) for start in before)])
+        self._writer = Writer(self.lake, known={})
         self._ended = threading.Event()
         self.tables_read = self.tables_read or self._versions("videos")
         self._record()
-        # Recorded first, looked around then: of two that start at once at least one sees the other.
-        if other := next((run for run in live_runs(self.lake) if self._excludes(run)), None):
+        self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._heart.start()
+        # Recorded and alive first, looked around then: of two that start at once at least one sees the other.
+        if not self.take_over and (other := find_alive(self.lake, self._excludes)):
+            self._silence()
             self.status = "refused"
             self._record()
             raise _at_work(other, _ALONE if self._is_second_to(other) else f"{self.kind} when it has ended")
-        self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._heart.start()
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self._ended.set()
-        self._heart.join()
+        self._silence()
         if self.status == "running":
             self.status = "finished" if error is None else "failed"
         try:
@@ -181,7 +222,10 @@ class Run:
                 raise
             # The error that ended the run says more than that its end could not be recorded.
             self.on_error(f"the end of run {self.run_id} could not be recorded: {unrecorded}")
-            return
+
+    def _silence(self) -> None:
+        self._ended.set()
+        self._heart.join()
         with suppress(Exception):  # one that is left over is read in vain, no more
             self.lake.storage.delete(self._heartbeat)
 
@@ -192,7 +236,7 @@ class Run:
     def _excludes(self, other: RunState) -> bool:
         if other.run_id == self.run_id:
             return False
-        # A forget deletes every file that no table names, also what another run is about to commit.
+        # A forget ends every open writer, and a run that begins beside it may have to begin again.
         both = {self.kind, other.kind}
         return "forget" in both or both == {"maintain"} or self._is_second_to(other)
 
@@ -217,34 +261,41 @@ class Run:
         return {name: self.lake.table(name).version() for name in names}
 
     def _record(self, tables_written: dict[str, int] | None = None) -> None:
-        self.lake.append(
-            "runs",
-            [
-                {
-                    "run_id": self.run_id,
-                    "kind": self.kind,
-                    "status": self.status,
-                    "labeler_id": self.labeler_id,
-                    "policy_id": self.policy_id,
-                    "config": json.dumps(self.config),
-                    "code_version": installed_version("worldlake"),
-                    "model_hashes": json.dumps(self.model_hashes),
-                    "tables_read": json.dumps(self.tables_read),
-                    "tables_written": json.dumps(tables_written) if tables_written else None,
-                    "counts": json.dumps(self.counts),
-                    "timings": json.dumps(self.timings),
-                    "host": _host(),
-                    "pid": os.getpid(),
-                    "started_at": self._started_at,
-                    "heartbeat_at": now(),
-                    "recorded_at": now(),
-                }
-            ],
+        self._append(
+            {
+                "run_id": self.run_id,
+                "kind": self.kind,
+                "status": self.status,
+                "labeler_id": self.labeler_id,
+                "policy_id": self.policy_id,
+                "config": json.dumps(self.config),
+                "code_version": installed_version("worldlake"),
+                "model_hashes": json.dumps(self.model_hashes),
+                "tables_read": json.dumps(self.tables_read),
+                "tables_written": json.dumps(tables_written) if tables_written else None,
+                "counts": json.dumps(self.counts),
+                "timings": json.dumps(self.timings),
+                "host": _host(),
+                "pid": os.getpid(),
+                "started_at": self._started_at,
+                "heartbeat_at": now(),
+                "recorded_at": now(),
+            }
         )
+
+    def _append(self, row: dict[str, Any]) -> None:
+        # That a run began and how it ended is on record also when a `forget` has ended its other writing.
+        while True:
+            self._writer.fences = fences(self.lake, ["runs"])
+            with suppress(Fenced):
+                return self._writer.append("runs", [row])
 
 
 @cache
 def _host() -> str:
-    """The machine and its boot: a pid means nothing on another host or after a restart."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{socket.gethostname()}/{boot.read_text()[:8] if boot.exists() else 'unknown'}"
+    """The machine, its boot and the PID namespace: a pid means nothing in another of any of these."""
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    booted = boot.read_text()[:8] if boot.exists() else "unknown"
+    with suppress(OSError):
+        return f"{socket.gethostname()}/{booted}/{os.readlink(namespace).strip('pid:[]')}"
+    return f"{socket.gethostname()}/{booted}"

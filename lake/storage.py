@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
-from uuid import uuid4
 
 import pyarrow.fs as pafs
 from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import BaseModel, ConfigDict
 
-from lake import s3
+from lake import durable, s3
 from lake.errors import Refused, SourceChanged
 
 if TYPE_CHECKING:
@@ -192,21 +191,15 @@ class StorageConfig(BaseModel):
         return Path(dest)
 
     def put(self, uri: str, content: bytes) -> None:
-        """Write a small object, or overwrite it as a whole: who reads meanwhile gets the old bytes or the new ones."""
+        """Write an object, or overwrite it as a whole: who reads meanwhile gets the old bytes or the new ones.
+
+        It is durable when this returns. Waits while a store is away, at most `s3.PATIENCE_S` seconds.
+        """
         if is_s3(uri):
             bucket, key = split_s3(uri)
-            self.s3_client().put_object(Bucket=bucket, Key=key, Body=content)
-            return
-        path = Path(uri)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Of this call alone: two threads may write the same object at once.
-        unfinished = path.with_name(f"{path.name}.{uuid4().hex}")
-        try:
-            unfinished.write_bytes(content)
-            unfinished.replace(path)
-        except OSError:
-            unfinished.unlink(missing_ok=True)
-            raise
+            s3.patiently(lambda: self.s3_client().put_object(Bucket=bucket, Key=key, Body=content))
+        else:
+            durable.write(Path(uri), content)
 
     def get(self, uri: str) -> bytes | None:
         """Return all bytes of a small object; None where there is none."""
@@ -227,7 +220,7 @@ class StorageConfig(BaseModel):
         """Delete an object if it is there."""
         if is_s3(uri):
             bucket, key = split_s3(uri)
-            self.s3_client().delete_object(Bucket=bucket, Key=key)
+            s3.patiently(lambda: self.s3_client().delete_object(Bucket=bucket, Key=key))
         else:
             Path(uri).unlink(missing_ok=True)
 

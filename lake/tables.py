@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 from deltalake.transaction import AddAction
 
+from lake import durable
 from lake.errors import Refused
 from lake.schemas import DECISIONS, SCHEMA_VERSION, TABLES, stats_columns
 from lake.storage import StorageConfig, is_s3, join, normalise
@@ -26,6 +28,8 @@ STATISTICS_BYTES = 1024
 """Of a text. All uris under a long prefix have the default, sixty-four, in common, and no file could be pruned."""
 
 _VERSION_KEY = "worldlake.schema_version"
+FENCE = "worldlake.fence"
+"""The table property that ends open writers when it changes; see `lake.writer`."""
 
 # Readers replay the log from the last checkpoint; a streaming run commits every few seconds.
 _CONFIGURATION = {
@@ -102,6 +106,7 @@ class Lake:
                 storage_options=self.storage.delta_options(self.uri),
                 raise_if_key_not_exists=False,
             )
+            self.flush(name, -1)
 
     def table_uri(self, name: str) -> str:
         """Where a table lies."""
@@ -143,18 +148,8 @@ class Lake:
             filesystem=self.storage.subtree(self.table_uri(name)), file_pruning_predicate=prune
         )
 
-    def append(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Append rows to a table that needs no committer: `videos`, `runs`, `reviews`, and `failures` of an ingest."""
-        if rows:
-            write_deltalake(
-                self.table_uri(name),
-                to_table(name, rows),
-                mode="append",
-                storage_options=self.storage.delta_options(self.uri),
-            )
-
     def write_file(self, table: pa.Table, name: str, run_id: str) -> DataFile:
-        """Write rows as one Parquet file under a table, for a committer to name in a commit.
+        """Write rows as one durable Parquet file under a table, for a committer to name in a commit.
 
         Raises:
             ValueError: the rows are not of the table's schema (a commit would not notice).
@@ -163,22 +158,38 @@ class Lake:
             raise ValueError(f"{name}: columns {table.schema.names} are not {TABLES[name].names}")
         table = table.cast(TABLES[name])
         path = f"{run_id}/{uuid.uuid4().hex}.parquet"
-        filesystem, root = self.storage.filesystem(self.table_uri(name))
-        if filesystem.type_name == "local":
-            filesystem.create_dir(f"{root}/{run_id}", recursive=True)
         sink = pa.BufferOutputStream()
         # Image bytes are compressed already, so a dictionary only costs; zstd pays for the text columns.
         pq.write_table(
             table, sink, compression="zstd", use_dictionary=_repeated(name), write_statistics=stats_columns(name)
         )
         data = sink.getvalue()
-        with filesystem.open_output_stream(f"{root}/{path}") as out:
-            out.write(data)
+        self.storage.put(join(self.table_uri(name), path), data.to_pybytes())
         ids = tuple(table["triple_id"].to_pylist()) if name in DECISIONS else ()
         return DataFile(name, path, data.size, table.num_rows, now(), _stats(table, name), ids)
 
+    def flush(self, name: str, after: int) -> None:
+        """Bring the commits after a version of a local table to the disk, and what delta-rs wrote for them."""
+        if is_s3(self.uri):
+            return
+        root = Path(self.table_uri(name))
+        for version in count(after + 1):
+            commit = root / "_delta_log" / f"{version:020}.json"
+            if not commit.exists():
+                return
+            for action in map(json.loads, commit.read_text().splitlines()):
+                # Files of workers have been flushed where they were written; those of delta-rs are at the root.
+                if "add" in action and "/" not in action["add"]["path"] and (root / action["add"]["path"]).exists():
+                    durable.flush(root / action["add"]["path"])
+            durable.flush(commit)
+
     def _is_table(self, name: str) -> bool:
-        return DeltaTable.is_deltatable(self.table_uri(name), self.storage.delta_options(self.uri))
+        # `DeltaTable.is_deltatable` holds the interpreter's lock while it waits for a store.
+        try:
+            DeltaTable(self.table_uri(name), storage_options=self.storage.delta_options(self.uri))
+        except TableNotFoundError:
+            return False
+        return True
 
 
 def _repeated(name: str) -> list[str]:

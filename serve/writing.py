@@ -122,10 +122,7 @@ class Writer:
             return
         write = Write(self._lake, self._run.run_id, self._labeler.id, self._policy.id, self._labeler.decoder, "live")
         report: Report = pickle.loads(write(block(rows, VERIFIED))["report"][0].as_py())  # noqa: S301 - our own bytes
-        files: dict[str, list[Any]] = {}
-        for file in report.files:
-            files.setdefault(file.table, []).append(file)
-        self._committer.commit(files)
+        self._committer.commit(report.files)
         self._run.counts["accepted"] += len(report.accepted)
         self._run.counts["rejected"] += len(report.rejected)
         videos = sorted({row["video_id"] for row in rows})

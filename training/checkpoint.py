@@ -1,15 +1,18 @@
 """Checkpoints in the lake's storage: what a training needs to go on, in one form for any number of workers.
 
-    <run>/checkpoint-00000500/weights.safetensors     the weights that are trained, whole, by name
-                              optimizer.safetensors   AdamW's moments: <name>/exp_avg and <name>/exp_avg_sq
-                              state.json              the step, and the sizes of the other two; written last
+    <run>/checkpoint-0001-00000500/weights.safetensors     the weights that are trained, whole, by name
+                                   optimizer.safetensors   AdamW's moments: <name>/exp_avg and <name>/exp_avg_sq
+                                   state.json              the step, size and SHA-256 of the other two; written last
 
-A folder without a state that fits is a checkpoint that was interrupted, and is passed over. The schedule, the order of
+The first number counts the processes that have worked on the run: one that was taken for dead and is not writes into
+folders of its own, which its successor passes over. A folder without a state that fits is a checkpoint that was
+interrupted, and is passed over, too. The schedule, the order of
 the data and what dropout draws are functions of the step, so there is nothing else to keep.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from contextlib import suppress
@@ -20,6 +23,8 @@ import pyarrow.fs as pafs
 import torch
 from safetensors.torch import load_file, save_file
 
+from lake import durable
+from lake.commits import Claim
 from lake.errors import Refused
 from lake.s3 import patiently
 from lake.storage import StorageConfig, join
@@ -34,17 +39,18 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Found:
-    """A complete checkpoint."""
+    """A complete checkpoint, and the SHA-256 of its files."""
 
     step: int
     name: str
+    sha256: dict[str, str]
 
 
 class Checkpoints:
-    """The checkpoints of one run, under `uri`."""
+    """The checkpoints of one run, under `uri`, as the process of a `claim` writes them."""
 
-    def __init__(self, storage: StorageConfig, uri: str) -> None:
-        self._storage, self._uri = storage, uri
+    def __init__(self, storage: StorageConfig, uri: str, claim: Claim) -> None:
+        self._storage, self._uri, self._claim = storage, uri, claim
 
     def newest(self) -> Found | None:
         """The newest complete checkpoint."""
@@ -56,9 +62,11 @@ class Checkpoints:
 
         Raises:
             Refused: the disk is full or cannot be written; the checkpoints before are as they were.
+            Superseded: another process works on the run now.
             OSError: the store stays away.
         """
-        name = f"checkpoint-{step:08d}"
+        self._claim.check()
+        name = f"checkpoint-{self._claim.epoch:04d}-{step:08d}"
         with tempfile.TemporaryDirectory() as folder:
             try:
                 self._remove(name)
@@ -75,15 +83,24 @@ class Checkpoints:
                 self._remove(info.base_name)
 
     def load(self, found: Found) -> tuple[Tensors, Tensors]:
-        """Weights and moments by name, on the CPU."""
+        """Weights and moments by name, on the CPU.
+
+        Raises:
+            Refused: the files are not the ones that were written.
+        """
         with tempfile.TemporaryDirectory() as folder:
             patiently(lambda: self._download(found.name, Path(folder)))
+            if _hashes(Path(folder)) != found.sha256:
+                raise Refused(
+                    f"{join(self._uri, found.name)} is damaged (its SHA-256 differs): delete that folder, then run the "
+                    "same command again; it resumes from the checkpoint before"
+                )
             return load_file(Path(folder) / _WEIGHTS), load_file(Path(folder) / _OPTIMIZER)
 
     def _complete(self) -> list[Found]:
         """Complete checkpoints, oldest first."""
         found = [self._read_state(info.base_name) for info in self._folders()]
-        return sorted((one for one in found if one), key=lambda one: one.step)
+        return sorted((one for one in found if one), key=lambda one: one.name)
 
     def _folders(self) -> list[pafs.FileInfo]:
         filesystem, path = self._storage.filesystem(self._uri)
@@ -99,7 +116,7 @@ class Checkpoints:
             return None
         infos = filesystem.get_file_info([f"{path}/{file}" for file in state["bytes"]])
         sizes = [info.size for info in infos]
-        return Found(state["step"], name) if sizes == list(state["bytes"].values()) else None
+        return Found(state["step"], name, state["sha256"]) if sizes == list(state["bytes"].values()) else None
 
     def _upload(self, folder: Path, name: str, step: int) -> None:
         filesystem, path = self._storage.filesystem(join(self._uri, name))
@@ -107,8 +124,11 @@ class Checkpoints:
             filesystem.create_dir(path)
         pafs.copy_files(str(folder), path, destination_filesystem=filesystem)
         sizes = {file: (folder / file).stat().st_size for file in (_WEIGHTS, _OPTIMIZER)}
-        with filesystem.open_output_stream(f"{path}/{_STATE}") as out:
-            out.write(json.dumps({"step": step, "bytes": sizes}).encode())
+        if filesystem.type_name == "local":
+            for file in sizes:
+                durable.flush(Path(path, file))
+        state = {"step": step, "bytes": sizes, "sha256": _hashes(folder)}
+        self._storage.put(join(self._uri, name, _STATE), json.dumps(state).encode())
 
     def _download(self, name: str, folder: Path) -> None:
         filesystem, path = self._storage.filesystem(join(self._uri, name))
@@ -122,6 +142,14 @@ class Checkpoints:
             filesystem.delete_file(f"{path}/{_STATE}")
         with suppress(OSError):
             filesystem.delete_dir(path)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    hashes = {}
+    for name in (_WEIGHTS, _OPTIMIZER):
+        with (folder / name).open("rb") as file:
+            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
 
 
 def _refusal(error: Exception, step: int, uri: str) -> Refused | None:

@@ -25,10 +25,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from lake.commits import Claim
 from lake.errors import Refused
-from lake.runs import Run, states
+from lake.runs import Run, find_alive, states
 from lake.storage import StorageConfig, join, normalise
 from lake.tables import Lake
+from lake.writer import Writer
 from models.loading import resolve
 from models.world_loading import WorldSettings, load_image_tokenizer, tokenizer_id, world_folder
 from training.board import News, new_board
@@ -45,6 +47,8 @@ from training.worker import Job
 from training.world import COLUMNS
 
 _RECORD = "run.json"
+# A process that was taken for dead finds out within this time; its checkpoints are in folders of their own.
+_CLAIM_EVERY_S = 10.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -122,7 +126,8 @@ def train(
 
     Raises:
         Refused, ModelRefused: no triple is chosen, a version is gone, the run was begun otherwise or is at work, the
-            cluster is too small, the disk is full, or the loss is no number any more.
+            cluster is too small, the disk is full, or the loss is not finite any more.
+        Superseded: another process took over the run, or videos were forgotten.
     """
     started = time.monotonic()
     run = run or settings.default_run()
@@ -130,9 +135,9 @@ def train(
         raise Refused(f"--run {run!r}: use letters, digits, dots, dashes and underscores")
     uri = join(normalise(out) if out else join(lake.uri, "models"), run)
     summary = Summary(run, "nothing to do", settings.task, join(uri, "model"))
+    if other := find_alive(lake, lambda state: state.run_id == run, stop):
+        raise Refused(f"run {run} is alive on {other.host} (pid {other.pid}): wait for it, or use another --run")
     before = {state.run_id: state for state in states(lake)}.get(run)
-    if before and before.live:
-        raise Refused(f"run {run} is at work on {before.host} (pid {before.pid}): wait for it, or use another --run")
     base = _find_base(settings)
     record = _read_record(lake.storage, uri)
     if record:
@@ -141,11 +146,14 @@ def train(
             return summary
     elif before and before.config.get("uri") != uri:
         raise Refused(f"run {run} of this lake is at {before.config.get('uri')}: give its --out, or another --run")
+    # From here on a process of this name that was taken for dead writes nothing more.
+    claim = Claim(lake, f"train/{run}")
+    writer = Writer(lake)
     versions = record.versions if record else _pin(lake, settings)
     config = settings.identity() | {"run": settings.model_dump(mode="json"), "uri": uri}
     hashes = {f"base/{name}": digest for name, digest in base.hashes.items()}
     with Run(lake, run, "train", config, model_hashes=hashes, tables_read=versions, on_error=warn) as books:
-        driver = _Driver(lake, base, books, uri, stop, progress, summary)
+        driver = _Driver(writer, claim, base, books, uri, stop, progress, summary)
         driver.train(record, start_cluster)
         books.status = summary.status
         summary.seconds = books.timings["seconds"] = time.monotonic() - started
@@ -210,7 +218,8 @@ class _Driver:
 
     def __init__(
         self,
-        lake: Lake,
+        writer: Writer,
+        claim: Claim,
         base: _Base,
         books: Run,
         uri: str,
@@ -218,7 +227,8 @@ class _Driver:
         progress: Progress,
         summary: Summary,
     ) -> None:
-        self._lake, self._base, self._books, self._uri = lake, base, books, uri
+        self._writer, self._claim = writer, claim
+        self._lake, self._base, self._books, self._uri = writer.lake, base, books, uri
         self._stop, self._progress, self._summary = stop, progress, summary
         self._settings = base.settings
 
@@ -234,6 +244,7 @@ class _Driver:
         if record is None:
             precision = _precision(self._settings, gpus)
             record = _Record(self._lake.uri, self._settings.identity(), self._base.hashes, versions, precision)
+            self._claim.check()
             self._lake.storage.put(join(self._uri, _RECORD), json.dumps(vars(record), indent=2).encode())
         self._settings = self._settings.model_copy(update={"precision": record.precision})
         self._follow(self._job(chosen, rows), gpus)
@@ -244,7 +255,7 @@ class _Driver:
         if "tokens" in versions:
             return True
         make_tokens(
-            self._lake,
+            self._writer,
             chosen.table["triple_id"].combine_chunks(),
             versions["triples"],
             self._base.folder,
@@ -276,7 +287,9 @@ class _Driver:
             decode: Any = decode_tokens
         else:
             rows = read(self._lake, "triples", versions["triples"], PAIR_COLUMNS, ids)
-            rows = rows.map_batches(WithImages(self._lake, self._books.run_id), batch_size=None, batch_format="pyarrow")
+            rows = rows.map_batches(
+                WithImages(self._lake, self._books.run_id, self._writer.fences), batch_size=None, batch_format="pyarrow"
+            )
             assert self._settings.image_size is not None
             decode = DecodePairs(self._settings.image_size)
         rows = rows.materialize()
@@ -295,15 +308,21 @@ class _Driver:
         self._summary.triples, self._summary.steps = len(chosen.table), steps
         self._books.counts |= {"triples": len(chosen.table), "epoch length": order.epoch_length, "steps": steps}
         self._board = new_board()
-        return Job(settings, self._base.folder, steps, order, rows, self._lake.storage, self._uri, self._board)
+        return Job(
+            settings, self._base.folder, steps, order, rows, self._lake.storage, self._uri, self._board, self._claim
+        )
 
     def _follow(self, job: Job, gpus: int) -> None:
         """Run the workers, write what they tell, and pass the wish to stop on."""
         fitting = Fitting(job, gpus)
         asked = False
         with Journal(self._lake.storage, self._uri, self._books.on_error) as journal:
+            checked = time.monotonic()
             while True:
                 ended = fitting.wait(1.0)
+                if time.monotonic() - checked >= _CLAIM_EVERY_S:
+                    self._claim.check()
+                    checked = time.monotonic()
                 if self._stop.is_set() and not asked:
                     asked = bool(self._board.stop.remote())
                 news: News = ray.get(self._board.take.remote())

@@ -15,10 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from deltalake.exceptions import CommitFailedError, DeltaError
 from ray.data import ActorPoolStrategy
 
 from lake.tables import DataFile, Lake, now, to_table
+from lake.writer import Fences, Writer
 from models.world_loading import load_image_tokenizer, tokenizer_id
 from training.data import read
 from training.feed import decode_images
@@ -75,11 +75,12 @@ class Tokenize:
 class WithImages:
     """Rows of triples whose images can be decoded; the others go to `failures`."""
 
-    def __init__(self, lake: Lake, run_id: str) -> None:
-        self._lake, self._run_id = lake, run_id
+    def __init__(self, lake: Lake, run_id: str, known: Fences) -> None:
+        """`known` are the fences that were read before the triples were chosen."""
+        self._lake, self._run_id, self._known = lake, run_id, known
 
     def __call__(self, triples: pa.Table) -> pa.Table:
-        """Filter a block."""
+        """Filter a block; raises Fenced where its triples may be forgotten by now."""
         failures: dict[int, dict[str, Any]] = {}
         for row in range(len(triples)):
             pair = triples.slice(row, 1)
@@ -89,7 +90,7 @@ class WithImages:
                     decode_images(pair[column], 8)
             except ValueError as error:
                 failures[row] = _failure(pair, self._run_id, "decode", error)
-        self._lake.append("failures", list(failures.values()))
+        Writer(self._lake, known=self._known).append("failures", list(failures.values()))
         return triples.filter(pa.array([row not in failures for row in range(len(triples))], pa.bool_()))
 
 
@@ -109,7 +110,7 @@ def _failure(pair: pa.Table, run_id: str, stage: str, error: ValueError) -> dict
 
 
 def make_tokens(
-    lake: Lake,
+    writer: Writer,
     ids: pa.Array,
     version: int,
     folder: Path,
@@ -121,8 +122,13 @@ def make_tokens(
     """Tokenise those triples among `ids` (in `triples` at `version`) that have no tokens yet, committing as it goes.
 
     Set `stop` to end early: what is committed stays, and is not made again. A file that was written and not committed
-    when the process died is never seen; two runs at once may write a triple twice, with the same content.
+    when the process died is never seen; two runs at once may write a triple twice, with the same content. `writer` was
+    opened before the triples were chosen.
+
+    Raises:
+        Fenced: some of the triples may be forgotten by now.
     """
+    lake = writer.lake
     missing = _without_tokens(lake, ids, tokenizer_id(load_image_tokenizer(folder, image_size, "cpu")))
     if not len(missing):
         return
@@ -141,36 +147,21 @@ def make_tokens(
     done, committed = 0, time.monotonic()
     for row in made.iter_rows():
         file, failures = pickle.loads(row["made"])  # noqa: S301 - our own workers wrote it
-        lake.append("failures", failures)
+        writer.append("failures", failures)
         files += [file] if file else []
         done += file.rows if file else 0
         progress(done)
-        if time.monotonic() - committed >= COMMIT_EVERY_S:
-            files = _commit(lake, files)
+        if files and time.monotonic() - committed >= COMMIT_EVERY_S:
+            writer.commit("tokens", files)
+            files = []
             committed = time.monotonic()
         if stop.is_set():
             break
-    _commit(lake, files)
+    if files:
+        writer.commit("tokens", files)
 
 
 def _without_tokens(lake: Lake, ids: pa.Array, tokenizer: str) -> pa.Array:
     """Those of `ids` that have no row under a tokenizer in `tokens`."""
     found = lake.read("tokens", ["triple_id"], pc.field("tokenizer_id") == tokenizer)
     return ids.filter(pc.invert(pc.is_in(ids, value_set=found["triple_id"].combine_chunks())))
-
-
-def _commit(lake: Lake, files: list[DataFile]) -> list[DataFile]:
-    """Make files part of the table; returns what is still to be committed: nothing."""
-    for wait_s in (0.2, 1, 5, 20, 60, None):
-        if not files:
-            break
-        try:
-            table = lake.table("tokens")
-            table.create_write_transaction([file.as_action() for file in files], mode="append", schema=table.schema())
-            break
-        except (CommitFailedError, DeltaError, OSError):
-            # When only the answer was lost, the same files are added twice: rows that come twice count once.
-            if wait_s is None:
-                raise
-            time.sleep(wait_s)
-    return []

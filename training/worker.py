@@ -19,7 +19,8 @@ import torch.distributed as dist
 from ray.actor import ActorHandle
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from lake.errors import Refused
+from lake.commits import Claim
+from lake.errors import Refused, Superseded
 from lake.metrics import TRAIN_PAIRS, TRAIN_WAIT_SECONDS
 from lake.s3 import patiently
 from lake.storage import StorageConfig, join
@@ -52,6 +53,8 @@ class Job:
     uri: str
     """Of the run: where checkpoints and the model go."""
     board: ActorHandle
+    claim: Claim
+    """Of the process that runs this job: it ends when another one takes over."""
 
 
 def work(config: dict[str, Any]) -> None:
@@ -59,7 +62,7 @@ def work(config: dict[str, Any]) -> None:
     job: Job = ray.get(config["job"])
     try:
         _train(job)
-    except (Refused, ModelRefused) as error:
+    except (Refused, ModelRefused, Superseded) as error:
         # All workers refuse at the same place (see `together`), so none of them waits for this one.
         if _rank() == 0:
             ray.get(job.board.refuse.remote(str(error)))
@@ -70,7 +73,7 @@ def _train(job: Job) -> None:
     device = ray.train.torch.get_device()
     task = together(lambda: _new_task(job, device))
     trainer = Trainer(task, settings, job.steps, device)
-    checkpoints = Checkpoints(job.storage, job.uri)
+    checkpoints = Checkpoints(job.storage, job.uri, job.claim)
     first = restore(trainer, checkpoints)
     log, stop = _Log(job), StopSign(job.board)
     batches = _Batches(job, first)
@@ -169,7 +172,7 @@ def save(trainer: Trainer, checkpoints: Checkpoints, step: int) -> None:
     """Write a checkpoint of what was trained in `step` steps. All workers have to call it, and all refuse if one does.
 
     Raises:
-        Refused: there is no room for it.
+        Refused: there is no room for it, or another process works on the run now.
     """
     weights: Tensors = {}
     moments: Tensors = {}
@@ -246,6 +249,7 @@ def _export(job: Job, trainer: Trainer) -> None:
         weights = {name: w.bfloat16() if w.is_floating_point() else w for name, w in weights.items()}
     with tempfile.TemporaryDirectory() as folder:
         export(task, weights, job.folder, Path(folder))
+        job.claim.check()
         patiently(lambda: _upload(job, folder))
         ray.get(job.board.exported.remote(hash_files(Path(folder))))
 
@@ -263,7 +267,7 @@ def together(call: Callable[[], T]) -> T:
     problem = None
     try:
         result = call()
-    except (Refused, ModelRefused) as error:
+    except (Refused, ModelRefused, Superseded) as error:
         problem = str(error)
     problems = [problem] * _workers()
     if _workers() > 1:

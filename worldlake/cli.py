@@ -19,7 +19,7 @@ from lake.errors import Refused, Stalled, Superseded
 from lake.s3 import Unavailable, outage
 from lake.tables import Lake
 from models.errors import ModelRefused
-from worldlake import console, evaluate, serve, train
+from worldlake import console, evaluate, serve, train, upkeep
 from worldlake.ingested import any_failed, in_words
 from worldlake.options import Config, Endpoint, Json, LakeUri, Profile, Region, filled, finite, open_lake, storage
 
@@ -384,73 +384,6 @@ def sql(
 
 
 @app.command()
-def maintain(
-    lake: LakeUri,
-    cluster: Annotated[
-        bool, typer.Option("--cluster", help="Also sort pairs by data set and video: a rewrite.")
-    ] = False,
-    keep_hours: Annotated[
-        int, typer.Option(min=24, max=87_600, help="Keep files that were needed in the last hours.")
-    ] = 24,
-    endpoint_url: Endpoint = None,
-    region: Region = None,
-    profile: Profile = None,
-    json: Json = False,
-    config: Config = None,
-) -> int:
-    """Compact the tables and delete the files that nothing needs any more; while a run is at work, only compact."""
-    from lake.maintenance import maintain as maintain_
-
-    done = maintain_(open_lake(lake, storage(endpoint_url, region, profile)), cluster=cluster, keep_hours=keep_hours)
-    if json:
-        console.print_json({name: vars(table) for name, table in done.items()})
-    else:
-        rows = [
-            (name, table.files_before, table.files_after, "-" if table.deleted is None else table.deleted)
-            for name, table in done.items()
-        ]
-        console.print_table("maintained", ("table", "files before", "files after", "deleted"), rows)
-        if any(table.deleted is None for table in done.values()):
-            console.log.warning("nothing was deleted, as a run is at work: run the same again when it has ended")
-    return 0
-
-
-@app.command()
-def forget(
-    what: Annotated[
-        str, typer.Argument(metavar="VIDEO|DATASET", help="A video_id, the uri of a video, or a data set.")
-    ],
-    lake: LakeUri,
-    endpoint_url: Endpoint = None,
-    region: Region = None,
-    profile: Profile = None,
-    json: Json = False,
-    config: Config = None,
-) -> int:
-    """Delete a video or a data set from every table and its bytes from the store; list the models trained on it.
-
-    The source files are not touched, and later ingests of them leave it alone: a hash of its uri is kept for that
-    (`worldlake ingest SRC --forgotten` brings it back). Refused while a run is at work.
-    """
-    from lake.maintenance import forget as forget_
-
-    gone = forget_(open_lake(lake, storage(endpoint_url, region, profile)), what)
-    trained = [run.run_id for run in gone.trained]
-    if json:
-        console.print_json(
-            {"videos": gone.videos, "rows": gone.rows, "files_deleted": gone.deleted, "trained": trained}
-        )
-        return 0
-    rows = ", ".join(f"{count:,} {name}" for name, count in gone.rows.items() if count)
-    console.out.print(
-        f"forgot {gone.videos:,} videos: {rows or 'no rows'}; {gone.deleted:,} files deleted", markup=False
-    )
-    if trained:
-        console.out.print(f"models trained on them: {', '.join(trained)}", markup=False)
-    return 0
-
-
-@app.command()
 def doctor(
     lake: Annotated[
         str | None, typer.Option("--lake", help="Also check that this lake can be read and written.")
@@ -519,6 +452,8 @@ def _full_demo(folder: Path, videos: list[Path] | None, clips: int | None, seed:
     return run_full_demo(folder / "full", seed)
 
 
+for command in (upkeep.maintain, upkeep.forget, upkeep.repair):
+    app.command()(command)
 app.command()(serve.serve)
 app.add_typer(serve.keys, name="keys")
 app.add_typer(train.app, name="train")

@@ -13,7 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from lake.errors import Refused
+from lake.log import stored
+from lake.repair import check
 from lake.s3 import Unavailable
+from lake.schemas import TABLES
 from lake.storage import StorageConfig, is_s3
 from lake.tables import Lake
 
@@ -172,6 +175,7 @@ def _lake(uri: str, storage: StorageConfig) -> Iterator[Finding]:
             out.write(b"worldlake doctor")
         filesystem.delete_file(probe)
         yield Finding("fine", "lake", f"{lake.uri} can be read and written")
+        yield from _damage(lake)
     except (Refused, Unavailable) as error:
         yield Finding("stops", "lake", str(error))
     except OSError as error:
@@ -179,6 +183,16 @@ def _lake(uri: str, storage: StorageConfig) -> Iterator[Finding]:
         yield Finding(
             "stops", "lake", f"{uri} cannot be written: {_one_line(error)}", f"check the permissions of {whose}"
         )
+
+
+def _damage(lake: Lake) -> Iterator[Finding]:
+    if not any(stored(lake, name) for name in TABLES):
+        return
+    found = check(lake)
+    for damage in found:
+        yield Finding("stops", "lake", damage.text(), f"worldlake repair --lake {lake.uri}")
+    if not found:
+        yield Finding("fine", "lake", "nothing in it is damaged")
 
 
 def _new_folder(folder: Path) -> Finding:

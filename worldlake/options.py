@@ -107,6 +107,9 @@ Endpoint = Annotated[
 Region = Annotated[
     str | None, typer.Option(callback=filled, help="S3 region; default: the AWS environment and profile.")
 ]
+TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="Also while a run is alive; what it has not committed is lost.")
+]
 Profile = Annotated[str | None, typer.Option(callback=filled, help="AWS profile; default: the AWS environment.")]
 
 

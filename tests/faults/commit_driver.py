@@ -13,6 +13,8 @@ import threading
 import time
 from typing import Any
 
+from deltalake import DeltaTable
+
 from lake.commits import Committer
 from lake.tables import Lake, now, to_table
 
@@ -25,7 +27,7 @@ def main(uri: str, when: str = "", table: str = "", number: str = "0") -> None:
     committer = Committer(lake, LABELER, "run")
     committer.fence()
     if when:
-        die(committer, when, table, int(number))
+        die(when, table, int(number))
     videos = [f"v{video}" for video in range(VIDEOS)]
     finished = set(lake.read("progress", ["video_id"])["video_id"].to_pylist())
     before = committer.decided(video for video in videos if video not in finished)
@@ -44,30 +46,28 @@ def commit_video(lake: Lake, committer: Committer, video: str, before: set[str])
         "failures": [{**stamp, "scope": "span", "failed_at": now()}],
         "progress": [{**stamp, "sampled": PAIRS, "decided_before": len(before), "finished_at": now()}],
     }
-    committer.commit(
-        {name: [lake.write_file(to_table(name, rows), name, "run")] for name, rows in parts.items() if rows}
-    )
+    committer.commit(lake.write_file(to_table(name, rows), name, "run") for name, rows in parts.items() if rows)
 
 
-def die(committer: Committer, when: str, table: str, number: int) -> None:
-    """Kill this process around the `number`-th write to a table."""
-    real, seen = committer._write, [0]
+def die(when: str, table: str, number: int) -> None:
+    """Kill this process around the `number`-th write to a table from now on."""
+    real, seen = DeltaTable.create_write_transaction, [0]
 
-    def deadly(delta: Any, files: Any, version: int) -> None:
+    def deadly(delta: DeltaTable, *args: Any, **options: Any) -> None:
         is_it = delta.table_uri.rstrip("/").endswith(table)
         seen[0] += is_it
         if not is_it or seen[0] != number:
-            return real(delta, files, version)
+            return real(delta, *args, **options)
         if when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         if when == "inside":
             delay = random.uniform(0, 0.02)
             threading.Thread(target=lambda: (time.sleep(delay), os.kill(os.getpid(), signal.SIGKILL))).start()
-        real(delta, files, version)
+        real(delta, *args, **options)
         os.kill(os.getpid(), signal.SIGKILL)
         return None
 
-    committer._write = deadly  # type: ignore[method-assign]
+    DeltaTable.create_write_transaction = deadly  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

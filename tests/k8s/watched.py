@@ -86,7 +86,7 @@ def _commit_again(lake: Lake) -> None:
     row = {"video_id": "v", "uri": "/v", "scope": "video", "stage": "read", "labeler_id": "watched", "failed_at": now()}
     file = lake.write_file(to_table("failures", [row]), "failures", "watched")
     broken.write_text("no JSON")
-    committer.commit({"failures": [file]})
+    committer.commit([file])
 
 
 def _lose_the_store() -> None:

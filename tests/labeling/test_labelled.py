@@ -14,7 +14,7 @@ from labeling.labelled import LabelledCounts, LabelledOptions, ingest_labelled
 from lake.catalog import ingest
 from lake.commits import Committer
 from lake.errors import Refused
-from lake.maintenance import forget
+from lake.forget import forget
 from lake.sql import query
 from lake.tables import Lake
 from tests.conftest import Bucket

@@ -14,12 +14,13 @@ from labeling.run import RunSettings, label
 from lake.errors import Refused
 from lake.runs import Run, states
 from lake.tables import Lake, now
+from lake.writer import Writer
 
 
 def test_of_two_runs_that_start_at_once_one_is_refused(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     lake.create()
-    lake.append("videos", [{"video_id": "v", "uri": "/nowhere.mp4", "etag": "1-1", "added_at": now()}])
+    Writer(lake).append("videos", [{"video_id": "v", "uri": "/nowhere.mp4", "etag": "1-1", "added_at": now()}])
     labeler = Labeler(LabelerSettings(), 64, {"model": {}, "decoder": "pyav"})
     rivals = ExitStack()
 

@@ -78,9 +78,6 @@ def fill(lake: Lake, videos: int = 4, pairs: int = 5, side: int = 64) -> Filled:
                             "rejected": pairs, "failed": 0, "decided_before": 0, "finished_at": now()}  # fmt: skip
                 tables = {"triples": decisions[:pairs], "rejections": decisions[pairs:], "progress": [progress]}
                 committer.commit(
-                    {
-                        name: [lake.write_file(to_table(name, content), name, committer.run_id)]
-                        for name, content in tables.items()
-                    }
+                    lake.write_file(to_table(name, content), name, committer.run_id) for name, content in tables.items()
                 )
     return Filled(lake, ids, images)

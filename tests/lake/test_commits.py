@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import pickle
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deltalake.exceptions import CommitFailedError
+from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lake import commits
-from lake.commits import TABLES, Committer
-from lake.errors import Superseded
+from lake import writer
+from lake.commits import TABLES, Claim, Committer
+from lake.errors import Fenced, Superseded
+from lake.s3 import Unavailable
 from lake.tables import DataFile, Lake, now, to_table
+from lake.writer import Writer, raise_fences
 
 LABELER = "labeler"
+WRITE = DeltaTable.create_write_transaction
 
 
 @pytest.fixture
@@ -72,10 +78,7 @@ def test_only_the_last_that_fenced_commits_and_no_pair_is_decided_twice(
             _, _, accepted, rejected = step
             assert isinstance(accepted, list)
             assert isinstance(rejected, list)
-            files = {
-                "triples": [file_of(lake, "triples", accepted)],
-                "rejections": [file_of(lake, "rejections", rejected)],
-            }
+            files = [file_of(lake, "triples", accepted), file_of(lake, "rejections", rejected)]
             fresh = set(accepted) | set(rejected)
             if who == current or fresh <= committers[who]._decided:
                 committers[who].commit(files)
@@ -90,17 +93,17 @@ def test_only_the_last_that_fenced_commits_and_no_pair_is_decided_twice(
 def test_an_unclear_answer_is_looked_up(lake: Lake, lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
     committer = Committer(lake, LABELER, "run")
     committer.fence()
-    real, calls = committer._write, []
+    calls: list[Any] = []
 
-    def flaky(*args: object) -> None:
+    def flaky(*args: Any, **options: Any) -> None:
         calls.append(args)
         if lost == "answer" or len(calls) > 1:
-            real(*args)  # type: ignore[arg-type]
+            WRITE(*args, **options)
         if len(calls) == 1:
             raise OSError("connection reset")
 
-    monkeypatch.setattr(committer, "_write", flaky)
-    committer.commit({"triples": [file_of(lake, "triples", "abc")]})
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", flaky)
+    committer.commit([file_of(lake, "triples", "abc")])
     assert decided(lake) == ["a", "b", "c"]
     assert len(calls) == (1 if lost == "answer" else 2)
 
@@ -108,17 +111,17 @@ def test_an_unclear_answer_is_looked_up(lake: Lake, lost: str, monkeypatch: pyte
 def test_a_fence_between_reload_and_write_stops_the_older(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     older, newer = Committer(lake, LABELER, "older"), Committer(lake, LABELER, "newer")
     older.fence()
-    real = older._write
 
-    def overtaken(*args: object) -> None:
+    def overtaken(*args: Any, **options: Any) -> None:
+        monkeypatch.setattr(DeltaTable, "create_write_transaction", WRITE)
         newer.fence()
-        real(*args)  # type: ignore[arg-type]
+        WRITE(*args, **options)
 
-    monkeypatch.setattr(older, "_write", overtaken)
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", overtaken)
     with pytest.raises(Superseded):
-        older.commit({"triples": [file_of(lake, "triples", "a")]})
+        older.commit([file_of(lake, "triples", "a")])
     assert decided(lake) == []
-    newer.commit({"rejections": [file_of(lake, "rejections", "a")]})
+    newer.commit([file_of(lake, "rejections", "a")])
     assert decided(lake) == ["a"]
 
 
@@ -126,8 +129,8 @@ def test_labelers_do_not_disturb_each_other(lake: Lake) -> None:
     one, other = Committer(lake, "one", "run"), Committer(lake, "other", "run")
     one.fence()
     other.fence()
-    one.commit({"triples": [file_of(lake, "triples", "a")]})
-    other.commit({"triples": [file_of(lake, "triples", "b")]})
+    one.commit([file_of(lake, "triples", "a")])
+    other.commit([file_of(lake, "triples", "b")])
     assert sorted(decided(lake)) == ["a", "b"]
 
 
@@ -137,18 +140,18 @@ def test_a_file_that_vanished_or_is_too_old_is_never_committed(lake: Lake, monke
     gone = file_of(lake, "triples", "a")
     os.remove(Path(lake.uri, "triples", gone.path))
     with pytest.raises(FileNotFoundError, match="missing"):
-        committer.commit({"triples": [gone]})
+        committer.commit([gone])
     old = file_of(lake, "triples", "b")
-    monkeypatch.setattr(commits, "now", lambda: old.written_at + commits._MAX_FILE_AGE * 2)
+    monkeypatch.setattr(writer, "now", lambda: old.written_at + writer.MAX_FILE_AGE * 2)
     with pytest.raises(FileNotFoundError, match="older"):
-        committer.commit({"triples": [old]})
+        committer.commit([old])
     assert decided(lake) == []
 
 
 def test_protocol_statistics_and_schema_are_what_every_reader_takes(lake: Lake) -> None:
     committer = Committer(lake, LABELER, "run")
     committer.fence()
-    committer.commit({"triples": [file_of(lake, "triples", "ab")]})
+    committer.commit([file_of(lake, "triples", "ab")])
     for name in TABLES:
         protocol = lake.table(name).protocol()
         assert (protocol.min_reader_version, protocol.min_writer_version) == (1, 2)
@@ -171,39 +174,38 @@ def test_a_committer_that_cannot_reach_the_store_gives_up_in_the_end(
 ) -> None:
     committer = Committer(lake, LABELER, "run")
     committer.fence()
-    monkeypatch.setattr(commits, "_RETRY_WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(writer, "RETRY_WAITS_S", (0.0, 0.0))
 
-    def down(*args: object) -> None:
+    def down(*args: object, **options: object) -> None:
         raise CommitFailedError("no answer")
 
-    monkeypatch.setattr(committer, "_write", down)
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", down)
     with pytest.raises(CommitFailedError):
-        committer.commit({"triples": [file_of(lake, "triples", "a")]})
-
-
-class Simultaneous(Committer):
-    """Looks at the epochs of a table at the same moment as its rivals, and writes at the same moment too."""
-
-    barrier: threading.Barrier
-
-    def _write(self, *args: Any) -> None:
-        with suppress(threading.BrokenBarrierError):
-            self.barrier.wait(timeout=1)
-        super()._write(*args)
+        committer.commit([file_of(lake, "triples", "a")])
 
 
 @pytest.mark.parametrize("rivals", [2, 3])
-def test_rivals_that_start_at_once_have_epochs_of_their_own(lake: Lake, rivals: int) -> None:
-    committers = [Simultaneous(lake, LABELER, f"run-{number}") for number in range(rivals)]
-    Simultaneous.barrier = threading.Barrier(rivals)
+def test_rivals_that_start_at_once_have_epochs_of_their_own(
+    lake: Lake, rivals: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    barrier = threading.Barrier(rivals)
+
+    def simultaneous(*args: Any, **options: Any) -> None:
+        # They look at the epochs of a table at the same moment, and write at the same moment too.
+        with suppress(threading.BrokenBarrierError):
+            barrier.wait(timeout=1)
+        WRITE(*args, **options)
+
+    committers = [Committer(lake, LABELER, f"run-{number}") for number in range(rivals)]
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", simultaneous)
     with ThreadPoolExecutor(rivals) as pool:
         list(pool.map(Committer.fence, committers))
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", WRITE)
     committers.sort(key=lambda committer: committer.epoch)
     assert len({committer.epoch for committer in committers}) == rivals
     newest = committers[-1]
     for number, committer in enumerate(committers * 2):
-        files = {"triples": [file_of(lake, "triples", [f"t{number}"])]}
-        files["rejections"] = [file_of(lake, "rejections", [f"r{number}"])]
+        files = [file_of(lake, "triples", [f"t{number}"]), file_of(lake, "rejections", [f"r{number}"])]
         if committer is newest:
             committer.commit(files)
         else:
@@ -216,16 +218,151 @@ def test_rivals_that_start_at_once_have_epochs_of_their_own(lake: Lake, rivals: 
 
 def test_a_fence_whose_answer_was_lost_is_raised_again(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     committer = Committer(lake, LABELER, "run")
-    real, calls = committer._write, []
+    calls: list[Any] = []
 
-    def flaky(*args: Any) -> None:
+    def flaky(*args: Any, **options: Any) -> None:
         calls.append(args)
-        real(*args)
+        WRITE(*args, **options)
         if len(calls) == 1:
             raise OSError("connection reset")
 
-    monkeypatch.setattr(committer, "_write", flaky)
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", flaky)
     committer.fence()
     assert committer.epoch == 2
-    committer.commit({"triples": [file_of(lake, "triples", "a")]})
+    committer.commit([file_of(lake, "triples", "a")])
     assert decided(lake) == ["a"]
+
+
+def test_of_two_verdicts_about_a_pair_the_first_counts_whatever_its_table(lake: Lake) -> None:
+    committer = Committer(lake, LABELER, "run")
+    committer.fence()
+    files = [file_of(lake, "rejections", "a"), file_of(lake, "triples", "ab"), file_of(lake, "rejections", "b")]
+    committed = committer.commit(files)
+    assert {name: [id_ for file in made for id_ in file.triple_ids] for name, made in committed.items()} == {
+        "rejections": ["a"], "triples": ["b"],
+    }  # fmt: skip
+    assert lake.read("rejections", ["triple_id"])["triple_id"].to_pylist() == ["a"]
+    assert lake.read("triples", ["triple_id"])["triple_id"].to_pylist() == ["b"]
+
+
+def test_a_fence_of_the_lake_ends_every_writer_and_whatever_else_was_open(lake: Lake) -> None:
+    Writer(lake).append("videos", [{"video_id": "v", "uri": "/v"}])
+    committer, ingest = Committer(lake, LABELER, "run"), Writer(lake)
+    committer.fence()
+    stale = {name: lake.table(name) for name in ("videos", "triples")}
+    raise_fences(lake)
+    with pytest.raises(Fenced, match="run the command again"):
+        committer.commit([file_of(lake, "triples", "a")])
+    for write in (
+        lambda: ingest.append("videos", [{"video_id": "w", "uri": "/w"}]),
+        lambda: ingest.write("videos", [], replacing=("video_id", ["v"])),
+    ):
+        with pytest.raises(Fenced):
+            write()
+    # Also a program that knows nothing of fences, from a handle that it opened before.
+    with pytest.raises(CommitFailedError, match="Metadata changed"):
+        write_deltalake(stale["videos"], to_table("videos", [{"video_id": "x", "uri": "/x"}]), mode="append")
+    assert lake.read("videos", ["video_id"])["video_id"].to_pylist() == ["v"]
+    assert decided(lake) == []
+    Writer(lake).append("videos", [{"video_id": "w", "uri": "/w"}])
+    committer.fence()
+    committer.commit([file_of(lake, "triples", "a")])
+    assert decided(lake) == ["a"]
+
+
+def test_a_fence_between_reload_and_write_stops_a_writer(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Writer(lake)
+
+    def overtaken(*args: Any, **options: Any) -> None:
+        monkeypatch.setattr(DeltaTable, "create_write_transaction", WRITE)
+        raise_fences(lake)
+        WRITE(*args, **options)
+
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", overtaken)
+    with pytest.raises(Fenced):
+        opened.append("videos", [{"video_id": "v", "uri": "/v"}])
+    assert lake.dataset("videos").count_rows() == 0
+
+
+def test_an_append_whose_answer_was_lost_is_there_once(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost: list[str] = []
+
+    def flaky(*args: Any, **options: Any) -> None:
+        WRITE(*args, **options)
+        if len(lost) < 2:
+            lost.append("answer")
+            raise OSError("connection reset")
+
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", flaky)
+    opened = Writer(lake)
+    for id_ in "vw":
+        opened.append("videos", [{"video_id": id_, "uri": f"/{id_}"}])
+    assert sorted(lake.read("videos", ["video_id"])["video_id"].to_pylist()) == ["v", "w"]
+
+
+@pytest.mark.parametrize("kind", ["errno", "text"])
+def test_what_no_retry_can_help_ends_a_commit_at_once(lake: Lake, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    retries: list[str] = []
+    committer = Committer(lake, LABELER, "run", retries.append)
+    committer.fence()
+    errors = {
+        "errno": OSError(errno.ENOSPC, "No space left on device"),
+        "text": DeltaError("Generic LocalFileSystem error: No space left on device (os error 28)"),
+    }
+
+    def fails(*args: object, **options: object) -> None:
+        raise errors[kind]
+
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", fails)
+    with pytest.raises(Unavailable, match="free space"):
+        committer.commit([file_of(lake, "triples", "a")])
+    assert retries == []
+
+
+def test_a_name_belongs_to_the_process_that_claimed_it_last(lake: Lake) -> None:
+    first = Claim(lake, "train/one")
+    first.check()
+    Claim(lake, "train/another")
+    first.check()
+    second = pickle.loads(pickle.dumps(Claim(lake, "train/one")))
+    second.check()
+    assert second.epoch == first.epoch + 1
+    with pytest.raises(Superseded, match="train/one"):
+        first.check()
+    raise_fences(lake)
+    with pytest.raises(Fenced):
+        second.check()
+
+
+def test_processes_that_claim_a_name_at_once_have_it_one_after_the_other(lake: Lake) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        claims = sorted(pool.map(lambda _: Claim(lake, "train/one"), range(4)), key=lambda claim: claim.epoch)
+    assert [claim.epoch for claim in claims] == [1, 2, 3, 4]
+    claims[-1].check()
+    for claim in claims[:-1]:
+        with pytest.raises(Superseded):
+            claim.check()
+
+
+@pytest.mark.parametrize("switch", ["on", "off"])
+def test_a_commit_is_on_the_disk_before_it_is_acknowledged(
+    lake: Lake, switch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLDLAKE_FSYNC", switch)
+    flushed: list[str] = []
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        flushed.append(os.readlink(f"/proc/self/fd/{handle}"))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    Writer(lake).append("videos", [{"video_id": "v", "uri": "/v"}])
+    table = f"{lake.uri}/videos"
+    log, data = f"{table}/_delta_log", next(path for path in flushed if path.endswith(".unfinished")) if flushed else ""
+    if switch == "off":
+        assert flushed == []
+        return
+    # The rows, the name of their file, and then the commit that names it.
+    order = [data, str(Path(data).parent), f"{log}/{1:020}.json", log]
+    assert [path for path in flushed if path in order] == order

@@ -10,6 +10,7 @@ from lake.kept import KeptLake
 from lake.runs import Run
 from lake.sql import query
 from lake.tables import Lake, now, to_table
+from lake.writer import Writer
 from tests.lake.filled import LABELERS, Filled, fill
 
 
@@ -35,7 +36,7 @@ def test_it_reads_what_a_fresh_lake_reads_after_every_change(filled: Filled) -> 
     check()
     versions = kept.versions("triples", "videos")
     assert versions == kept.versions("triples", "videos")
-    lake.append("videos", [{"video_id": "new", "uri": "/new", "dataset": "one", "added_at": now()}])
+    Writer(lake).append("videos", [{"video_id": "new", "uri": "/new", "dataset": "one", "added_at": now()}])
     assert kept.versions("triples", "videos")[1] > versions[1]
     check()
     maintenance.maintain(lake, cluster=True)
@@ -70,7 +71,7 @@ def test_writers_of_a_version_are_counted_as_they_were(filled: Filled) -> None:
         committer = Committer(lake, LABELERS[0], "later")
         committer.fence()
         row = {"triple_id": "x", "run_id": "later", "labeler_id": LABELERS[0], "action": "a", "labeled_at": now()}
-        committer.commit({"triples": [lake.write_file(to_table("triples", [row]), "triples", "later")]})
+        committer.commit([lake.write_file(to_table("triples", [row]), "triples", "later")])
     first = {f"label-{labeler[:8]}": 20 for labeler in LABELERS}
     assert kept.writers(before) == first
     assert kept.writers(lake.table("triples").version()) == {**first, "later": 1}

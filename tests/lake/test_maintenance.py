@@ -17,10 +17,12 @@ from deltalake import WriterProperties, write_deltalake
 from lake import maintenance, sql
 from lake.commits import Committer
 from lake.errors import Refused, Superseded
-from lake.maintenance import forget, maintain
+from lake.forget import forget
+from lake.maintenance import maintain
 from lake.runs import Run, states
 from lake.schemas import TABLES
 from lake.tables import Lake, now, to_table
+from lake.writer import Writer
 from tests.lake.filled import LABELERS, Filled, fill
 
 
@@ -50,7 +52,7 @@ def train(lake: Lake, run_id: str) -> int:
     version = lake.table("triples").version()
     event = {"run_id": run_id, "kind": "train", "status": "finished", "host": "h", "pid": 1, "started_at": now()}
     pins = json.dumps({"triples": version})
-    lake.append("runs", [{**event, "tables_read": pins, "heartbeat_at": now(), "recorded_at": now()}])
+    Writer(lake).append("runs", [{**event, "tables_read": pins, "heartbeat_at": now(), "recorded_at": now()}])
     return version
 
 
@@ -83,7 +85,7 @@ def test_maintaining_changes_files_not_rows(filled: Filled) -> None:
     again.fence()
     assert sum(map(len, again.decided(filled.videos).values())) == 40
     fresh = to_table("triples", [{"triple_id": "new", "video_id": "v", "labeler_id": LABELERS[0], "labeled_at": now()}])
-    again.commit({"triples": [lake.write_file(fresh, "triples", "run")]})
+    again.commit([lake.write_file(fresh, "triples", "run")])
     assert lake.dataset("triples").count_rows() == 41
 
 
@@ -121,7 +123,7 @@ def test_rows_that_are_replaced_meanwhile_stay_and_are_compacted_later(
 ) -> None:
     lake = fill(Lake(str(tmp_path))).lake
     row, other = lake.read("videos", TABLES["videos"].names).slice(0, 2).to_pylist()
-    lake.append("videos", [{**other, "video_id": "v" * 32}])
+    Writer(lake).append("videos", [{**other, "video_id": "v" * 32}])
     before, writer = contents(lake), maintenance._writer
     replaced: list[str] = []
 
@@ -165,7 +167,7 @@ def test_a_run_that_was_paused_commits_nothing_after_a_forget(tmp_path: Path) ->
     file = filled.lake.write_file(to_table("triples", rows), "triples", "paused")
     forget(filled.lake, filled.videos[0])
     with pytest.raises(Superseded):
-        paused.commit({"triples": [file]})
+        paused.commit([file])
 
 
 def test_the_error_that_ended_a_run_is_not_masked_by_a_store_that_is_away(tmp_path: Path) -> None:
@@ -181,8 +183,8 @@ def test_a_forgotten_video_is_nowhere(filled: Filled) -> None:
     [judged] = lake.read("triples", ["triple_id"]).slice(0, 1)["triple_id"].to_pylist()
     [owner] = [row["video_id"] for row in lake.read("triples", ["triple_id", "video_id"]).to_pylist()
                if row["triple_id"] == judged]  # fmt: skip
-    lake.append("reviews", [{"triple_id": judged, "verdict": "right", "reviewed_at": now()}])
-    lake.append("failures", [{"video_id": video, "uri": "u", "failed_at": now()}])
+    Writer(lake).append("reviews", [{"triple_id": judged, "verdict": "right", "reviewed_at": now()}])
+    Writer(lake).append("failures", [{"video_id": video, "uri": "u", "failed_at": now()}])
     maintain(lake)
     commit_orphan(lake, video)
     uri = next(row["uri"] for row in lake.read("videos", ["video_id", "uri"]).to_pylist() if row["video_id"] == video)
@@ -219,8 +221,8 @@ def test_forgetting_tells_which_trainings_saw_it_and_keeps_what_the_others_read(
     committer = Committer(lake, LABELERS[0], "run")
     committer.fence()
     rows = [{"triple_id": "t", "video_id": "bad0", "dataset": "bad", "labeler_id": LABELERS[0], "labeled_at": now()}]
-    committer.commit({"triples": [lake.write_file(to_table("triples", rows), "triples", "run")]})
-    lake.append("videos", [{"video_id": "bad0", "uri": "/bad0.mp4", "dataset": "bad", "added_at": now()}])
+    committer.commit([lake.write_file(to_table("triples", rows), "triples", "run")])
+    Writer(lake).append("videos", [{"video_id": "bad0", "uri": "/bad0.mp4", "dataset": "bad", "added_at": now()}])
     train(lake, "after")
 
     done = forget(lake, "bad")

@@ -13,7 +13,8 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pytest
 
-from lake.maintenance import forget, maintain
+from lake.forget import forget
+from lake.maintenance import maintain
 from lake.schemas import TABLES
 from lake.tables import Lake
 from tests.conftest import Bucket

@@ -14,6 +14,7 @@ from lake import sql
 from lake.errors import Refused
 from lake.runs import Run
 from lake.tables import Lake
+from lake.writer import Writer
 from tests.lake.filled import LABELERS, Filled, fill
 
 
@@ -63,7 +64,7 @@ def test_what_people_labelled_has_a_view_and_is_not_current(tmp_path: Path) -> N
     lake.create()
     for labeler in (LABELERS[0], "human:my-data", "human:mine"):
         with Run(lake, labeler[-5:], "ingest" if labeler.startswith("human:") else "label", {}, labeler_id=labeler):
-            lake.append("triples", [{"triple_id": labeler, "labeler_id": labeler}])
+            Writer(lake).append("triples", [{"triple_id": labeler, "labeler_id": labeler}])
     for view, labeler in (("human_my_data", "human:my-data"), ("human_mine", "human:mine")):
         assert ask(lake, f"SELECT triple_id FROM triples_{view}") == [{"triple_id": labeler}]
     assert ask(lake, "SELECT triple_id FROM current") == [{"triple_id": LABELERS[0]}]
@@ -100,7 +101,7 @@ def test_only_the_columns_and_files_that_a_query_needs_are_read(blotted: Filled)
 
 def test_a_query_sees_one_version(filled: Filled) -> None:
     with sql.query(filled.lake, "SELECT count(*) AS n FROM videos") as result:
-        filled.lake.append("videos", [{"video_id": "late"}])
+        Writer(filled.lake).append("videos", [{"video_id": "late"}])
         assert result.read_all().to_pylist() == [{"n": 4}]
     table = filled.lake.table("videos")
     table.delete("video_id = 'late'")

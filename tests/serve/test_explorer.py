@@ -20,6 +20,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from lake.commits import Committer
 from lake.runs import Run
 from lake.tables import Lake, now, to_table
+from lake.writer import Writer
 from models.sample_world import write_folder
 from serve.app import build_app
 from serve.guard import COOKIE
@@ -63,9 +64,9 @@ def add_hostile_rows(lake: Lake, video: str) -> None:
     with Run(lake, run_id, "label", {}, labeler_id=LABELERS[0], counts={"accepted": 1, "rejected": 1}):
         committer = Committer(lake, LABELERS[0], run_id)
         committer.fence()
-        committer.commit({name: [lake.write_file(to_table(name, made), name, run_id)] for name, made in rows.items()})
+        committer.commit([lake.write_file(to_table(name, made), name, run_id) for name, made in rows.items()])
     failure = {"video_id": video, "scope": "video", "stage": "decode", "error_type": "DecodeError", "failed_at": now()}
-    lake.append("failures", [failure | {"uri": f"/{HOSTILE}", "message": HOSTILE, "labeler_id": LABELERS[0]}])
+    Writer(lake).append("failures", [failure | {"uri": f"/{HOSTILE}", "message": HOSTILE, "labeler_id": LABELERS[0]}])
     with Run(lake, "20990101T000000-train", "train", {"note": HOSTILE}, tables_read=_pinned(lake)):
         pass
 

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from lake.commits import Committer
 from lake.runs import Run
 from lake.tables import Lake, now, to_table
+from lake.writer import Writer
 from serve.app import build_app
 from tests.lake.filled import LABELERS, fill
 from tests.serve.conftest import InProcess, Served, serve
@@ -48,7 +49,7 @@ def test_the_overview_counts_what_is_in_the_tables(served: Served) -> None:
 def test_an_overview_is_as_new_as_the_lake(served: Served) -> None:
     before = get(served, "/v1/overview")
     failure = {"uri": "/x", "stage": "probe", "message": "<b>broken</b>", "failed_at": now()}
-    served.filled.lake.append("failures", [failure | {"attempt": attempt} for attempt in range(5)])
+    Writer(served.filled.lake).append("failures", [failure | {"attempt": attempt} for attempt in range(5)])
     assert get(served, "/v1/overview")["failures"] == before["failures"] + 5
     found = pages(served, "/v1/failures", "failures", limit=2)
     assert sorted(row["attempt"] for row in found) == list(range(5))
@@ -120,7 +121,7 @@ def test_an_upload_that_was_labelled_live_is_shown_too(tmp_path: Path, models: I
     committer = Committer(lake, LABELERS[0], "live")
     committer.fence()
     row = {"triple_id": "x", "video_id": "upload", "uri": "upload:1", "dataset": "live", "action": "a", "obs_pts": 0}
-    committer.commit({"rejections": [lake.write_file(to_table("rejections", [row]), "rejections", "live")]})
+    committer.commit([lake.write_file(to_table("rejections", [row]), "rejections", "live")])
     services = serve(lake, models)
     with TestClient(build_app(services)) as client:
         video = client.get("/v1/videos/upload").json()

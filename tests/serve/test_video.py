@@ -172,7 +172,7 @@ def test_a_catalogued_video_is_told_and_never_written(bucket: Bucket, models: In
         row = {"triple_id": triple_id(video["video_id"], 3, 9, services.labeler_id), "obs_pts": 3, "next_pts": 9}
         images = {"action": "as it was labelled", "obs": b"a", "next_obs": b"b", "labeled_at": now()}
         tables = {"triples": {**same, **row, **images}, "progress": {**same, "sampled": 1, "accepted": 1}}
-        committer.commit({name: [lake.write_file(to_table(name, [r]), name, "run")] for name, r in tables.items()})
+        committer.commit([lake.write_file(to_table(name, [r]), name, "run") for name, r in tables.items()])
         (kind, told), (_, sums) = events(client.post(**ask))
         assert (kind, told["action"], told["triple_id"]) == ("triple", "as it was labelled", row["triple_id"])
         assert sums == {"sampled": 1, "accepted": 1, "rejected": 0, "failed": 0}

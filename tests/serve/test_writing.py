@@ -13,7 +13,8 @@ from labeling.policy import Policy
 from labeling.run import refuse_other_policy
 from lake.commits import Committer
 from lake.errors import Refused
-from lake.maintenance import forget, maintain
+from lake.forget import forget
+from lake.maintenance import maintain
 from lake.runs import Run, live_runs, states
 from lake.tables import Lake
 from serve.answers import Answers
@@ -150,7 +151,7 @@ def test_a_run_of_the_same_labeler_and_a_service_write_side_by_side(
             committer = Committer(lake, services.labeler_id, "batch")
             committer.fence()
             while not ended.is_set():
-                committer.commit({})
+                committer.commit([])
                 committer.decided([])
 
     with ThreadPoolExecutor(1) as threads:

@@ -16,6 +16,7 @@ import ray
 import torch
 
 from lake.tables import Lake, now
+from lake.writer import Writer
 from models.loading import ModelSettings, load_dynamics, resolve
 from models.protocols import Images
 from tests.models.tiny import save_tiny
@@ -82,7 +83,9 @@ def test_a_run_makes_an_adapter_that_names_what_it_was_shown(cluster: None, tmp_
     ids = add_triples(lake, 8, size=48)
     bad = {"video_id": "v", "triple_id": "bad", "split": "train", "action": "a", "dataset": "one", "obs": b"no image"}
     bad |= {"next_obs": picture(0), "labeled_at": now()}
-    lake.append("triples", [bad | {"labeler_id": "human:test"}, bad | {"triple_id": "guess", "labeler_id": "a model"}])
+    Writer(lake).append(
+        "triples", [bad | {"labeler_id": "human:test"}, bad | {"triple_id": "guess", "labeler_id": "a model"}]
+    )
     shown = {"image_size": 32, "prompt": "what moves", "pair_layout": "images"}
     wanted = settings(model, lora_dropout=0.0, **shown)
     done = train(lake, wanted, run="adapter", stop=threading.Event())

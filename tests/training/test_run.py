@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lake.errors import Refused
 from lake.runs import states
 from lake.tables import Lake, now
+from lake.writer import Writer
 from models.errors import ModelRefused
 from models.world_loading import WorldSettings, load_image_tokenizer, load_world, tokenizer_id
 from tests.training.tiny import add_triples, picture, save_tiny_world
@@ -140,7 +141,7 @@ def test_an_adapter_is_what_models_load_and_unreadable_images_are_failures(tmp_p
     lake = Lake(str(tmp_path))
     add_triples(lake, 5)
     bad = {"video_id": "v", "triple_id": "bad", "split": "train", "action": "a", "dataset": "one", "obs": b"no image"}
-    lake.append("triples", [bad | {"next_obs": picture(0), "labeled_at": now()}])
+    Writer(lake).append("triples", [bad | {"next_obs": picture(0), "labeled_at": now()}])
     done = run(lake, settings(model, method="lora", lora_dropout=0.1), "lora")
     assert done.triples == 5
     [failure] = lake.read("failures", ["triple_id", "stage", "message"]).to_pylist()
@@ -207,7 +208,7 @@ def _with_poison(lake: Lake, model: Path, poisoned: str) -> Lake:
     keep = lake.read("tokens", lake.dataset("tokens").schema.names, pc.field("triple_id") != poisoned).to_pylist()
     shutil.rmtree(lake.table_uri("tokens"))
     lake.create()
-    lake.append("tokens", [*keep, *(row | {"distances": [float("inf")] * 64} for row in rows)])
+    Writer(lake).append("tokens", [*keep, *(row | {"distances": [float("inf")] * 64} for row in rows)])
     return lake
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lake.errors import Refused
 from lake.schemas import TABLES
 from lake.tables import Lake, to_table
+from lake.writer import Writer
 from tests.lake.filled import LABELERS, fill
 from training.selection import SelectionSettings, choose, select_triples
 
@@ -122,7 +123,7 @@ def test_a_lake_at_a_pinned_version(place: str) -> None:
     before = select_triples(lake, everything)
     assert before.num_rows == 2 * 4 * 5
     pinned = {name: lake.table(name).version() for name in ("triples", "videos")}
-    lake.append("triples", [{**row(9), "video_id": "new", "action": "it moves"}])
+    Writer(lake).append("triples", [{**row(9), "video_id": "new", "action": "it moves"}])
     assert select_triples(lake, everything, pinned).equals(before)
     assert select_triples(lake, everything).num_rows == before.num_rows + 1
     few = select_triples(lake, SelectionSettings(splits=(), labelers=LABELERS[:1], per_dataset=3))

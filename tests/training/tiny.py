@@ -13,6 +13,7 @@ from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3TextConfi
 
 from lake.ids import triple_id
 from lake.tables import Lake, now
+from lake.writer import Writer
 from models.builtin.train_world import new_tokenizer
 
 SIZE = 16
@@ -97,5 +98,5 @@ def add_triples(lake: Lake, count: int, *, first: int = 0, size: int = SIZE, dat
                 "next_obs": picture(2 * number + 1, size),
             }
         )
-    lake.append("triples", rows)
+    Writer(lake).append("triples", rows)
     return [row["triple_id"] for row in rows]

@@ -16,6 +16,7 @@ import torch
 from lake.ids import triple_id
 from lake.runs import states
 from lake.tables import Lake, now
+from lake.writer import Writer
 from models.builtin.train_world import new_model, new_tokenizer, write_folder
 from models.sample_world import FPS, make_clip, span_between
 from tests.models.tiny import save_tiny
@@ -62,12 +63,14 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
     target.create()
     rows: list[dict[str, Any]] = []
     for seed in range(70_000, 70_010):
-        target.append("videos", [{"video_id": f"v{seed}", "uri": f"/videos/sample-{seed:06d}.mp4", "frames": FRAMES}])
+        Writer(target).append(
+            "videos", [{"video_id": f"v{seed}", "uri": f"/videos/sample-{seed:06d}.mp4", "frames": FRAMES}]
+        )
         rows += labelled(seed, f"v{seed}")
         if len(rows) >= PAIRS:
             break
     rows = rows[:PAIRS]
-    target.append("triples", rows)
+    Writer(target).append("triples", rows)
     bad = {**rows[0], "obs_pts": 1, "dataset": "bad", "uri": "/elsewhere.mp4"}
     large = [jpeg(np.full((96, 96, 3), grey, np.uint8), 96) for grey in (0, 200)]
     more = [
@@ -76,7 +79,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
         {"triple_id": "0-empty", "action": " ", "dataset": "empty"},
         {"triple_id": "0-machine", "labeler_id": "0123456789abcdef", "dataset": "machine"},
     ]
-    target.append("triples", [{**bad, **columns} for columns in more])
+    Writer(target).append("triples", [{**bad, **columns} for columns in more])
     return target.uri
 
 

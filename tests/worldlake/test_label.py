@@ -20,6 +20,7 @@ from labeling.sampling import SamplingSettings
 from labeling.segments import sample_video
 from lake.catalog import EXTENSIONS
 from lake.tables import Lake, now
+from lake.writer import Writer
 from models.sample_world import write_folder
 from tests.conftest import Bucket
 from tests.media import Medium, read_counter, real_clips
@@ -232,9 +233,9 @@ def test_sums_balance_while_a_failed_pair_is_tried_again(tmp_path: Path, model: 
     decided = lake.read("rejections", ["triple_id", "video_id", "labeler_id"]).to_pylist()[0]
     (done,) = lake.dataset("progress").to_table().to_pylist()
     failure = {**decided, "scope": "pair", "stage": "annotate", "attempt": 1, "failed_at": now()}
-    lake.append("failures", [failure])
+    Writer(lake).append("failures", [failure])
     before = {**done, "rejected": done["rejected"] - 1, "failed": 1, "finished_at": now()}
-    lake.append("progress", [before])
+    Writer(lake).append("progress", [before])
     found = only_labeler(lake)
     assert found["balances"]
     assert found["pairs"]["failed"] == 0

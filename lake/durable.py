@@ -1,0 +1,72 @@
+"""Local writes that survive a power cut: a file, its folder, and a Delta commit are on the disk before they count.
+
+An object store answers when an object is durable. A local file system answers when it is in the page cache, so a power
+cut may leave a log that names files of zero bytes. `WORLDLAKE_FSYNC=off` skips the flushes, for lakes that may be lost:
+docs/recovery.md has what they cost.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+_OFF = ("off", "0", "false", "no")
+UNFINISHED = ".unfinished"
+"""The ending of a file that is still being written."""
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a whole file or replace it as a whole: readers get the old bytes or the new ones.
+
+    Raises:
+        OSError: the disk is full or cannot be written; the old file is as it was.
+    """
+    _make_folder(path.parent)
+    # Of this call alone: two threads may write the same file at once.
+    unfinished = path.with_name(f"{path.name}.{uuid4().hex}{UNFINISHED}")
+    try:
+        with unfinished.open("xb") as out:
+            out.write(content)
+            out.flush()
+            if _is_on():
+                os.fsync(out.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise
+    flush_folder(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Bring a file that another library wrote to the disk, and its folder."""
+    if _is_on():
+        _fsync(path)
+        flush_folder(path.parent)
+
+
+def flush_folder(path: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    if _is_on():
+        _fsync(path)
+
+
+def _make_folder(path: Path) -> None:
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        flush_folder(folder.parent)
+
+
+def _is_on() -> bool:
+    return os.environ.get("WORLDLAKE_FSYNC", "on").lower() not in _OFF
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,185 @@
+"""The Delta log of a table and the files beside it, as they are stored: what each version names, and what none does.
+
+Only what deletes files and bytes goes by this. A log is kept whole (`delta.enableExpiredLogCleanup` is off), so it says
+of every file since which version a table names it, and until which.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow.fs as pafs
+
+from lake.durable import UNFINISHED
+from lake.s3 import patiently
+from lake.storage import join
+from lake.tables import Lake
+
+_COMMIT = re.compile(r"_delta_log/(\d{20})\.json")
+_CHECKPOINT = re.compile(r"_delta_log/(\d{20})\.checkpoint.*\.parquet")
+_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file of a table in the store. `path` is relative to the table."""
+
+    path: str
+    bytes: int
+    modified_at: datetime | None
+
+    @property
+    def is_data(self) -> bool:
+        """Whether it is a data file, or the beginning of one."""
+        return not self.path.startswith("_delta_log/")
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether its writer has not ended it: ours names such files so, delta-rs with a number behind `#`."""
+        return self.path.endswith(UNFINISHED) or "#" in self.path.rsplit("/", 1)[-1]
+
+
+def stored(lake: Lake, name: str) -> dict[str, Stored]:
+    """All files of a table by path, those of its log too."""
+    filesystem, root = lake.storage.filesystem(lake.table_uri(name))
+    selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
+    infos = patiently(lambda: filesystem.get_file_info(selector))
+    found = [
+        Stored(info.path[len(root) :].lstrip("/"), info.size, info.mtime)
+        for info in infos
+        if info.type == pafs.FileType.File
+    ]
+    return {file.path: file for file in found}
+
+
+@dataclass(frozen=True)
+class Named:
+    """A file that versions `since` to `until` (exclusive; None: to the newest) of a table name."""
+
+    path: str
+    bytes: int
+    since: int
+    until: int | None
+
+    def is_in(self, version: int) -> bool:
+        """Whether a version names the file."""
+        return self.since <= version and (self.until is None or version < self.until)
+
+
+class Log:
+    """The commits of one table."""
+
+    def __init__(self, lake: Lake, name: str, files: dict[str, Stored]) -> None:
+        """Read the log; `files` is what `stored` returned."""
+        self._lake, self._name = lake, name
+        self._files = files
+        versions = {int(match[1]): path for path in files if (match := _COMMIT.fullmatch(path))}
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            contents = list(pool.map(lambda version: self._read(versions[version]), sorted(versions)))
+        self.commits = dict(zip(sorted(versions), contents, strict=True))
+        self.named = _named(self.commits)
+
+    @cached_property
+    def newest(self) -> dict[str, Named]:
+        """The files of the newest version by path."""
+        return {file.path: file for files in self.named.values() for file in files if file.until is None}
+
+    def replaced_by(self, file: Named) -> dict[str, Named]:
+        """The files that the commit which named a file took out, by path."""
+        return {
+            path: span
+            for path, spans in self.named.items()
+            for span in spans
+            if span.until == file.since and path not in self.newest
+        }
+
+    def removed_at(self, path: str) -> datetime:
+        """When a file was last removed, as the remover's clock had it."""
+        times = [
+            action["remove"].get("deletionTimestamp") or 0
+            for span in self.named[path]
+            for action in self.commits.get(span.until if span.until is not None else -1, [])
+            if "remove" in action and unquote(action["remove"]["path"]) == path
+        ]
+        return datetime.fromtimestamp(max(times, default=0) / 1000, UTC)
+
+    @property
+    def gone(self) -> set[str]:
+        """Files that some version named and that are no longer stored."""
+        return self.named.keys() - self._files.keys()
+
+    def unclean(self) -> dict[int, list[dict[str, Any]]]:
+        """By version, commits that say more than they need, as they should be.
+
+        Statistics of files that are gone and conditions of deletions are for readers of these files and for people;
+        they repeat what was in the rows, and without them a commit means the same.
+        """
+        gone = self.gone
+        cleaned = {version: [_cleaned(one, gone) for one in actions] for version, actions in self.commits.items()}
+        return {version: actions for version, actions in cleaned.items() if actions != self.commits[version]}
+
+    def clean(self) -> int:
+        """Write the `unclean` commits anew, and drop the checkpoints that repeat them; how many commits that were."""
+        unclean = self.unclean()
+        for version, actions in unclean.items():
+            content = "\n".join(json.dumps(action, separators=(",", ":")) for action in actions)
+            self._lake.storage.put(join(self._lake.table_uri(self._name), commit_path(version)), content.encode())
+        if unclean:
+            self._drop_checkpoints()
+        return len(unclean)
+
+    def _drop_checkpoints(self) -> None:
+        """Write a checkpoint of the newest version, then delete the older ones, which still have all statistics."""
+        table = self._lake.table(self._name)
+        table.create_checkpoint()
+        for path in self._files:
+            match = _CHECKPOINT.fullmatch(path)
+            if match and int(match[1]) < table.version():
+                self._lake.storage.delete(join(self._lake.table_uri(self._name), path))
+
+    def _read(self, path: str) -> list[dict[str, Any]]:
+        content = self._lake.storage.get(join(self._lake.table_uri(self._name), path)) or b""
+        return [json.loads(line) for line in content.splitlines() if line.strip()]
+
+
+def commit_path(version: int) -> str:
+    """The path of a commit in its table."""
+    return f"_delta_log/{version:020}.json"
+
+
+def _named(commits: dict[int, list[dict[str, Any]]]) -> dict[str, list[Named]]:
+    """By path, when it was named: a file may be removed and added again."""
+    spans: dict[str, list[Named]] = defaultdict(list)
+    for version, actions in commits.items():
+        # A commit that removes and adds one file replaces its entry.
+        for action in sorted(actions, key=lambda action: "remove" not in action):
+            if "remove" in action:
+                path = unquote(action["remove"]["path"])
+                if spans[path] and spans[path][-1].until is None:
+                    last = spans[path][-1]
+                    spans[path][-1] = Named(path, last.bytes, last.since, version)
+            elif "add" in action:
+                path = unquote(action["add"]["path"])
+                if not spans[path] or spans[path][-1].until is not None:
+                    spans[path].append(Named(path, action["add"]["size"], version, None))
+    return dict(spans)
+
+
+def _cleaned(action: dict[str, Any], gone: set[str]) -> dict[str, Any]:
+    for kind in ("add", "remove"):
+        entry = action.get(kind)
+        if entry and entry.get("stats") and unquote(entry["path"]) in gone:
+            return {kind: {name: value for name, value in entry.items() if name != "stats"}}
+    info = action.get("commitInfo")
+    if info and "predicate" in info.get("operationParameters", {}):
+        kept = {name: value for name, value in info["operationParameters"].items() if name != "predicate"}
+        return {"commitInfo": {**info, "operationParameters": kept}}
+    return action

@@ -1,0 +1,243 @@
+"""The one way into the tables of a lake: commits that are fenced, checked, recognized when their answer is lost.
+
+A fence is a table property, `worldlake.fence`. Delta refuses a commit whose handle is older than a change of the
+table's metadata, whatever the commit does and which program makes it. So a `forget` that gives every table a new fence
+has ended every writer that was open before, however long it was paused: a writer notes the fences before it reads what
+it goes by, and stops when one has changed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.transaction import AddAction, RemoveAction
+from pyarrow import fs
+
+from lake.errors import Fenced, Superseded
+from lake.metrics import COMMIT_RETRIES
+from lake.s3 import final_error
+from lake.schemas import TABLES
+from lake.tables import FENCE, STATISTICS_BYTES, DataFile, Lake, now, to_table
+
+# `maintain` takes files that no commit names after 24 h; half of that leaves room for clocks that differ.
+MAX_FILE_AGE = timedelta(hours=12)
+# Together about ten minutes: longer than a restart of an object store, shorter than a night.
+RETRY_WAITS_S = (0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 60, 60, 120, 120, 120)
+
+Note = Callable[[str], None]
+Check = Callable[[DeltaTable], None]
+Fences = Mapping[str, str]
+
+
+def fences(lake: Lake, names: Iterable[str] = TABLES) -> Fences:
+    """The fences of tables now. Read them first, then what the writer goes by (tombstones, what is decided)."""
+    names = list(names)
+    with ThreadPoolExecutor(len(names)) as pool:
+        return dict(zip(names, pool.map(lambda name: fence_of(lake.table(name)), names), strict=True))
+
+
+def raise_fences(lake: Lake, on_retry: Note = lambda message: None) -> None:
+    """End every writer that is open, in every table. Who opens from now on reads what was committed before this.
+
+    Raises:
+        OSError, DeltaError: a table cannot be written, also after minutes of trying.
+    """
+    for name in TABLES:
+        fence = uuid4().hex
+
+        def write(name: str = name, fence: str = fence) -> None:
+            table = lake.table(name)
+            # After a lost answer it is there already.
+            if fence_of(table) != fence:
+                opened = table.version()
+                table.alter.set_table_properties({FENCE: fence}, raise_if_not_exists=False)
+                lake.flush(name, opened)
+
+        _patiently(lake, name, write, on_retry, "maintenance")
+
+
+class Writer:
+    """Commits rows and files under one application id. Made anew, it goes by what the lake holds at that moment.
+
+    Every commit carries a transaction of the id with a version that only this writer gives out: after an unclear
+    answer, that version in the reloaded table says that the commit went through.
+    """
+
+    def __init__(
+        self,
+        lake: Lake,
+        app_id: str | None = None,
+        on_retry: Note = lambda message: None,
+        *,
+        known: Fences | None = None,
+        source: str = "maintenance",
+    ) -> None:
+        """Open a writer: `known` are fences read before what is to be written was, else they are read now."""
+        self.lake = lake
+        self.app_id = app_id or f"writer/{uuid4().hex}"
+        self.fences = fences(lake) if known is None else known
+        self._on_retry = on_retry
+        self._source = source
+        self._seq = 0
+
+    def append(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Append rows, if there are any; see `commit` for what it raises."""
+        if rows:
+            self.write(name, rows)
+
+    def write(
+        self,
+        name: str,
+        rows: list[dict[str, Any]],
+        check: Check = lambda table: None,
+        also: Sequence[Transaction] = (),
+        replacing: tuple[str, Sequence[str]] = ("", ()),
+    ) -> None:
+        """Append rows, or put them in the place of those whose column is among some values; in one commit.
+
+        `check` may refuse the handle that the commit is made on, and `also` are transactions beside the writer's own.
+        Raises as `commit`.
+        """
+        column, values = replacing
+        if values:
+
+            def overwrite(table: DeltaTable, properties: CommitProperties) -> None:
+                _overwrite(table, properties, name, rows, column, values)
+
+            self._through(name, self._next(), check, overwrite, also)
+        else:
+            folder = self.app_id.replace("/", "-").replace(":", "-")
+            self.commit(name, [self.lake.write_file(to_table(name, rows), name, folder)], None, check, also)
+
+    def commit(
+        self,
+        name: str,
+        files: Sequence[DataFile],
+        version: int | None = None,
+        check: Check = lambda table: None,
+        also: Sequence[Transaction] = (),
+    ) -> None:
+        """Make files part of a table, all or none, as the `version` of this writer's transaction (default: the next).
+
+        Raises:
+            Fenced: a `forget` came by since this writer opened; nothing was committed.
+            FileNotFoundError: a file vanished, has another size than its worker wrote, or is too old to be safe.
+            OSError, DeltaError, Refused, Unavailable: the table cannot be written; what may pass was waited for.
+        """
+
+        def write(table: DeltaTable, properties: CommitProperties) -> None:
+            self._check_files(name, files)
+            actions: list[AddAction | RemoveAction] = [file.as_action() for file in files]
+            table.create_write_transaction(actions, mode="append", schema=table.schema(), commit_properties=properties)
+
+        self._through(name, version or self._next(), check, write, also)
+
+    def _next(self) -> int:
+        self._seq += 1
+        return self._seq
+
+    def _through(
+        self,
+        name: str,
+        version: int,
+        check: Check,
+        write: Callable[[DeltaTable, CommitProperties], None],
+        also: Sequence[Transaction],
+    ) -> None:
+        properties = CommitProperties(app_transactions=[Transaction(self.app_id, version), *also])
+
+        def attempt() -> None:
+            table = self.lake.table(name)
+            opened = table.version()
+            # The answer may have been lost after the commit went through.
+            if table.transaction_version(self.app_id) != version:
+                self._refuse_fenced(name, table)
+                check(table)
+                write(table, properties)
+            self.lake.flush(name, opened)
+
+        _patiently(self.lake, name, attempt, self._on_retry, self._source)
+
+    def _refuse_fenced(self, name: str, table: DeltaTable) -> None:
+        if fence_of(table) != self.fences[name]:
+            raise Fenced(
+                "videos of this lake were forgotten or it was repaired meanwhile, which ends what was being written: "
+                "run the command again to resume"
+            )
+
+    def _check_files(self, name: str, files: Sequence[DataFile]) -> None:
+        if not files:
+            return
+        filesystem, root = self.lake.storage.filesystem(self.lake.table_uri(name))
+        infos = filesystem.get_file_info([f"{root}/{file.path}" for file in files])
+        for file, info in zip(files, infos, strict=True):
+            if info.type != fs.FileType.File or info.size != file.bytes:
+                raise FileNotFoundError(f"{name}/{file.path} is missing or not of {file.bytes} bytes")
+            if now() - file.written_at > MAX_FILE_AGE:
+                raise FileNotFoundError(f"{file.path} is older than {MAX_FILE_AGE}: a vacuum may take it any moment")
+
+
+def _overwrite(
+    table: DeltaTable,
+    properties: CommitProperties,
+    name: str,
+    rows: list[dict[str, Any]],
+    column: str,
+    values: Sequence[str],
+) -> None:
+    # `DeltaTable.delete` would leave files whose strings are views, and Arrow cannot filter those; what is overwritten
+    # keeps its types.
+    listed = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+    write_deltalake(
+        table,
+        to_table(name, rows),
+        mode="overwrite",
+        predicate=f"{column} IN ({listed})",
+        writer_properties=rewritten(name),
+        commit_properties=properties,
+    )
+
+
+def rewritten(name: str) -> WriterProperties:
+    """How files that delta-rs rewrites are written: as ours, without dictionaries of images."""
+    images = [column for column in ("obs", "next_obs") if column in TABLES[name].names]
+    return WriterProperties(
+        compression="ZSTD",
+        max_row_group_size=_IMAGE_ROWS if images else None,
+        statistics_truncate_length=STATISTICS_BYTES,
+        column_properties=dict.fromkeys(images, ColumnProperties(dictionary_enabled=False)),
+    )
+
+
+# Rows with two images of some 10 kB each: row groups of about 50 MB, so that a reader of pixels stays small.
+_IMAGE_ROWS = 2_000
+
+
+def fence_of(table: DeltaTable) -> str:
+    """The fence of a table in the version of a handle."""
+    return str(table.metadata().configuration.get(FENCE, ""))
+
+
+def _patiently(lake: Lake, name: str, attempt: Callable[[], None], on_retry: Note, source: str) -> None:
+    """Repeat an attempt at a commit while what fails may pass: conflicts, a store that is away."""
+    for wait_s in (*RETRY_WAITS_S, None):
+        try:
+            attempt()
+            return
+        except (Superseded, FileNotFoundError):
+            raise
+        except (CommitFailedError, DeltaError, OSError) as error:
+            if why := final_error(error, lake.table_uri(name)):
+                raise why from error
+            if wait_s is None:
+                raise
+            COMMIT_RETRIES.record(1, source=source)
+            on_retry(f"commit of {name} failed, trying again in {wait_s} s: {error}")
+            time.sleep(wait_s)
