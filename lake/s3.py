@@ -1,10 +1,8 @@
 """Access to S3 as the standard AWS environment describes it: clients, errors in one line, ranged and resumed reads."""
 
-import errno
 import io
 import os
 import random
-import re
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -15,20 +13,16 @@ from urllib.parse import urlsplit
 import boto3
 import pyarrow.fs as pafs
 from botocore.client import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    CredentialRetrievalError,
-    HTTPClientError,
-    IncompleteReadError,
-    NoCredentialsError,
-    TokenRetrievalError,
-)
-from botocore.exceptions import ConnectionError as NoAnswer
-from urllib3.exceptions import HTTPError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from lake.errors import Refused, SourceChanged
 from lake.metrics import S3_ERRORS, S3_RETRIES
+from lake.store_errors import CHANGED, ENDPOINT, is_away, no_credentials, one_line
+from lake.store_errors import Unavailable as Unavailable
+from lake.store_errors import explain as explain
+from lake.store_errors import final_error as final_error
+from lake.store_errors import is_transient as is_transient
+from lake.store_errors import outage as outage
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -49,29 +43,6 @@ STEADY = Config(
 )
 # Two attempts: whoever starts a command wants to know at once.
 QUICK = Config(retries={"total_max_attempts": 2, "mode": "standard"}, connect_timeout=5, read_timeout=15)
-
-_BAD_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
-_ENDPOINT = "--endpoint-url or AWS_ENDPOINT_URL"
-# Arrow repeats a request that failed, but not the reading of an answer that broke off; it has one exception for all.
-_ARROW_IS_AWAY = re.compile(
-    "AWS Error (INTERNAL_FAILURE|NETWORK_CONNECTION|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|REQUEST_TIMEOUT|UNKNOWN)"
-)
-_CHANGED = {"PreconditionFailed", "412", "NoSuchKey", "404"}
-
-
-# What this machine has run out of, and what helps.
-_STARVED = {
-    errno.ENOSPC: "free space there, or set TMPDIR to a larger disk",
-    errno.EDQUOT: "free space there, or set TMPDIR to a larger disk",
-    errno.EROFS: "set TMPDIR to a disk that can be written",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    errno.ENFILE: "raise the limit of open files (sysctl fs.file-max)",
-    errno.ENOMEM: "use fewer workers",
-}
-
-
-class Unavailable(Exception):
-    """The store does not answer, or this machine lacks something; the same may succeed later (exit code 1)."""
 
 
 class Settings(NamedTuple):
@@ -101,10 +72,13 @@ def access(settings: Settings) -> Access:
     try:
         found = session.get_credentials()
         credentials = found.get_frozen_credentials() if found else None
-    except BotoCoreError as error:
-        raise Refused(f"{_one_line(str(error))}: check AWS_PROFILE and the role it assumes") from error
+    except (BotoCoreError, ClientError) as error:
+        if is_away(error):
+            raise Unavailable(f"{one_line(error)}: the service that hands out credentials does not answer") from error
+        refused = Refused(f"{one_line(error)}: check AWS_PROFILE and the role it assumes")
+        raise outage(error) or refused from error
     if credentials is None or not credentials.access_key or not credentials.secret_key:
-        raise _no_credentials()
+        raise no_credentials()
     endpoint = _endpoint(settings, environment)
     return Access(
         credentials.access_key,
@@ -176,62 +150,6 @@ def delta_options(found: Access, bucket: str) -> dict[str, str]:
     return options
 
 
-def explain(error: Exception, uri: str, endpoint: str | None) -> Refused | Unavailable:
-    """Turn an error of boto3 into one line with the remedy."""
-    where = endpoint or "AWS"
-    if isinstance(error, NoCredentialsError):
-        return _no_credentials()
-    if not isinstance(error, ClientError):
-        return Unavailable(f"{where} does not answer ({type(error).__name__}): check {_ENDPOINT}, and the network")
-    code = error.response["Error"]["Code"]
-    status = _status(error)
-    if code == "NoSuchBucket":
-        return Refused(f"the bucket of {uri!r} does not exist at {where}: create it or correct the uri")
-    if code in _BAD_CREDENTIALS:
-        names = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN or AWS_PROFILE"
-        return Refused(f"{where} rejects the credentials ({code}): check {names}")
-    if status == 403:
-        needed = "s3:ListBucket and s3:GetObject, and for a lake s3:PutObject and s3:DeleteObject"
-        return Refused(f"access to {uri!r} is denied ({code}): these credentials need {needed}")
-    if status >= 500 or status == 429:
-        return Unavailable(f"{where} answers {status} {code}: try again later")
-    return Refused(f"{where} refuses {uri!r}: {code}, {_one_line(error.response['Error'].get('Message', ''))}")
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether the same read may succeed in another run: not the object failed, but what lies around it."""
-    if isinstance(error, ClientError):
-        return _status(error) in (401, 403) or _is_away(error)
-    is_local = isinstance(error, PermissionError) or getattr(error, "errno", None) in {*_STARVED, errno.EIO}
-    return is_local or _is_away(error)
-
-
-def _is_away(error: BaseException) -> bool:
-    """Whether the same request may succeed in a minute."""
-    if isinstance(error, ClientError):
-        return _status(error) >= 500 or _status(error) == 429
-    if isinstance(error, OSError) and error.errno is None and _ARROW_IS_AWAY.search(str(error)):
-        return True
-    return isinstance(
-        error,
-        NoAnswer | HTTPClientError | IncompleteReadError | HTTPError | Unavailable | ConnectionError | TimeoutError,
-    )
-
-
-def _status(error: ClientError) -> int:
-    return int(error.response["ResponseMetadata"].get("HTTPStatusCode", 0))
-
-
-def outage(error: BaseException) -> Unavailable | None:
-    """What befalls every other object as well, with its remedy: it is no reason to call this one unreadable."""
-    remedy = _STARVED.get(getattr(error, "errno", None) or 0)
-    if isinstance(error, ClientError) and error.response["Error"]["Code"] in _BAD_CREDENTIALS:
-        remedy = "renew the credentials"
-    if isinstance(error, NoCredentialsError | CredentialRetrievalError | TokenRetrievalError):
-        remedy = "renew the credentials"
-    return Unavailable(f"{_one_line(str(error))}: {remedy}, then run the same command again") if remedy else None
-
-
 def patiently(call: Callable[[], T]) -> T:
     """Return what the call returns, repeating it while the store is away, for at most ``PATIENCE_S`` seconds."""
     give_up_at = time.monotonic() + PATIENCE_S
@@ -240,7 +158,7 @@ def patiently(call: Callable[[], T]) -> T:
         try:
             return call()
         except Exception as error:
-            if not _is_away(error) or time.monotonic() > give_up_at:
+            if not is_away(error) or time.monotonic() > give_up_at:
                 _count(error)
                 raise
         S3_RETRIES.record(1)
@@ -252,7 +170,7 @@ def patiently(call: Callable[[], T]) -> T:
 def _count(error: Exception) -> None:
     """Count what the store has refused or not answered; that an object is not there, or another one, is an answer."""
     code = error.response["Error"]["Code"] if isinstance(error, ClientError) else type(error).__name__
-    if code not in _CHANGED and (isinstance(error, ClientError | BotoCoreError) or _is_away(error)):
+    if code not in CHANGED and (isinstance(error, ClientError | BotoCoreError) or is_away(error)):
         S3_ERRORS.record(1, error=code)
 
 
@@ -305,7 +223,7 @@ def _get(s3: "S3Client", bucket: str, key: str, etag: str, byte_range: str) -> A
     try:
         return s3.get_object(Bucket=bucket, Key=key, IfMatch=f'"{etag}"', Range=byte_range)["Body"]
     except ClientError as error:
-        if error.response["Error"]["Code"] in _CHANGED:
+        if error.response["Error"]["Code"] in CHANGED:
             raise SourceChanged(f"'s3://{bucket}/{key}' is no longer the object with etag {etag}") from error
         raise
 
@@ -322,7 +240,7 @@ def _session(settings: Settings, environment: tuple[tuple[str, str], ...]) -> bo
     try:
         return boto3.Session(profile_name=settings.profile, region_name=region)
     except BotoCoreError as error:
-        raise Refused(f"{_one_line(str(error))}: check AWS_PROFILE and ~/.aws/config") from error
+        raise Refused(f"{one_line(error)}: check AWS_PROFILE and ~/.aws/config") from error
 
 
 @lru_cache(maxsize=8)
@@ -346,7 +264,7 @@ def _build(settings: Settings, session: boto3.Session, behaviour: Config, path_s
             config=behaviour.merge(style),
         )
     except (BotoCoreError, ValueError) as error:
-        raise Refused(f"{_one_line(str(error))}: check {_ENDPOINT} (like http://host:port)") from error
+        raise Refused(f"{one_line(error)}: check {ENDPOINT} (like http://host:port)") from error
 
 
 def _custom_endpoint(s3: "S3Client") -> str | None:
@@ -354,11 +272,3 @@ def _custom_endpoint(s3: "S3Client") -> str | None:
     url = s3.meta.endpoint_url
     host = urlsplit(url).hostname or ""
     return None if host.endswith((".amazonaws.com", ".amazonaws.com.cn")) else url.rstrip("/")
-
-
-def _no_credentials() -> Refused:
-    return Refused("no AWS credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split()).rstrip(".")
