@@ -40,6 +40,7 @@ from lake.commits import Committer
 from lake.ids import triple_id, video_id
 from lake.runs import Run, new_run_id
 from lake.tables import Lake, now, to_table
+from lake.writer import Writer
 from models.builtin.pairs import clip_pairs
 from serve.api.overview import counted
 from serve.reading import Reading
@@ -73,7 +74,7 @@ def make_lake(lake: Lake) -> None:
     count = TRIPLES // 50
     videos = [(f"s3://footage/{DATASETS[n % 3]}/clip_{n:05}.mp4", DATASETS[n % 3]) for n in range(count)]
     ids = [video_id(uri, "etag") for uri, _ in videos]
-    lake.append(
+    Writer(lake).append(
         "videos",
         [
             {"video_id": id_, "uri": uri, "dataset": dataset, "split": "train", "codec": "h264", "width": 640,
@@ -88,7 +89,7 @@ def make_lake(lake: Lake) -> None:
         rows = (_row(rng, ids[n], *videos[n], pair, run_id, next(pictures)) for n in range(count) for pair in range(70))
         for part in iter(lambda: list(itertools.islice(rows, ROWS_OF_A_FILE)), []):
             _commit(committer, part)
-        lake.append(
+        Writer(lake).append(
             "failures", [_failure(rng, id_, uri, run_id) for id_, (uri, _) in list(zip(ids, videos, strict=True))[::50]]
         )
         run.counts.update(accepted=TRIPLES, rejected=REJECTIONS, failed=count // 50)

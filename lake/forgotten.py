@@ -35,7 +35,7 @@ class Tombstones:
     videos: frozenset[str] = frozenset()
     newest: Mapping[str, datetime] = field(default_factory=dict)
 
-    def covers(self, uri: str | None, video: str | None = None) -> bool:
+    def covers(self, uri: str | None = None, video: str | None = None) -> bool:
         """Whether a row of this uri, or of this video, must not be in the lake."""
         if not self.uris:
             return False

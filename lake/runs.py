@@ -165,7 +165,7 @@ def refuse_second_run(lake: Lake, labeler_id: str, stop: threading.Event) -> Non
 
 def _at_work(run: RunState, remedy: str) -> Refused:
     of_whom = f" of labeler {run.labeler_id}" if run.labeler_id else ""
-    return Refused(f"run {run.run_id}{of_whom} is at work on {run.host} (pid {run.pid}): {remedy}")
+    return Refused(f"run {run.run_id}{of_whom} is alive on {run.host} (pid {run.pid}): {remedy}")
 
 
 @dataclass

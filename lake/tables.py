@@ -220,7 +220,8 @@ def _stats(table: pa.Table, name: str) -> str:
         if values.null_count < len(values):
             bounds = pc.min_max(values).as_py()
             minimum[column], maximum[column] = _stat(bounds["min"]), _stat(bounds["max"])
-    return json.dumps({"numRecords": table.num_rows, "minValues": minimum, "maxValues": maximum, "nullCount": nulls})
+    stats = {"numRecords": table.num_rows, "minValues": minimum, "maxValues": maximum, "nullCount": nulls}
+    return json.dumps(stats, ensure_ascii=False)
 
 
 def _stat(value: Any) -> Any:

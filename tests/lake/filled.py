@@ -12,6 +12,7 @@ from lake.commits import Committer
 from lake.ids import triple_id, video_id
 from lake.runs import Run
 from lake.tables import Lake, now, to_table
+from lake.writer import Writer
 
 LABELERS = ("aaaaaaaa00000001", "bbbbbbbb00000002")
 DATASETS = ("one", "two")
@@ -40,7 +41,7 @@ def fill(lake: Lake, videos: int = 4, pairs: int = 5, side: int = 64) -> Filled:
     ids = [video_id(uri, "etag") for uri in uris]
     datasets = [DATASETS[number % 2] for number in range(videos)]
     rows = zip(ids, uris, datasets, strict=True)
-    lake.append(
+    Writer(lake).append(
         "videos",
         [
             {"video_id": id_, "uri": uri, "dataset": name, "split": "train", "added_at": now()}

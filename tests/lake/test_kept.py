@@ -4,8 +4,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from lake import maintenance
+from lake import maintenance, writer
 from lake.commits import Committer
+from lake.forget import forget
 from lake.kept import KeptLake
 from lake.runs import Run
 from lake.sql import query
@@ -41,7 +42,7 @@ def test_it_reads_what_a_fresh_lake_reads_after_every_change(filled: Filled) -> 
     check()
     maintenance.maintain(lake, cluster=True)
     check()
-    maintenance.forget(lake, filled.videos[0])
+    forget(lake, filled.videos[0])
     check()
 
 
@@ -55,7 +56,7 @@ def test_few_rows_are_found_with_their_images(filled: Filled, monkeypatch: pytes
 
     assert images([*filled.images, "none"]) == filled.images
     # Several row groups in the one file that is left.
-    monkeypatch.setattr(maintenance, "_IMAGE_ROWS", 8)
+    monkeypatch.setattr(writer, "_IMAGE_ROWS", 8)
     maintenance.maintain(filled.lake, cluster=True)
     (file,) = kept.dataset("triples").get_fragments()
     assert file.num_row_groups == 5
