@@ -78,12 +78,12 @@ class Log:
     """The commits of one table."""
 
     def __init__(self, lake: Lake, name: str, files: dict[str, Stored]) -> None:
-        """Read the log; `files` is what `stored` returned."""
+        """Read the log; `files` is what `stored` returned. Raises ValueError where a commit is not whole."""
         self._lake, self._name = lake, name
         self._files = files
         versions = {int(match[1]): path for path in files if (match := _COMMIT.fullmatch(path))}
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            contents = list(pool.map(lambda version: self._read(versions[version]), sorted(versions)))
+            contents = list(pool.map(lambda version: read_commit(lake, name, versions[version]), sorted(versions)))
         self.commits = dict(zip(sorted(versions), contents, strict=True))
         self.named = _named(self.commits)
 
@@ -145,9 +145,14 @@ class Log:
             if match and int(match[1]) < table.version():
                 self._lake.storage.delete(join(self._lake.table_uri(self._name), path))
 
-    def _read(self, path: str) -> list[dict[str, Any]]:
-        content = self._lake.storage.get(join(self._lake.table_uri(self._name), path)) or b""
-        return [json.loads(line) for line in content.splitlines() if line.strip()]
+
+def read_commit(lake: Lake, name: str, path: str) -> list[dict[str, Any]]:
+    """The actions of a commit of a table. Raises ValueError where it was not written whole."""
+    content = lake.storage.get(join(lake.table_uri(name), path)) or b""
+    actions = [json.loads(line) for line in content.splitlines() if line.strip()]
+    if not actions:
+        raise ValueError(f"{name}/{path} is empty")
+    return actions
 
 
 def commit_path(version: int) -> str:

@@ -6,7 +6,6 @@ a lake that only worldlake writes, on a disk that keeps what it acknowledged; pe
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,11 +18,10 @@ import pyarrow.compute as pc
 
 from lake.errors import Refused
 from lake.forget import Forgotten, delete_files, find_left, sweep_until_clean
-from lake.log import Log, Named, Stored, stored
+from lake.log import Log, Named, Stored, read_commit, stored
 from lake.maintenance import KEEP_HOURS, old_files
 from lake.runs import Run, new_run_id
 from lake.schemas import DECISIONS, TABLES
-from lake.storage import join
 from lake.tables import DataFile, Lake, now
 from lake.writer import Writer, raise_fences
 
@@ -127,12 +125,9 @@ def _broken_commits(lake: Lake, name: str, files: dict[str, Stored]) -> list[str
     broken = []
     for path in sorted(files):
         if path.startswith("_delta_log/") and path.endswith(".json"):
-            content = lake.storage.get(join(lake.table_uri(name), path)) or b""
             try:
-                whole = content.strip() and all(map(json.loads, content.splitlines()))
+                read_commit(lake, name, path)
             except ValueError:
-                whole = False
-            if not whole:
                 broken.append(path)
     return broken
 

@@ -238,7 +238,7 @@ class Run:
             return False
         # A forget ends every open writer, and a run that begins beside it may have to begin again.
         both = {self.kind, other.kind}
-        return "forget" in both or both == {"maintain"} or self._is_second_to(other)
+        return bool({"forget", "repair"} & both) or both == {"maintain"} or self._is_second_to(other)
 
     def _is_second_to(self, other: RunState) -> bool:
         return self.alone and other.labeler_id == self.labeler_id

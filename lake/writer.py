@@ -24,6 +24,7 @@ from lake.errors import Fenced, Superseded
 from lake.metrics import COMMIT_RETRIES
 from lake.s3 import final_error
 from lake.schemas import TABLES
+from lake.storage import join
 from lake.tables import FENCE, STATISTICS_BYTES, DataFile, Lake, now, to_table
 
 # `maintain` takes files that no commit names after 24 h; half of that leaves room for clocks that differ.
@@ -137,7 +138,13 @@ class Writer:
             actions: list[AddAction | RemoveAction] = [file.as_action() for file in files]
             table.create_write_transaction(actions, mode="append", schema=table.schema(), commit_properties=properties)
 
-        self._through(name, version or self._next(), check, write, also)
+        try:
+            self._through(name, version or self._next(), check, write, also)
+        except Fenced:
+            # Nobody can commit them any more, and they may hold what was forgotten.
+            for file in files:
+                self.lake.storage.delete(join(self.lake.table_uri(name), file.path))
+            raise
 
     def _next(self) -> int:
         self._seq += 1
