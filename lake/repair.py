@@ -62,7 +62,8 @@ def check(lake: Lake) -> list[Damage]:
     for look in (_logs, _files):
         if found := [damage for name in TABLES for damage in look(lake, name)]:
             return found
-    return [*_forgotten(lake), *_repeated(lake), *_sums(lake), *_orphans(lake)]
+    # A `forget` that was killed half-way leaves sums that do not balance.
+    return list(_forgotten(lake)) or [*_repeated(lake), *_sums(lake), *_orphans(lake)]
 
 
 def repair(lake: Lake, *, take_over: bool = False) -> list[Damage]:

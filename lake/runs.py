@@ -62,7 +62,7 @@ class RunState:
     @property
     def live(self) -> bool:
         """Whether the run seems to work, as far as its last heartbeat and this machine can tell; for people to read."""
-        return self.status == "running" and now() - self.heartbeat_at < LIVE_FOR and not self.is_gone
+        return self.status == "running" and abs(now() - self.heartbeat_at) < LIVE_FOR and not self.is_gone
 
     @property
     def is_gone(self) -> bool:
@@ -150,7 +150,7 @@ _SKEW = timedelta(hours=1)
 
 
 def _may_live(run: RunState) -> bool:
-    return run.status == "running" and run.kind != "serve" and not run.is_gone and now() - run.heartbeat_at < _SKEW
+    return run.status == "running" and run.kind != "serve" and not run.is_gone and abs(now() - run.heartbeat_at) < _SKEW
 
 
 def refuse_second_run(lake: Lake, labeler_id: str, stop: threading.Event) -> None:
