@@ -21,7 +21,20 @@ from lake.tables import Lake
 from models.errors import ModelRefused
 from worldlake import console, evaluate, serve, train
 from worldlake.ingested import any_failed, in_words
-from worldlake.options import Config, Endpoint, Json, LakeUri, Profile, Region, filled, finite, open_lake, storage
+from worldlake.options import (
+    Anonymous,
+    Config,
+    Endpoint,
+    Json,
+    LakeUri,
+    Profile,
+    Region,
+    RequesterPays,
+    filled,
+    finite,
+    open_lake,
+    storage,
+)
 
 if TYPE_CHECKING:
     from lake.catalog import IngestCounts
@@ -118,6 +131,8 @@ def ingest(
     endpoint_url: Endpoint = None,
     region: Region = None,
     profile: Profile = None,
+    anonymous: Anonymous = None,
+    requester_pays: RequesterPays = None,
     json: Json = False,
     config: Config = None,
 ) -> int:
@@ -128,7 +143,7 @@ def ingest(
     """
     from lake.layouts import find_mapping
 
-    target = Lake(lake, storage(endpoint_url, region, profile))
+    target = Lake(lake, storage(endpoint_url, region, profile, anonymous, requester_pays))
     mapping = find_mapping(format)
     if mapping and mapping.is_labelled:
         from worldlake.labelled import labelled_command
@@ -260,6 +275,8 @@ def label(
     endpoint_url: Endpoint = None,
     region: Region = None,
     profile: Profile = None,
+    anonymous: Anonymous = None,
+    requester_pays: RequesterPays = None,
     json: Json = False,
     config: Config = None,
 ) -> int:
@@ -270,7 +287,7 @@ def label(
     """
     from worldlake.label import label_command, labeler_settings, node_label, of_method
 
-    target = Lake(lake, storage(endpoint_url, region, profile))
+    target = Lake(lake, storage(endpoint_url, region, profile, anonymous, requester_pays))
     unread = False
     if sources:
         counts = _catalogue(target, sources, None, "auto", None, retry_failed)

@@ -8,7 +8,19 @@ import typer
 
 from lake.errors import Refused
 from worldlake import console
-from worldlake.options import Config, Endpoint, Json, LakeUri, Profile, Region, filled, open_lake, storage
+from worldlake.options import (
+    Anonymous,
+    Config,
+    Endpoint,
+    Json,
+    LakeUri,
+    Profile,
+    Region,
+    RequesterPays,
+    filled,
+    open_lake,
+    storage,
+)
 
 keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Who may ask a service: bearer keys of a lake.")
 
@@ -38,6 +50,8 @@ def serve(
     endpoint_url: Endpoint = None,
     region: Region = None,
     profile: Profile = None,
+    anonymous: Anonymous = None,
+    requester_pays: RequesterPays = None,
     config: Config = None,
 ) -> int:
     """Answer over HTTP: label frame pairs, predict what actions lead to, read the lake. Ctrl-C finishes and ends.
@@ -49,7 +63,8 @@ def serve(
     from worldlake.serving import Options, run_service
 
     chosen = Options(model, revision, adapter, policy, world, world_adapter, replicas, batch_pairs, allow)
-    run_service(open_lake(lake, storage(endpoint_url, region, profile)), chosen, host, port)
+    target = open_lake(lake, storage(endpoint_url, region, profile, anonymous, requester_pays))
+    run_service(target, chosen, host, port)
     return 0
 
 
