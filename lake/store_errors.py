@@ -104,9 +104,14 @@ class _Answer(NamedTuple):
     has_reason: bool = True
 
 
+def plain(text: str) -> str:
+    """Return a text without the colors that deltalake puts into its errors."""
+    return _ESCAPES.sub("", text)
+
+
 def one_line(error: object) -> str:
-    """Return the text of an error as one line, without the colors that deltalake puts into it."""
-    return " ".join(_ESCAPES.sub("", str(error)).split()).rstrip(".")
+    """Return the text of an error as one line, without colors."""
+    return " ".join(plain(str(error)).split()).rstrip(".")
 
 
 def final_error(error: BaseException, uri: str | None = None) -> Unavailable | Refused | None:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lake.errors import Refused, Stalled, Superseded
-from lake.s3 import Unavailable, outage
+from lake.s3 import Unavailable, final_error
+from lake.store_errors import plain
 from lake.tables import Lake
 from models.errors import ModelRefused
 from worldlake import console, evaluate, serve, train
@@ -71,8 +72,8 @@ def main() -> None:
     except SystemExit:
         raise
     except BaseException as error:  # a panic in a library that is written in Rust is no Exception
-        if everywhere := outage(error):
-            sys.exit(_say(str(everywhere), 1))
+        if why := final_error(error):
+            sys.exit(_say(str(why), 2 if isinstance(why, Refused) else 1))
         if not isinstance(error, Exception):
             # It has written where it was by itself.
             sys.exit(_say(f"crashed ({type(error).__name__}: {error}); please report the command", 1))
@@ -82,7 +83,7 @@ def main() -> None:
 
 
 def _say(message: str, code: int) -> int:
-    console.err.print(f"worldlake: {' '.join(message.split())}", markup=False)
+    console.err.print(f"worldlake: {' '.join(plain(message).split())}", markup=False)
     return code
 
 
