@@ -45,7 +45,7 @@ class ModelSettings(BaseModel):
     name: str = Field("builtin", description="builtin, hf:<folder>, hf:<owner>/<repository> or s3://<folder>")
     revision: str | None = Field(None, description="commit, tag or branch of a repository; None: its main branch")
     adapter: str | None = Field(
-        None, description="PEFT adapter: a folder, <owner>/<repository>[@<revision>] or s3://<folder>"
+        None, description="LoRA adapter: a folder, <owner>/<repository>[@<revision>] or s3://<folder>"
     )
     prompt: str | None = Field(None, min_length=1, description="None: as the model was trained, else DEFAULT_PROMPT")
     max_new_tokens: int = Field(32, ge=2, le=1024, description="tokens of an action, the end token included")

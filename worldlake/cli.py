@@ -199,7 +199,7 @@ def label(
         str | None, typer.Option(callback=filled, help="Commit, tag or branch of a repository.")
     ] = None,
     adapter: Annotated[
-        str | None, typer.Option(callback=filled, help="PEFT adapter: a folder, <owner>/<repository> or s3://<folder>.")
+        str | None, typer.Option(callback=filled, help="LoRA adapter: a folder, <owner>/<repository> or s3://<folder>.")
     ] = None,
     prompt: Annotated[
         str | None,

@@ -34,12 +34,12 @@ def serve(
     revision: Annotated[
         str | None, typer.Option(callback=filled, help="Commit, tag or branch of the model's repository.")
     ] = None,
-    adapter: Annotated[str | None, typer.Option(callback=filled, help="PEFT adapter of the dynamics model.")] = None,
+    adapter: Annotated[str | None, typer.Option(callback=filled, help="LoRA adapter of the dynamics model.")] = None,
     policy: Annotated[
         str | None, typer.Option(help="YAML file, builtin or default: which labels are accepted.")
     ] = None,
     world: Annotated[str, typer.Option(help="World model, as --model; none: no predictions.")] = "builtin",
-    world_adapter: Annotated[str | None, typer.Option(callback=filled, help="PEFT adapter of the world model.")] = None,
+    world_adapter: Annotated[str | None, typer.Option(callback=filled, help="LoRA adapter of the world model.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen at; others than this machine need keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65_535)] = 8000,
     replicas: Annotated[str, typer.Option(help="Of each model; 1-4: as many of these as the load asks for.")] = "1",
