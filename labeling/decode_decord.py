@@ -15,7 +15,7 @@ import decord
 import numpy as np
 from decord._ffi.base import DECORDError
 
-from labeling.decode_pyav import open_stream
+from labeling.decode_pyav import open_file, open_stream
 from labeling.decoding import RGB, DecodeError, Frame, Gap, Gray
 
 decord.logging.set_level(decord.logging.QUIET)
@@ -63,12 +63,14 @@ class DecordDecoder:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        container, stream = open_stream(path)
-        with container:
+        # decord opens the path by itself and would follow a playlist: what is not a video container ends here.
+        with open_file(path) as file:
+            container, stream = open_stream(file)
             assert stream.time_base is not None
             self._time_base = stream.time_base.numerator, stream.time_base.denominator
             self._sample_aspect = float(stream.sample_aspect_ratio or 1)
             packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+            container.close()
         self._pts = sorted(packet.pts for packet in packets if packet.pts is not None)
         self._keys = sorted(packet.pts for packet in packets if packet.pts is not None and packet.is_keyframe)
         self._reader = self._open()

@@ -7,7 +7,8 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 import av
 import av.error
@@ -18,6 +19,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from labeling.decoding import RGB, DecodeError, Frame, Gap, Gray
+from lake.video import open_container
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -124,13 +126,11 @@ class _FrameNumbers:
         return has_lost
 
 
-def open_stream(path: str) -> tuple[InputContainer, VideoStream]:
+def open_stream(file: IO[bytes]) -> tuple[InputContainer, VideoStream]:
     """Open the file and find its best video stream, which decodes with one thread. Raises DecodeError."""
     try:
-        # With the protocol spelled out a name is only ever a name, whatever colons it holds; and a playlist in
-        # disguise fetches nothing.
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace")
-    except (av.error.FFmpegError, ValueError) as error:
+        container = open_container(file, metadata_errors="replace")
+    except (av.error.FFmpegError, ValueError, OSError) as error:
         raise DecodeError(f"cannot be opened: {_describe(error)}") from error
     stream = container.streams.best("video")
     # The cover of a sound file is a video stream to FFmpeg.
@@ -140,6 +140,14 @@ def open_stream(path: str) -> tuple[InputContainer, VideoStream]:
     # The pipeline runs one decoder per core.
     stream.codec_context.thread_count = 1
     return container, stream
+
+
+def open_file(path: str) -> IO[bytes]:
+    """Open the file itself. Raises DecodeError."""
+    try:
+        return Path(path).open("rb")
+    except (OSError, ValueError) as error:
+        raise DecodeError(f"cannot be opened: {_describe(error)}") from error
 
 
 def open_video(path: str) -> PyAVDecoder:
@@ -200,8 +208,12 @@ class PyAVDecoder:
     """`decoding.Decoder` on PyAV."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
-        self._container, self._stream = open_stream(self._path)
+        self._file = open_file(path)
+        try:
+            self._container, self._stream = open_stream(self._file)
+        except DecodeError:
+            self._file.close()
+            raise
         self._fresh = True
         self._reformatter = VideoReformatter()
         self._sample_aspect = float(self._stream.sample_aspect_ratio or 1)
@@ -215,6 +227,7 @@ class PyAVDecoder:
     def close(self) -> None:
         """See `decoding.Decoder.close`."""
         self._container.close()
+        self._file.close()
 
     def read(self, start_pts: int | None) -> Iterator[Frame | Gap]:
         """See `decoding.Decoder.read`."""
@@ -268,7 +281,8 @@ class PyAVDecoder:
         """Start over at the last key frame at or before `seek_to`, or at the start of the file."""
         if not self._fresh:
             self._container.close()
-            self._container, self._stream = open_stream(self._path)
+            self._file.seek(0)
+            self._container, self._stream = open_stream(self._file)
         self._fresh = False
         if seek_to is not None:
             try:

@@ -366,7 +366,7 @@ def _cause(error: BaseException) -> BaseException:
     """What a worker raised on purpose, out of what Ray wraps it in; anything else as it is."""
     inner: BaseException | None = error
     while inner is not None:
-        for expected in (Unavailable, ModelRefused):
+        for expected in (Unavailable, Refused, ModelRefused):
             if isinstance(inner, expected):
                 # The first line is all that it said; Ray adds advice of its own.
                 return expected(str(inner.args[0]).splitlines()[0])

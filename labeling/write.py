@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from labeling.ledger import Report
 from lake.metrics import STAGE_SECONDS
+from lake.s3 import final_error
 from lake.schemas import TABLES
 from lake.tables import DataFile, Lake, now
 
@@ -32,9 +33,17 @@ class Write:
     source: Literal["label", "live"] = "label"
 
     def __call__(self, verified: pa.Table) -> pa.Table:
-        """Write the rows of a block (`VERIFIED`); returns one row that holds the pickled `Report`."""
+        """Write the rows of a block (`VERIFIED`); returns one row that holds the pickled `Report`.
+
+        Raises s3.Unavailable or Refused where the lake cannot be written and no retry can help.
+        """
         with STAGE_SECONDS.timed(stage="write", source=self.source):
-            return pa.table({"report": [pickle.dumps(self._report(verified))]})
+            try:
+                return pa.table({"report": [pickle.dumps(self._report(verified))]})
+            except Exception as error:
+                if why := final_error(error, self.lake.uri):
+                    raise why from error
+                raise
 
     def _report(self, verified: pa.Table) -> Report:
         failed = pc.is_valid(verified["error_type"])

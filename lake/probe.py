@@ -10,8 +10,9 @@ import av
 from av.container import InputContainer
 
 from lake.isolation import ChildLost, Isolated
-from lake.s3 import is_transient
+from lake.s3 import is_transient, outage
 from lake.storage import Entry, StorageConfig
+from lake.video import open_container
 
 # A header is read in milliseconds; a demuxer that takes half a minute hangs.
 TIMEOUT_S = 30.0
@@ -41,11 +42,9 @@ class ProbeError(NamedTuple):
 def read_header(file: IO[bytes]) -> Header:
     """Return the header of the first video stream.
 
-    Raises ``av.FFmpegError`` when it is not a video file and ``ValueError`` when there is no picture in it.
+    Raises ``av.FFmpegError`` when it is damaged and ``ValueError`` when it is no video or there is no picture in it.
     """
-    # Playlists are formats too: without a whitelist they could make FFmpeg open whatever they name.
-    options = {"protocol_whitelist": "none"}
-    with av.open(file, "r", metadata_errors="ignore", options=options) as container:
+    with open_container(file) as container:
         return _header(container)
 
 
@@ -66,7 +65,10 @@ def _header(container: InputContainer) -> Header:
 
 
 def _probe(storage: StorageConfig, entry: Entry) -> Header | ProbeError:
-    """Runs in the child: errors come back as values, because those of FFmpeg cannot all be pickled."""
+    """Runs in the child: errors come back as values, because those of FFmpeg cannot all be pickled.
+
+    Raises s3.Unavailable for what affects every other video as well.
+    """
     try:
         storage.verify(entry.uri, entry.etag)
         if not entry.bytes:
@@ -76,6 +78,8 @@ def _probe(storage: StorageConfig, entry: Entry) -> Header | ProbeError:
         storage.verify(entry.uri, entry.etag)
         return header
     except Exception as error:  # whatever a broken file provokes is that file's failure
+        if everywhere := outage(error):
+            raise everywhere from None
         message = error.strerror if isinstance(error, av.FFmpegError) else str(error)
         return ProbeError(type(error).__name__, message or repr(error), is_transient(error))
 
@@ -92,7 +96,10 @@ class Prober:
             self._idle.put(child)
 
     def probe(self, entries: Sequence[Entry]) -> Iterator[Header | ProbeError]:
-        """Yield the header or the error of every entry, in order; a hang or a crash costs its own entry only."""
+        """Yield the header or the error of every entry, in order; a hang or a crash costs its own entry only.
+
+        Raises s3.Unavailable for what affects every other entry as well.
+        """
         return self._threads.map(self._probe, entries)
 
     def _probe(self, entry: Entry) -> Header | ProbeError:

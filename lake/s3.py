@@ -5,18 +5,21 @@ import os
 import random
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import lru_cache
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
 import pyarrow.fs as pafs
+from botocore import UNSIGNED
 from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from lake import network
 from lake.errors import Refused, SourceChanged
 from lake.metrics import S3_ERRORS, S3_RETRIES
+from lake.network import Route
 from lake.store_errors import CHANGED, ENDPOINT, is_away, no_credentials, one_line
 from lake.store_errors import Unavailable as Unavailable
 from lake.store_errors import explain as explain
@@ -51,23 +54,32 @@ class Settings(NamedTuple):
     endpoint_url: str | None
     region: str | None
     profile: str | None
-    path_style: bool | None
+    anonymous: bool = False
+    requester_pays: bool = False
 
 
 class Access(NamedTuple):
-    """What boto3 found: credentials of this moment, region, endpoint (None for AWS itself), addressing."""
+    """What boto3 found: credentials of this moment, region, endpoint (None for AWS itself), the way there."""
 
     key: str
     secret: str
     token: str | None
     region: str
     endpoint: str | None
-    path_style: bool
+    route: Route
+
+
+class Place(NamedTuple):
+    """Region, endpoint (None for AWS itself), and the way there."""
+
+    region: str
+    endpoint: str | None
+    route: Route
 
 
 def access(settings: Settings) -> Access:
     """Resolve credentials, region and endpoint; ``Refused`` without credentials or with an unknown profile."""
-    environment = _aws_environment()
+    environment = _environment()
     session = _session(settings, environment)
     try:
         found = session.get_credentials()
@@ -79,30 +91,25 @@ def access(settings: Settings) -> Access:
         raise outage(error) or refused from error
     if credentials is None or not credentials.access_key or not credentials.secret_key:
         raise no_credentials()
-    endpoint = _endpoint(settings, environment)
-    return Access(
-        credentials.access_key,
-        credentials.secret_key,
-        credentials.token,
-        session.region_name or "us-east-1",
-        endpoint,
-        bool(endpoint) if settings.path_style is None else settings.path_style,
-    )
+    place = _place(settings, environment)
+    return Access(credentials.access_key, credentials.secret_key, credentials.token, *place)
 
 
 def client(settings: Settings) -> "S3Client":
     """Return a boto3 client; shared by the threads of a process."""
-    access(settings)
-    return _steady_client(settings, _aws_environment())
+    if not settings.anonymous:
+        access(settings)
+    return _client(settings, _environment())
 
 
 def quick_client(settings: Settings) -> "S3Client":
     """Return a boto3 client that gives up within seconds."""
-    session = _session(settings, _aws_environment())
-    made = _build(settings, session, QUICK, settings.path_style)
-    if settings.path_style is None and _custom_endpoint(made):
-        return _build(settings, session, QUICK, path_style=True)
-    return made
+    return _build(settings, _session(settings, _environment()), QUICK, _place(settings, _environment()))
+
+
+def place(settings: Settings) -> Place:
+    """Return where S3 is; needs no credentials."""
+    return _place(settings, _environment())
 
 
 @lru_cache(maxsize=8)
@@ -116,7 +123,10 @@ def arrow_filesystem(found: Access) -> pafs.FileSystem:
         region=found.region,
         scheme=scheme,
         endpoint_override=host,
-        force_virtual_addressing=not found.path_style,
+        # Other stores seldom have a host name for each bucket.
+        force_virtual_addressing=not found.endpoint,
+        proxy_options=found.route.proxy,
+        tls_ca_file_path=found.route.ca_file,
         connect_timeout=CONNECT_TIMEOUT_S,
         request_timeout=READ_TIMEOUT_S,
         # 25 ms doubled eleven times is PATIENCE_S less one doubling; the "standard" strategy has a quota like boto3's.
@@ -124,13 +134,13 @@ def arrow_filesystem(found: Access) -> pafs.FileSystem:
     )
 
 
-def delta_options(found: Access, bucket: str) -> dict[str, str]:
-    """Return deltalake's ``storage_options`` for a bucket."""
+def delta_options(found: Access) -> dict[str, str]:
+    """Return deltalake's ``storage_options``."""
     options = {
         "aws_access_key_id": found.key,
         "aws_secret_access_key": found.secret,
         "aws_region": found.region,
-        "aws_virtual_hosted_style_request": str(not found.path_style).lower(),
+        "aws_virtual_hosted_style_request": str(not found.endpoint).lower(),
         "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
         "timeout": f"{READ_TIMEOUT_S}s",
         # The time decides: with its jitter the default of ten retries is over within seconds.
@@ -139,14 +149,13 @@ def delta_options(found: Access, bucket: str) -> dict[str, str]:
         "backoff_config.init_backoff": "200ms",
         "backoff_config.max_backoff": "5s",
         "backoff_config.base": "3",
+        **found.route.delta_options(),
     }
     if found.token:
         options["aws_session_token"] = found.token
     if found.endpoint:
-        scheme, host = found.endpoint.split("://", 1)
-        # object_store wants the bucket in the endpoint's host when it is not in the path.
-        options["aws_endpoint_url"] = found.endpoint if found.path_style else f"{scheme}://{bucket}.{host}"
-        options["aws_allow_http"] = str(scheme == "http").lower()
+        options["aws_endpoint_url"] = found.endpoint
+        options["aws_allow_http"] = str(found.endpoint.startswith("http://")).lower()
     return options
 
 
@@ -228,9 +237,13 @@ def _get(s3: "S3Client", bucket: str, key: str, etag: str, byte_range: str) -> A
         raise
 
 
-def _aws_environment() -> tuple[tuple[str, str], ...]:
-    """The part of the environment that the caches depend on."""
-    return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+def _environment() -> tuple[tuple[str, str], ...]:
+    """What the caches depend on: variables, and the file that tools write renewed credentials into."""
+    found = {name: value for name, value in os.environ.items() if name.startswith("AWS_")} | network.variables()
+    credentials = os.path.expanduser(found.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials")
+    with suppress(OSError):
+        found["written at"] = str(os.stat(credentials).st_mtime_ns)
+    return tuple(sorted(found.items()))
 
 
 @lru_cache(maxsize=8)
@@ -244,31 +257,39 @@ def _session(settings: Settings, environment: tuple[tuple[str, str], ...]) -> bo
 
 
 @lru_cache(maxsize=8)
-def _steady_client(settings: Settings, environment: tuple[tuple[str, str], ...]) -> "S3Client":
-    path_style = True if settings.path_style is None and _endpoint(settings, environment) else settings.path_style
-    return _build(settings, _session(settings, environment), STEADY, path_style)
+def _client(settings: Settings, environment: tuple[tuple[str, str], ...]) -> "S3Client":
+    return _build(settings, _session(settings, environment), STEADY, _place(settings, environment))
 
 
 @lru_cache(maxsize=8)
-def _endpoint(settings: Settings, environment: tuple[tuple[str, str], ...]) -> str | None:
-    return _custom_endpoint(_build(settings, _session(settings, environment), QUICK, path_style=None))
+def _place(settings: Settings, environment: tuple[tuple[str, str], ...]) -> Place:
+    """Where boto3 settles on from option, environment and profile."""
+    session = _session(settings, environment)
+    url = _build(settings, session, QUICK, None).meta.endpoint_url
+    is_aws = (urlsplit(url).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
+    way = network.route(url, session._session.get_scoped_config().get("ca_bundle"))
+    return Place(session.region_name or "us-east-1", None if is_aws else url.rstrip("/"), way)
 
 
-def _build(settings: Settings, session: boto3.Session, behaviour: Config, path_style: bool | None) -> "S3Client":
-    style = Config() if path_style is None else Config(s3={"addressing_style": "path" if path_style else "virtual"})
+def _build(settings: Settings, session: boto3.Session, behaviour: Config, place: Place | None) -> "S3Client":
+    if place and place.endpoint:
+        behaviour = behaviour.merge(Config(s3={"addressing_style": "path"}))
+    if settings.anonymous:
+        behaviour = behaviour.merge(Config(signature_version=UNSIGNED))
     try:
-        return session.client(
+        made = session.client(
             "s3",
             endpoint_url=settings.endpoint_url,
             region_name=session.region_name or "us-east-1",
-            config=behaviour.merge(style),
+            config=behaviour,
+            verify=place.route.ca_file if place else None,
         )
     except (BotoCoreError, ValueError) as error:
         raise Refused(f"{one_line(error)}: check {ENDPOINT} (like http://host:port)") from error
+    if settings.requester_pays:
+        made.meta.events.register("before-call.s3", _pay)
+    return made
 
 
-def _custom_endpoint(s3: "S3Client") -> str | None:
-    """The endpoint that boto3 settled on from option, environment and profile; None when that is AWS itself."""
-    url = s3.meta.endpoint_url
-    host = urlsplit(url).hostname or ""
-    return None if host.endswith((".amazonaws.com", ".amazonaws.com.cn")) else url.rstrip("/")
+def _pay(params: dict[str, Any], **_: Any) -> None:
+    params["headers"]["x-amz-request-payer"] = "requester"

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 LIST_PAGE = 1000
+# Found by trying every letter on deltalake 1.6.6, in a folder and in S3.
+_NOT_IN_LAKES = re.compile(r"[\x00-\x1f\x7f\[\]\\^|]|%[0-9a-fA-F]{2}")
+_NOT_IN_S3_LAKES = re.compile(r"[#?]|//|/\.{1,2}(?=/|$)")
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
 
 
@@ -53,6 +56,19 @@ def normalise(uri: str) -> str:
     if not uri:
         raise Refused("an empty uri: give a local folder or s3://bucket/folder")
     return os.path.abspath(Path(uri).expanduser())
+
+
+def lake_uri(uri: str) -> str:
+    """Return the uri of a lake in its one spelling.
+
+    ``Refused`` for a name that deltalake takes for another one, or cannot take: it reads a uri where boto3, pyarrow and
+    the operating system read a name, so that the tables of one lake would be in two places.
+    """
+    uri = normalise(uri)
+    wrong = _NOT_IN_LAKES.search(uri) or (_NOT_IN_S3_LAKES.search(uri.removeprefix("s3://")) if is_s3(uri) else None)
+    if wrong:
+        raise Refused(f"a lake cannot be at {uri!r}: Delta tables take no {wrong[0]!r} in a name; rename the folder")
+    return uri
 
 
 def is_s3(uri: str) -> bool:
@@ -85,18 +101,21 @@ class StorageConfig(BaseModel):
     endpoint_url: str | None = None
     region: str | None = None
     profile: str | None = None
-    #: None: path style for a custom endpoint, virtual-hosted style for AWS.
-    path_style: bool | None = None
+    #: Buckets with sources that are read without credentials, as public ones can be.
+    anonymous: frozenset[str] = frozenset()
+    #: Buckets with sources whose reads the reader pays for.
+    requester_pays: frozenset[str] = frozenset()
 
-    def _settings(self) -> s3.Settings:
-        return s3.Settings(self.endpoint_url, self.region, self.profile, self.path_style)
+    def _settings(self, bucket: str = "") -> s3.Settings:
+        own = bucket in self.anonymous, bucket in self.requester_pays
+        return s3.Settings(self.endpoint_url, self.region, self.profile, *own)
 
-    def s3_client(self) -> "S3Client":
-        """Return a boto3 client; shared by the threads of a process.
+    def s3_client(self, bucket: str = "") -> "S3Client":
+        """Return a boto3 client for a bucket; shared by the threads of a process.
 
         Raises ``Refused`` when the profile is unknown or no credentials are found.
         """
-        return s3.client(self._settings())
+        return s3.client(self._settings(bucket))
 
     def filesystem(self, uri: str) -> tuple[pafs.FileSystem, str]:
         """Return the pyarrow file system of a uri and the path in it.
@@ -114,7 +133,7 @@ class StorageConfig(BaseModel):
 
     def delta_options(self, uri: str) -> dict[str, str]:
         """Return deltalake's ``storage_options`` of a uri (empty for a local one); also of this moment."""
-        return s3.delta_options(s3.access(self._settings()), split_s3(uri)[0]) if is_s3(uri) else {}
+        return s3.delta_options(s3.access(self._settings())) if is_s3(uri) else {}
 
     def check(self, uri: str, *, must_exist: bool = False) -> None:
         """Ask the store once whether the uri can be used, so that a command can say no before it starts.
@@ -127,14 +146,18 @@ class StorageConfig(BaseModel):
             _check_local(Path(uri), must_exist)
             return
         bucket, prefix = split_s3(uri)
-        access = s3.access(self._settings())
+        settings = self._settings(bucket)
+        place = s3.place(settings)
+        if not settings.anonymous:
+            s3.access(settings)
         try:
-            answer = s3.quick_client(self._settings()).list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+            answer = s3.quick_client(settings).list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
         except (ClientError, BotoCoreError) as error:
-            raise s3.explain(error, uri, access.endpoint) from error
-        home = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", access.region)
-        if not access.endpoint and home != access.region:
-            raise Refused(f"bucket {bucket!r} is in {home}, not in {access.region}: set AWS_REGION={home}")
+            raise s3.explain(error, uri, place.endpoint) from error
+        home = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", place.region)
+        # The bucket of somebody else may be anywhere: boto3, which reads sources, follows it.
+        if not place.endpoint and home != place.region and not (settings.anonymous or settings.requester_pays):
+            raise Refused(f"bucket {bucket!r} is in {home}, not in {place.region}: set AWS_REGION={home}")
         if must_exist and not answer.get("KeyCount"):
             raise Refused(f"nothing is stored under {uri!r}: check the bucket and the prefix")
 
@@ -152,11 +175,11 @@ class StorageConfig(BaseModel):
         try:
             yield from self._s3_pages(*split_s3(uri))
         except (ClientError, BotoCoreError) as error:
-            raise s3.explain(error, uri, s3.access(self._settings()).endpoint) from error
+            raise s3.explain(error, uri, s3.place(self._settings()).endpoint) from error
 
     def _s3_pages(self, bucket: str, key: str) -> Iterator[list[Entry]]:
         def listed(**request: Any) -> Any:
-            return s3.patiently(lambda: self.s3_client().list_objects_v2(Bucket=bucket, **request))
+            return s3.patiently(lambda: self.s3_client(bucket).list_objects_v2(Bucket=bucket, **request))
 
         if key:
             # The object itself sorts first among the keys that begin with its name.
@@ -187,7 +210,8 @@ class StorageConfig(BaseModel):
             self.verify(uri, etag)
             return Path(uri)
         with Path(dest).open("wb") as out:
-            s3.patiently(lambda: s3.download(self.s3_client(), *split_s3(uri), etag, out))
+            bucket, key = split_s3(uri)
+            s3.patiently(lambda: s3.download(self.s3_client(bucket), bucket, key, etag, out))
         return Path(dest)
 
     def put(self, uri: str, content: bytes) -> None:
@@ -210,11 +234,11 @@ class StorageConfig(BaseModel):
                 return None
         bucket, key = split_s3(uri)
         try:
-            return s3.patiently(lambda: self.s3_client().get_object(Bucket=bucket, Key=key)["Body"].read())
+            return s3.patiently(lambda: self.s3_client(bucket).get_object(Bucket=bucket, Key=key)["Body"].read())
         except ClientError as error:
             if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
                 return None
-            raise s3.explain(error, uri, s3.access(self._settings()).endpoint) from error
+            raise s3.explain(error, uri, s3.place(self._settings()).endpoint) from error
 
     def delete(self, uri: str) -> None:
         """Delete an object if it is there."""
@@ -240,7 +264,8 @@ class StorageConfig(BaseModel):
         if not is_s3(entry.uri):
             self.verify(entry.uri, entry.etag)
             return Path(entry.uri).open("rb")
-        raw = s3.RangedObject(self.s3_client(), *split_s3(entry.uri), entry.etag, entry.bytes)
+        bucket, key = split_s3(entry.uri)
+        raw = s3.RangedObject(self.s3_client(bucket), bucket, key, entry.etag, entry.bytes)
         return io.BufferedReader(raw, block_bytes)
 
 

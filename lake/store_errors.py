@@ -83,6 +83,8 @@ _ARROW_IS_AWAY = re.compile(
     "AWS Error (INTERNAL_FAILURE|NETWORK_CONNECTION|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|REQUEST_TIMEOUT"
     r"|UNKNOWN(?! \(HTTP status [34]))"
 )
+# As OpenSSL, curl and rustls say it.
+_UNTRUSTED = re.compile("CERTIFICATE_VERIFY_FAILED|curlCode: 60|invalid peer certificate")
 
 
 class Unavailable(Exception):
@@ -102,9 +104,14 @@ class _Answer(NamedTuple):
     has_reason: bool = True
 
 
+def plain(text: str) -> str:
+    """Return a text without the colors that deltalake puts into its errors."""
+    return _ESCAPES.sub("", text)
+
+
 def one_line(error: object) -> str:
-    """Return the text of an error as one line, without the colors that deltalake puts into it."""
-    return " ".join(_ESCAPES.sub("", str(error)).split()).rstrip(".")
+    """Return the text of an error as one line, without colors."""
+    return " ".join(plain(str(error)).split()).rstrip(".")
 
 
 def final_error(error: BaseException, uri: str | None = None) -> Unavailable | Refused | None:
@@ -140,6 +147,9 @@ def outage(error: BaseException) -> Unavailable | None:
         return Unavailable(f"{text}: {_RENEW}, {then}")
     if remedy := _STARVED.get(_errno(error)):
         return Unavailable(f"{text}: {remedy}, {then}")
+    if _UNTRUSTED.search(text):
+        remedy = "set AWS_CA_BUNDLE to a file with its certificate authority"
+        return Unavailable(f"the certificate of the store, or of a proxy, is not trusted: {remedy}, {then}")
     answer = _answer(error)
     if answer is None:
         return None
@@ -156,8 +166,12 @@ def explain(error: Exception, uri: str, endpoint: str | None) -> Refused | Unava
     if isinstance(error, NoCredentialsError):
         return no_credentials()
     answer = _answer(error)
+    if answer is None and (everywhere := outage(error)):
+        return everywhere
     if answer is None:
-        return Unavailable(f"{where} does not answer ({type(error).__name__}): check {ENDPOINT}, and the network")
+        return Unavailable(
+            f"{where} does not answer ({type(error).__name__}): check {ENDPOINT}, the proxy and the network"
+        )
     if _EVERYWHERE.get(answer.code) is _REJECTED:
         names = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN or AWS_PROFILE"
         return Refused(f"{where} rejects the credentials ({answer.name}): check {names}")
@@ -184,6 +198,8 @@ def is_transient(error: BaseException) -> bool:
 
 def is_away(error: BaseException) -> bool:
     """Whether the same request may succeed in a minute."""
+    if _UNTRUSTED.search(str(error)):
+        return False
     if isinstance(error, ClientError):
         return _status(error) >= 500 or _status(error) == 429
     if isinstance(error, OSError) and error.errno is None and _ARROW_IS_AWAY.search(str(error)):

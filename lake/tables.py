@@ -22,7 +22,7 @@ from deltalake.transaction import AddAction
 from lake import durable
 from lake.errors import Refused
 from lake.schemas import DECISIONS, SCHEMA_VERSION, TABLES, stats_columns
-from lake.storage import StorageConfig, is_s3, join, normalise
+from lake.storage import StorageConfig, is_s3, join, lake_uri
 
 STATISTICS_BYTES = 1024
 """Of a text. All uris under a long prefix have the default, sixty-four, in common, and no file could be pruned."""
@@ -74,7 +74,7 @@ class Lake:
     """The tables under one uri. Cheap to make, picklable, and holds no open handle."""
 
     def __init__(self, uri: str, storage: StorageConfig | None = None) -> None:
-        self.uri = normalise(uri)
+        self.uri = lake_uri(uri)
         self.storage = storage or StorageConfig()
 
     def create(self) -> None:

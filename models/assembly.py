@@ -74,8 +74,6 @@ def _adapt(model: Any, adapter: Path, dtype: torch.dtype) -> Any:
         raise ModelRefused(
             f"adapter {adapter} does not fit this model ({_line(error)}); use it with the model it was trained on"
         ) from error
-    if adapted.active_peft_config.is_prompt_learning:
-        raise ModelRefused(f"adapter {adapter} is made of prompts; use one that changes weights, such as LoRA")
     with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
         unused = set(file.keys()) ^ set(get_peft_model_state_dict(adapted))
     if unused:

@@ -45,7 +45,7 @@ class ModelSettings(BaseModel):
     name: str = Field("builtin", description="builtin, hf:<folder>, hf:<owner>/<repository> or s3://<folder>")
     revision: str | None = Field(None, description="commit, tag or branch of a repository; None: its main branch")
     adapter: str | None = Field(
-        None, description="PEFT adapter: a folder, <owner>/<repository>[@<revision>] or s3://<folder>"
+        None, description="LoRA adapter: a folder, <owner>/<repository>[@<revision>] or s3://<folder>"
     )
     prompt: str | None = Field(None, min_length=1, description="None: as the model was trained, else DEFAULT_PROMPT")
     max_new_tokens: int = Field(32, ge=2, le=1024, description="tokens of an action, the end token included")
@@ -178,10 +178,14 @@ def _takes_images(model_type: str) -> bool:
 
 
 def check_adapter(adapter: Path, config: dict[str, Any]) -> None:
-    """Raise ModelRefused unless the folder holds a PEFT adapter, as safetensors, for the model of this config."""
+    """Raise ModelRefused unless the folder holds a LoRA adapter, as safetensors, for the model of this config."""
     adapter_config = read_json(adapter / "adapter_config.json")
     if not adapter_config:
         raise ModelRefused(f"{adapter} has no adapter_config.json; name a folder written by PEFT's save_pretrained")
+    kind = adapter_config.get("peft_type")
+    if kind != "LORA":
+        # Others read files that are not hashed, or fetch what they name: X-LoRA a repository and a pickle.
+        raise ModelRefused(f"adapter {adapter} is of the kind {kind}, and only LORA is loaded; train a LoRA adapter")
     check_weights(adapter, "adapter_model.safetensors")
     mapping = adapter_config.get("auto_mapping") or {}
     trained_on = mapping.get("base_model_class")

@@ -38,7 +38,7 @@ class WorldSettings(BaseModel):
     )
     revision: str | None = Field(None, description="commit, tag or branch of a repository; None: its main branch")
     adapter: str | None = Field(
-        None, description="PEFT adapter: a folder, <owner>/<repository>[@<revision>] or s3://<folder>"
+        None, description="LoRA adapter: a folder, <owner>/<repository>[@<revision>] or s3://<folder>"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on GPU, float32 on CPU")
     image_size: int | None = Field(None, ge=8, le=4096, description="pixels; None: as it was trained")

@@ -19,7 +19,8 @@ class Answering:
 
             def answer(self) -> None:
                 self.rfile.read(int(self.headers.get("content-length") or 0))
-                requests.append(f"{self.command} {self.path}")
+                payer = self.headers.get("x-amz-request-payer", "")
+                requests.append(f"{self.command} {self.path} {payer}".strip())
                 self.send_response(status)
                 self.send_header("content-type", "application/xml")
                 self.send_header("content-length", str(len(body)))

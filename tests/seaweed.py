@@ -33,6 +33,7 @@ class Seaweed:
                 "credentials": [{"accessKey": OTHER_KEY, "secretKey": OTHER_SECRET}],
                 "actions": ["Read:public", "List:public"],
             },
+            {"name": "anonymous", "actions": ["Read:open", "List:open"]},
         ]
         (folder / "s3.json").write_text(json.dumps({"identities": identities}))
 

@@ -16,12 +16,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lake.errors import Refused, Stalled, Superseded
-from lake.s3 import Unavailable, outage
+from lake.s3 import Unavailable, final_error
+from lake.store_errors import plain
 from lake.tables import Lake
 from models.errors import ModelRefused
 from worldlake import console, evaluate, serve, train, upkeep
 from worldlake.ingested import any_failed, in_words
-from worldlake.options import Config, Endpoint, Json, LakeUri, Profile, Region, filled, finite, open_lake, storage
+from worldlake.options import (
+    Anonymous,
+    Config,
+    Endpoint,
+    Json,
+    LakeUri,
+    Profile,
+    Region,
+    RequesterPays,
+    filled,
+    finite,
+    open_lake,
+    storage,
+)
 
 if TYPE_CHECKING:
     from lake.catalog import IngestCounts
@@ -58,8 +72,8 @@ def main() -> None:
     except SystemExit:
         raise
     except BaseException as error:  # a panic in a library that is written in Rust is no Exception
-        if everywhere := outage(error):
-            sys.exit(_say(str(everywhere), 1))
+        if why := final_error(error):
+            sys.exit(_say(str(why), 2 if isinstance(why, Refused) else 1))
         if not isinstance(error, Exception):
             # It has written where it was by itself.
             sys.exit(_say(f"crashed ({type(error).__name__}: {error}); please report the command", 1))
@@ -69,7 +83,7 @@ def main() -> None:
 
 
 def _say(message: str, code: int) -> int:
-    console.err.print(f"worldlake: {' '.join(message.split())}", markup=False)
+    console.err.print(f"worldlake: {' '.join(plain(message).split())}", markup=False)
     return code
 
 
@@ -118,6 +132,8 @@ def ingest(
     endpoint_url: Endpoint = None,
     region: Region = None,
     profile: Profile = None,
+    anonymous: Anonymous = None,
+    requester_pays: RequesterPays = None,
     json: Json = False,
     config: Config = None,
 ) -> int:
@@ -128,7 +144,7 @@ def ingest(
     """
     from lake.layouts import find_mapping
 
-    target = Lake(lake, storage(endpoint_url, region, profile))
+    target = Lake(lake, storage(endpoint_url, region, profile, anonymous, requester_pays))
     mapping = find_mapping(format)
     if mapping and mapping.is_labelled:
         from worldlake.labelled import labelled_command
@@ -183,7 +199,7 @@ def label(
         str | None, typer.Option(callback=filled, help="Commit, tag or branch of a repository.")
     ] = None,
     adapter: Annotated[
-        str | None, typer.Option(callback=filled, help="PEFT adapter: a folder, <owner>/<repository> or s3://<folder>.")
+        str | None, typer.Option(callback=filled, help="LoRA adapter: a folder, <owner>/<repository> or s3://<folder>.")
     ] = None,
     prompt: Annotated[
         str | None,
@@ -260,6 +276,8 @@ def label(
     endpoint_url: Endpoint = None,
     region: Region = None,
     profile: Profile = None,
+    anonymous: Anonymous = None,
+    requester_pays: RequesterPays = None,
     json: Json = False,
     config: Config = None,
 ) -> int:
@@ -270,7 +288,7 @@ def label(
     """
     from worldlake.label import label_command, labeler_settings, node_label, of_method
 
-    target = Lake(lake, storage(endpoint_url, region, profile))
+    target = Lake(lake, storage(endpoint_url, region, profile, anonymous, requester_pays))
     unread = False
     if sources:
         counts = _catalogue(target, sources, None, "auto", None, retry_failed)

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from lake.store_errors import plain
+
 # File names and actions are shown as they are: `:car:` is no picture.
 out = Console(soft_wrap=True, highlight=False, emoji=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
@@ -23,15 +25,24 @@ log = logging.getLogger("worldlake")
 _LOG_EVERY_S = 30.0
 
 
+class _Lines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record))
+
+
 class _JsonLines(logging.Formatter):
     """The keys that Ray's own JSON has, and what a line was given as `extra`. Not Ray's class, which takes a second."""
 
     _GIVEN = frozenset({"message", "asctime", *vars(logging.makeLogRecord({}))})
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {"asctime": self.formatTime(record), "levelname": record.levelname, "message": record.getMessage()}
+        line = {
+            "asctime": self.formatTime(record),
+            "levelname": record.levelname,
+            "message": plain(record.getMessage()),
+        }
         if record.exc_info:
-            line["exc_text"] = self.formatException(record.exc_info)
+            line["exc_text"] = plain(self.formatException(record.exc_info))
         extra = {name: value for name, value in vars(record).items() if name not in self._GIVEN and name[0] != "_"}
         return json.dumps(line | extra, default=str)
 
@@ -40,7 +51,7 @@ def setup() -> None:
     """Log lines with a time on standard error; as JSON where Ray is told to log so, by the variable that Ray reads."""
     handler = logging.StreamHandler()
     is_json = os.environ.get("RAY_LOGGING_CONFIG_ENCODING") == "JSON"
-    handler.setFormatter(_JsonLines() if is_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_JsonLines() if is_json else _Lines("%(asctime)s %(levelname)s %(message)s"))
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False

@@ -33,7 +33,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Of the random actions, and of wh
 Model = Annotated[
     str, typer.Option(help="Dynamics model: builtin, hf:<folder>, hf:<owner>/<repository> or s3://<folder>.")
 ]
-Adapter = Annotated[str | None, typer.Option(callback=filled, help="PEFT adapter of the dynamics model.")]
+Adapter = Annotated[str | None, typer.Option(callback=filled, help="LoRA adapter of the dynamics model.")]
 Prompt = Annotated[
     str | None, typer.Option(help="What the dynamics model is asked; default: as it was trained, or as labelling asks.")
 ]
@@ -89,7 +89,7 @@ def dynamics(
 def world(
     lake: LakeUri,
     world: Annotated[str, typer.Option(help="World model, named as --model is.")] = "builtin",
-    world_adapter: Annotated[str | None, typer.Option(callback=filled, help="PEFT adapter of the world model.")] = None,
+    world_adapter: Annotated[str | None, typer.Option(callback=filled, help="LoRA adapter of the world model.")] = None,
     n: Annotated[
         int, typer.Option("-n", min=1, max=1024, help="Candidates of each pair, of which --model chooses one.")
     ] = 8,

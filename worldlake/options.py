@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from lake.errors import Refused
-from lake.storage import StorageConfig
+from lake.storage import StorageConfig, split_s3
 from lake.tables import Lake
 
 
@@ -113,9 +113,38 @@ TakeOver = Annotated[
 Profile = Annotated[str | None, typer.Option(callback=filled, help="AWS profile; default: the AWS environment.")]
 
 
-def storage(endpoint_url: str | None, region: str | None, profile: str | None) -> StorageConfig:
+Anonymous = Annotated[
+    list[str] | None,
+    typer.Option(help="Bucket with videos to read without credentials, as public ones allow; may be repeated."),
+]
+RequesterPays = Annotated[
+    list[str] | None,
+    typer.Option(help="Bucket with videos whose reads you agree to pay for; may be repeated."),
+]
+
+
+def storage(
+    endpoint_url: str | None,
+    region: str | None,
+    profile: str | None,
+    anonymous: list[str] | None = None,
+    requester_pays: list[str] | None = None,
+) -> StorageConfig:
     """The one storage configuration of a command."""
-    return StorageConfig(endpoint_url=endpoint_url, region=region, profile=profile)
+    return StorageConfig(
+        endpoint_url=endpoint_url,
+        region=region,
+        profile=profile,
+        anonymous=_buckets("--anonymous", anonymous),
+        requester_pays=_buckets("--requester-pays", requester_pays),
+    )
+
+
+def _buckets(option: str, given: list[str] | None) -> frozenset[str]:
+    buckets = frozenset(split_s3(one)[0] for one in given or ())
+    if "" in buckets:
+        raise Refused(f"{option} names no bucket: give a bucket, such as open-videos or s3://open-videos")
+    return buckets
 
 
 def open_lake(uri: str, config: StorageConfig) -> Lake:

@@ -8,7 +8,19 @@ import typer
 
 from lake.errors import Refused
 from worldlake import console
-from worldlake.options import Config, Endpoint, Json, LakeUri, Profile, Region, filled, open_lake, storage
+from worldlake.options import (
+    Anonymous,
+    Config,
+    Endpoint,
+    Json,
+    LakeUri,
+    Profile,
+    Region,
+    RequesterPays,
+    filled,
+    open_lake,
+    storage,
+)
 
 keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Who may ask a service: bearer keys of a lake.")
 
@@ -22,12 +34,12 @@ def serve(
     revision: Annotated[
         str | None, typer.Option(callback=filled, help="Commit, tag or branch of the model's repository.")
     ] = None,
-    adapter: Annotated[str | None, typer.Option(callback=filled, help="PEFT adapter of the dynamics model.")] = None,
+    adapter: Annotated[str | None, typer.Option(callback=filled, help="LoRA adapter of the dynamics model.")] = None,
     policy: Annotated[
         str | None, typer.Option(help="YAML file, builtin or default: which labels are accepted.")
     ] = None,
     world: Annotated[str, typer.Option(help="World model, as --model; none: no predictions.")] = "builtin",
-    world_adapter: Annotated[str | None, typer.Option(callback=filled, help="PEFT adapter of the world model.")] = None,
+    world_adapter: Annotated[str | None, typer.Option(callback=filled, help="LoRA adapter of the world model.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen at; others than this machine need keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65_535)] = 8000,
     replicas: Annotated[str, typer.Option(help="Of each model; 1-4: as many of these as the load asks for.")] = "1",
@@ -38,6 +50,8 @@ def serve(
     endpoint_url: Endpoint = None,
     region: Region = None,
     profile: Profile = None,
+    anonymous: Anonymous = None,
+    requester_pays: RequesterPays = None,
     config: Config = None,
 ) -> int:
     """Answer over HTTP: label frame pairs, predict what actions lead to, read the lake. Ctrl-C finishes and ends.
@@ -49,7 +63,8 @@ def serve(
     from worldlake.serving import Options, run_service
 
     chosen = Options(model, revision, adapter, policy, world, world_adapter, replicas, batch_pairs, allow)
-    run_service(open_lake(lake, storage(endpoint_url, region, profile)), chosen, host, port)
+    target = open_lake(lake, storage(endpoint_url, region, profile, anonymous, requester_pays))
+    run_service(target, chosen, host, port)
     return 0
 
 

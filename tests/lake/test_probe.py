@@ -10,7 +10,9 @@ import psutil
 import pytest
 
 from lake.probe import Header, ProbeError, prober
+from lake.s3 import Unavailable
 from lake.storage import Entry, StorageConfig, local_etag
+from tests.answering import Answering
 from tests.media import FFMPEG, MISSING, ffmpeg
 
 pytestmark = pytest.mark.skipif(FFMPEG is None, reason=MISSING)
@@ -76,3 +78,19 @@ def test_processes_that_are_stopped_are_replaced(entries: list[Entry]) -> None:
         found += results
     assert len(found) == 20 * len(entries)
     assert all(isinstance(one, Header) for one in found)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(403, "RequestTimeTooSkewed"), (400, "ExpiredTokenException"), (400, "TokenRefreshRequired")]
+)
+def test_what_is_wrong_with_this_machine_is_no_failure_of_a_video(
+    status: int, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with (
+        Answering(status, code) as store,
+        prober(StorageConfig(endpoint_url=store.endpoint)) as probing,
+        pytest.raises(Unavailable, match="run the same command again"),
+    ):
+        list(probing.probe([Entry("s3://bucket/a.mp4", 1000, "etag")]))

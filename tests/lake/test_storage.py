@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import re
 import socket
 import threading
 import time
@@ -16,7 +17,11 @@ from deltalake import DeltaTable, write_deltalake
 
 from lake.errors import Refused, SourceChanged
 from lake.s3 import Unavailable, is_transient, outage, patiently
+from lake.schemas import TABLES
+from lake.sql import query
 from lake.storage import Entry, StorageConfig, local_etag, normalise
+from lake.tables import Lake
+from tests.answering import Answering
 from tests.conftest import Bucket
 from tests.seaweed import OTHER_KEY, OTHER_SECRET
 
@@ -45,6 +50,41 @@ def test_a_uri_has_one_spelling(given: str, expected: str) -> None:
 def test_other_schemes_are_refused_with_the_remedy(uri: str) -> None:
     with pytest.raises(Refused, match=r"s3://bucket/folder"):
         normalise(uri)
+
+
+@pytest.mark.parametrize("name", ["a b", "ü", "a%b", "x*y", "{y}", "a:b", "~t", "a+b&c=d;e,f@g!$()", "quote'\"<>`"])
+def test_a_lake_may_have_a_strange_name(place: str, name: str) -> None:
+    lake = Lake(f"{place}/{name}")
+    lake.create()
+    lake.append("reviews", [{"triple_id": "0"}])
+    with query(lake, "SELECT triple_id FROM reviews") as result:
+        assert result.read_all()["triple_id"].to_pylist() == ["0"]
+    logs = {entry.uri for page in lake.storage.pages(lake.uri) for entry in page if entry.uri.endswith(f"{0:020}.json")}
+    assert logs == {f"{lake.uri}/{table}/_delta_log/{0:020}.json" for table in TABLES}
+
+
+@pytest.mark.parametrize(
+    ("name", "letter"),
+    [("a%20b", "%20"), ("[x]", "["), ("x]", "]"), ("a|b", "|"), ("a^b", "^"), ("a\\b", "\\"), ("a\tb", "\t")],
+)
+@pytest.mark.parametrize("folder", ["/lakes", "s3://bucket"])
+def test_a_lake_is_refused_where_delta_tables_would_be_elsewhere(folder: str, name: str, letter: str) -> None:
+    with pytest.raises(Refused, match=f"take no {re.escape(repr(letter))} in a name"):
+        Lake(f"{folder}/{name}")
+
+
+@pytest.mark.parametrize(("name", "letter"), [("run#1", "#"), ("what?", "?"), ("a//b", "//"), ("a/../b", "/..")])
+def test_a_lake_in_s3_has_no_letter_of_uris(name: str, letter: str) -> None:
+    with pytest.raises(Refused, match=f"take no {re.escape(repr(letter))} in a name"):
+        Lake(f"s3://bucket/{name}")
+
+
+@pytest.mark.parametrize("name", ["run#1", "what?"])
+def test_a_lake_in_a_folder_may_have_them(tmp_path: Path, name: str) -> None:
+    lake = Lake(str(tmp_path / name))
+    lake.create()
+    assert {path.name for path in (tmp_path / name).iterdir()} == set(TABLES)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_names_are_themselves_on_disk_and_in_s3(tmp_path: Path, bucket: Bucket) -> None:
@@ -243,8 +283,53 @@ def test_addressing_follows_the_endpoint(monkeypatch: pytest.MonkeyPatch) -> Non
     own = StorageConfig().delta_options("s3://b/lake")
     assert (own["aws_endpoint_url"], own["aws_allow_http"]) == ("http://store:9000", "true")
     assert own["aws_virtual_hosted_style_request"] == "false"
-    virtual = StorageConfig(path_style=False).delta_options("s3://b/lake")
-    assert virtual["aws_endpoint_url"] == "http://b.store:9000"
+
+
+def test_a_public_bucket_is_read_without_credentials(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    client = bucket.server.client()
+    client.create_bucket(Bucket="open")
+    client.put_object(Bucket="open", Key="videos/a.mp4", Body=b"content")
+    uri = "s3://open/videos"
+    with monkeypatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.delenv(name)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+        assert "no AWS credentials" in refusal(uri)
+        storage = StorageConfig(anonymous=frozenset({"open"}))
+        storage.check(uri, must_exist=True)
+        entry = only(storage, f"{uri}/a.mp4")
+        assert storage.fetch(entry.uri, entry.etag, tmp_path / "copy").read_bytes() == b"content"
+        assert storage.open_ranged(entry).read() == b"content"
+        with pytest.raises(Refused, match="no AWS credentials"):
+            storage.check(f"{bucket.uri}/lake")
+    # With wrong credentials too: they are not sent there, and another bucket is asked with them.
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    assert only(storage, f"{uri}/a.mp4") == entry
+    with pytest.raises(Refused, match="rejects the credentials"):
+        storage.check(f"{bucket.uri}/lake")
+
+
+def test_who_reads_a_bucket_of_a_requester_pays_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    entry = Entry("s3://costly/a.mp4", 7, "etag")
+    with Answering(403, "AccessDenied") as store:
+        storage = StorageConfig(endpoint_url=store.endpoint, requester_pays=frozenset({"costly"}))
+        for call in (
+            lambda: storage.check("s3://costly/videos"),
+            lambda: list(storage.pages("s3://costly/videos")),
+            lambda: storage.fetch(entry.uri, entry.etag, tmp_path / "copy"),
+            lambda: storage.open_ranged(entry).read(),
+        ):
+            with pytest.raises((Refused, ClientError)):
+                call()
+        assert len(store.requests) == 4
+        assert all(request.endswith(" requester") for request in store.requests)
+        with pytest.raises(Refused):
+            storage.check("s3://other/videos")
+        assert not store.requests[-1].endswith(" requester")
 
 
 def test_an_outage_of_twenty_seconds_is_waited_out(bucket: Bucket, tmp_path: Path) -> None:

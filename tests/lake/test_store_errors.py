@@ -13,12 +13,16 @@ import pyarrow.fs as pafs
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+from labeling.stream import VERIFIED
+from labeling.write import Write
 from lake import s3
 from lake.errors import Refused
 from lake.s3 import Unavailable, final_error
 from lake.storage import StorageConfig
+from lake.tables import Lake
 from tests.answering import Answering
 from tests.conftest import Bucket
+from tests.worldlake.command import worldlake
 
 LAKE = "s3://bucket/lake"
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system: needs root")
@@ -233,3 +237,48 @@ def test_a_folder_of_somebody_else(tmp_path: Path) -> None:
 def test_other_errors_are_not_final() -> None:
     for error in (FileNotFoundError(errno.ENOENT, "gone"), ValueError("a wrong value"), OSError(errno.EIO, "broken")):
         assert final_error(error, LAKE) is None
+
+
+def test_credentials_that_a_tool_renews_are_picked_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    path = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    storage = StorageConfig()
+    for number, token in enumerate(("old", "new")):
+        path.write_text(f"[default]\naws_access_key_id=k\naws_secret_access_key=s\naws_session_token={token}\n")
+        os.utime(path, ns=(number, number))
+        assert storage.delta_options(LAKE)["aws_session_token"] == token
+
+
+def test_a_worker_that_cannot_write_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = pa.Table.from_pylist(
+        [{"video_id": "v", "uri": "v.mp4", "triple_id": "t", "reasons": [], "obs": b"o", "next_obs": b"n"}],
+        schema=VERIFIED,
+    )
+    with Answering(400, "ExpiredToken") as store:
+        lake = Lake(LAKE, StorageConfig(endpoint_url=store.endpoint))
+        with pytest.raises(Unavailable, match="the credentials have expired"):
+            Write(lake, "run", "labeler", "policy", "pyav")(rows)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "exit_code", "line"),
+    [(400, "ExpiredToken", 1, "credentials have expired"), (403, "AccessDenied", 2, "is denied"),
+     (403, "RequestTimeTooSkewed", 1, "set the clock of this machine")],
+)  # fmt: skip
+def test_a_command_ends_with_one_line(status: int, code: str, exit_code: int, line: str, tmp_path: Path) -> None:
+    with Answering(status, code) as store:
+        for arguments in (
+            ["status", "--lake", LAKE],
+            ["ingest", "s3://bucket/videos", "--lake", str(tmp_path / "lake")],
+        ):
+            code_, said_ = worldlake(*arguments, "--endpoint-url", store.endpoint)
+            assert (code_, said_.count("\n")) == (exit_code, 1), said_
+            assert line in said_
+
+
+def test_an_empty_bucket_is_refused(tmp_path: Path) -> None:
+    code, line = worldlake("ingest", "s3://b/v", "--lake", str(tmp_path / "lake"), "--anonymous", "")
+    assert code == 2
+    assert "--anonymous names no bucket" in line

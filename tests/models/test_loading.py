@@ -163,6 +163,28 @@ def adapter_for_other_layers(folder: Path) -> dict[str, object]:
     return {"adapter": str(save_adapter(other, folder / "lora"))}
 
 
+def adapter_of_adapters(folder: Path) -> dict[str, object]:
+    """X-LoRA, which asks a hub for the adapters that it names and unpickles what it finds beside its config."""
+    adapter = save_adapter(folder, folder / "lora")
+    config = {"peft_type": "XLORA", "task_type": "CAUSAL_LM", "hidden_size": 32, "adapters": {"0": "someone/private"}}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    (adapter / "xlora_classifier.bin").write_bytes(b"a pickle")
+    return {"adapter": str(adapter)}
+
+
+def adapter_of_prompts(folder: Path) -> dict[str, object]:
+    adapter = save_adapter(folder, folder / "lora")
+    config = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 2}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    return {"adapter": str(adapter)}
+
+
+def adapter_without_a_kind(folder: Path) -> dict[str, object]:
+    adapter = save_adapter(folder, folder / "lora")
+    (adapter / "adapter_config.json").write_text(json.dumps({"task_type": "CAUSAL_LM"}))
+    return {"adapter": str(adapter)}
+
+
 def adapter_pickled(folder: Path) -> dict[str, object]:
     adapter = save_adapter(folder, folder / "lora")
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
@@ -196,6 +218,9 @@ def adapter_pickled(folder: Path) -> dict[str, object]:
         (adapter_of_another_size, "does not fit this model .*use it with the model"),
         (adapter_for_other_layers, "disagree on .* weights .*use it with the model"),
         (adapter_pickled, "only adapter_model.bin"),
+        (adapter_of_adapters, "of the kind XLORA, and only LORA is loaded"),
+        (adapter_of_prompts, "of the kind PROMPT_TUNING, and only LORA is loaded"),
+        (adapter_without_a_kind, "of the kind None, and only LORA is loaded"),
     ],
 )
 def test_a_model_that_cannot_be_used_is_refused_in_one_line(

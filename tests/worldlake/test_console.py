@@ -44,3 +44,18 @@ def test_without_it_a_line_is_text(
     console.setup()
     console.log.warning("slow", extra={"run_id": "r"})
     assert capsys.readouterr().err.endswith(" WARNING slow\n")
+
+
+@pytest.mark.parametrize("encoding", ["JSON", "TEXT"])
+def test_colors_of_a_library_stay_out_of_the_log(
+    restored: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], encoding: str
+) -> None:
+    monkeypatch.setenv("RAY_LOGGING_CONFIG_ENCODING", encoding)
+    console.setup()
+    error = OSError("Generic S3 error \x1b[31m↳\x1b[0m 503 Service Unavailable")
+    console.log.warning("commit failed: %s", error)
+    console.log.error("crashed", exc_info=error)
+    said = capsys.readouterr().err
+    assert "503 Service Unavailable" in said
+    assert "\x1b" not in said
+    assert "u001b" not in said
