@@ -5,7 +5,7 @@ PYTEST := $(BIN)/python -m pytest --durations 15
 # One thread a process: on shared cores two threads of a small model wait for each other more than they work.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-long lint bench constraints clean
+.PHONY: demo test test-long mutants lint bench constraints clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("worldlake needs Python 3.11 or newer: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -29,6 +29,9 @@ test: .venv/installed lint  ## Every check but the long ones
 
 test-long: .venv/installed  ## Hundreds of kills; an hour or more
 	$(PYTEST) -m long
+
+mutants: .venv/installed  ## Errors put into the code that its tests must notice; minutes
+	$(BIN)/python -m tests.mutants
 
 lint: .venv/installed  ## Style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -140,3 +140,24 @@ def test_rows_without_a_pair_pass_through(annotate: Annotate) -> None:
     rows = annotate(block(given, SAMPLES)).to_pylist()
     assert [row["video_id"] for row in rows] == ["v", "w"]
     assert all(row["action"] is None for row in rows)
+
+
+def test_a_model_that_answers_for_too_few_labels_none_of_them(
+    annotate: Annotate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = annotate._label._model.annotate
+    monkeypatch.setattr(annotate._label._model, "annotate", lambda obs, next_obs: answer(obs, next_obs)[:-1])
+    rows = annotate(block([pair(number) for number in range(3)], SAMPLES)).to_pylist()
+    assert [(row["error_type"], row["action"]) for row in rows] == [("ValueError", None)] * 3
+
+
+def test_the_message_of_a_failure_is_one_line_of_bounded_length(
+    annotate: Annotate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(obs: Images, next_obs: Images) -> None:
+        if obs.any():
+            raise ValueError("first\n" + "x" * 600)
+
+    monkeypatch.setattr(annotate._label._model, "annotate", fail)
+    (row,) = annotate(block([pair(1)], SAMPLES)).to_pylist()
+    assert row["message"] == "first " + "x" * 494

@@ -71,6 +71,9 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         Lake(str(tmp_path / "file" / "lake")).create()
     with pytest.raises(Refused, match="cannot be used: File name too long: check the path"):
         Lake(str(tmp_path / ("x" * 300))).create()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(Refused, match=r"no lake can be made at .*/link: File exists: name a folder to write to"):
+        Lake(str(tmp_path / "link")).create()
 
 
 def test_rows_are_appended_and_no_rows_are_no_commit(lake: Lake) -> None:
