@@ -142,11 +142,12 @@ def test_rows_without_a_pair_pass_through(annotate: Annotate) -> None:
     assert all(row["action"] is None for row in rows)
 
 
+@pytest.mark.parametrize("method", ["annotate", "score"])
 def test_a_model_that_answers_for_too_few_labels_none_of_them(
-    annotate: Annotate, monkeypatch: pytest.MonkeyPatch
+    annotate: Annotate, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    answer = annotate._label._model.annotate
-    monkeypatch.setattr(annotate._label._model, "annotate", lambda obs, next_obs: answer(obs, next_obs)[:-1])
+    answer = getattr(annotate._label._model, method)
+    monkeypatch.setattr(annotate._label._model, method, lambda *given: answer(*given)[:-1])
     rows = annotate(block([pair(number) for number in range(3)], SAMPLES)).to_pylist()
     assert [(row["error_type"], row["action"]) for row in rows] == [("ValueError", None)] * 3
 
