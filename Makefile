@@ -1,10 +1,11 @@
 # `make demo` and `make test` do all the set-up on a machine with Python 3.11+ and make.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest --durations 15
 # One thread a process: on shared cores two threads of a small model wait for each other more than they work.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-long lint bench constraints clean
+.PHONY: demo test test-long mutants lint bench constraints clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("worldlake needs Python 3.11 or newer: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -20,11 +21,17 @@ demo: .venv/installed  ## The whole loop on this machine: a report to look at in
 	$(BIN)/worldlake demo --videos "$(FOOTAGE)"
 
 test: .venv/installed lint  ## Every check but the long ones
-	$(BIN)/python -m pytest -m "not alone and not long and not gpu" --numprocesses 2 --dist loadfile --no-loadscope-reorder
-	$(BIN)/python -m pytest -m "alone and not long and not gpu"
+	# Both sessions run, and either fails the target.
+	failed=0; \
+	$(PYTEST) -m "not alone and not long and not gpu" --numprocesses 2 --dist loadfile --no-loadscope-reorder || failed=1; \
+	$(PYTEST) -m "alone and not long and not gpu" || failed=1; \
+	exit $$failed
 
 test-long: .venv/installed  ## Hundreds of kills; an hour or more
-	$(BIN)/python -m pytest -m long
+	$(PYTEST) -m long
+
+mutants: .venv/installed  ## Errors put into the code that its tests must notice; minutes
+	$(BIN)/python -m tests.mutants
 
 lint: .venv/installed  ## Style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -31,7 +31,7 @@ from models.sample_world import Clip, encode_clip, make_clip
 from models.verification import predict, resized
 from models.world import Emu3World, SamplingSettings
 from models.world_loading import WorldSettings, load_world
-from worldlake.accuracy import Share
+from training.evaluation.intervals import share_of_groups
 
 CHANGED = 12
 """Grey levels of a pixel's largest channel difference above which it counts as changed: codec noise stays below."""
@@ -73,10 +73,18 @@ def changed_pixels(obs: Images, after: Images) -> npt.NDArray[np.bool_]:
     return np.stack([cv2.dilate((d > CHANGED).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0 for d in difference])
 
 
-def share(hits: Sequence[bool]) -> dict[str, float | int]:
-    found = Share(sum(hits), len(hits))
+def share(hits: Sequence[bool], asked: Sequence[Question]) -> dict[str, float | int]:
+    """With an interval that knows which pairs are of one clip."""
+    clips = [question.clip.seed for question in asked]
+    found = share_of_groups(hits, clips)
     low, high = found.interval
-    return {"pairs": found.total, "share": round(found.value, 4), "low": round(low, 4), "high": round(high, 4)}
+    return {
+        "pairs": found.total,
+        "videos": len(set(clips)),
+        "share": round(found.value, 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+    }
 
 
 def figures(world: Emu3World, asked: list[Question], obs: Images, after: Images, n: int) -> dict[str, object]:
@@ -94,13 +102,15 @@ def figures(world: Emu3World, asked: list[Question], obs: Images, after: Images,
     for name, images in pictures.items():
         hits = [o.judge(image).action == a for o, image, a in zip(oracles, images, actions, strict=True)]
         kinds = defaultdict(list)
-        for action, hit in zip(actions, hits, strict=True):
-            kinds[kind_of(action)].append(hit)
+        for question, hit in zip(asked, hits, strict=True):
+            kinds[kind_of(question.action)].append((hit, question))
         named = [a.action for a in dynamics.annotate(shown_obs, images)]
         found[name] = {
-            "shows the action, says the oracle": share(hits),
-            "shows the action, by kind": {kind: share(each) for kind, each in sorted(kinds.items())},
-            "shows the action, says the dynamics model": share([x == a for x, a in zip(named, actions, strict=True)]),
+            "shows the action, says the oracle": share(hits, asked),
+            "shows the action, by kind": {k: share(*zip(*each, strict=True)) for k, each in sorted(kinds.items())},
+            "shows the action, says the dynamics model": share(
+                [x == a for x, a in zip(named, actions, strict=True)], asked
+            ),
             "PSNR changed": psnr(images, after, changed),
             "PSNR unchanged": psnr(images, after, ~changed),
         }

@@ -17,6 +17,12 @@ from lake.schemas import SCORES
 COMPUTED = ("motion", "camera_motion", "confidence", "direction", "copy", "text")
 """The scores that labelling computes; a policy can bound no other."""
 
+NOISE = {"motion": 1e-5, "camera_motion": 1e-5, "direction": 0.02, "copy": 0.02}
+"""Scores that are 0 for a pair of equal frames, and how far rounding alone takes them from it.
+
+Motion is measured in steps of 1e-6; `direction` and `copy` differ by 1e-6 in fp32 and by up to 0.018 in bf16.
+"""
+
 _FOLDER = Path(__file__).parent / "policies"
 _EXAMPLE = "`default: {confidence: {min: -0.5}}`"
 
@@ -53,6 +59,18 @@ class Policy(BaseModel):
                 if score not in COMPUTED:
                     why = "is not computed by labelling" if score in SCORES else "is no score"
                     raise ValueError(f"{score!r} {why}: use {', '.join(COMPUTED)}")
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_outside_noise(self) -> Policy:
+        for name, bounds in {**self.datasets, "default": self.default}.items():
+            for score, noise in NOISE.items():
+                for side, bound in bounds.get(score, Bounds()):
+                    if abs(bound) < noise:
+                        raise ValueError(
+                            f"{name}.{score}.{side} is {bound:g}, but frames in which nothing changes score 0 within "
+                            f"{noise:g}, so rounding would decide: use a bound farther from 0"
+                        )
         return self
 
     @cached_property

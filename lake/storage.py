@@ -270,7 +270,12 @@ class StorageConfig(BaseModel):
 
 
 def _check_local(path: Path, must_exist: bool) -> None:
-    if not path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:
+        # Such as a name that is too long.
+        raise Refused(f"{str(path)!r} cannot be used: {error.strerror}: check the path") from None
+    if not exists:
         if must_exist:
             raise Refused(f"{str(path)!r} does not exist: check the path")
         path = next(parent for parent in path.parents if parent.exists())

@@ -10,6 +10,8 @@ import pytest
 
 from tests.media import MISSING, Medium, make_corpus
 from tests.seaweed import Seaweed
+from tests.skips import pytest_make_collect_report as pytest_make_collect_report
+from tests.skips import pytest_runtest_makereport as pytest_runtest_makereport
 
 ALONE = (
     "cluster", "faults/test_serve_kills.py", "faults/test_durable_kills.py", "k8s/test_scrape.py",

@@ -13,6 +13,7 @@ import numpy as np
 from lake.tables import Lake
 from models.sample_world import GroundTruth
 from training.evaluation.intervals import Share as Share
+from training.evaluation.intervals import share_of_groups
 
 SCORES = ("confidence", "direction", "copy")
 
@@ -45,22 +46,26 @@ def judge(lake: Lake, labeler_id: str, truth: GroundTruth) -> list[Judged]:
 
 
 def summary(judged: Sequence[Judged]) -> dict[str, Any]:
-    """Shares named exactly, before and after verification, and how well each score tells right from wrong."""
+    """Shares named exactly, before and after verification, and how well each score tells right from wrong.
+
+    An accepted pair that spans parts of several events has no right name, so it counts as wrong.
+    """
     clear = [pair for pair in judged if pair.truth is not None]
+    unclear = [pair for pair in judged if pair.truth is None]
     accepted = [pair for pair in judged if pair.accepted]
     return {
-        "one event or none, named exactly": Share(sum(pair.right for pair in clear), len(clear)),
-        "the same after verification": Share(
-            sum(pair.right for pair in clear if pair.accepted), sum(pair.accepted for pair in clear)
-        ),
-        "accepted, of pairs that span one event or none": Share(sum(pair.accepted for pair in clear), len(clear)),
-        "accepted, of pairs that span several or part of one": Share(
-            sum(pair.truth is None for pair in accepted), len(judged) - len(clear)
-        ),
+        "one event or none, named exactly": _share([pair.right for pair in clear], clear),
+        "right, of all accepted": _share([pair.right for pair in accepted], accepted),
+        "accepted, of pairs that span one event or none": _share([pair.accepted for pair in clear], clear),
+        "accepted, of pairs that span several or part of one": _share([pair.accepted for pair in unclear], unclear),
         "auroc": {
             score: auroc([pair.row[score] for pair in clear], [pair.right for pair in clear]) for score in SCORES
         },
     }
+
+
+def _share(hits: Sequence[bool], pairs: Sequence[Judged]) -> Share:
+    return share_of_groups(hits, [pair.row["video_id"] for pair in pairs])
 
 
 def auroc(scores: Sequence[float], right: Sequence[bool]) -> float:

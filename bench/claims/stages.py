@@ -132,22 +132,22 @@ def _png(image: npt.NDArray[np.uint8]) -> bytes:
 
 
 def fitted_policy(labels: Labels, truth: list[str], precision: float) -> Policy:
-    """The shipped signs, and the lowest confidence from which on labels reach a precision on pairs with a true name.
+    """The shipped floors, and the lowest confidence from which on labels reach a precision on pairs with a true name.
 
     Where none does, the confidence that a tenth of the labels exceed.
     """
-    signs = {"direction": Bounds(min=-0.1), "copy": Bounds(min=0.0), "text": Bounds(min=1.0)}
+    floors = {"direction": Bounds(min=-0.1), "copy": Bounds(min=0.1), "text": Bounds(min=1.0)}
     kept = [
         (scores["confidence"], action == true)
         for action, scores, true in zip(labels.actions, labels.scores, truth, strict=True)
-        if not Policy(default=signs).reasons(scores, None)
+        if not Policy(default=floors).reasons(scores, None)
     ]
     kept.sort(reverse=True)
     right = np.cumsum([is_right for _, is_right in kept])
     reached = [count for count in range(10, len(kept) + 1) if right[count - 1] >= precision * count]
     count = reached[-1] if reached else max(1, len(labels.actions) // 10)
     least = kept[min(count, len(kept)) - 1][0] if kept else 0.0
-    return Policy(default={**signs, "confidence": Bounds(min=least)})
+    return Policy(default={**floors, "confidence": Bounds(min=least)})
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -21,24 +21,15 @@ OVERLAYS = ("local", "gpu", "spot")
 # The oldest in which everything we use is stable (podFailurePolicy), and the newest there is a schema of.
 VERSIONS = ("1.31", kubernetes_validate.latest_version())
 Object = dict[str, Any]
+# A package of the environment: that of Debian 12 has a kustomize that is too old.
+KUBECTL = Path(sys.executable).with_name("kubectl")
 
 
 def build(folder: Path) -> list[Object]:
     """What `kubectl apply -k` would send."""
-    if not _kustomize():
-        pytest.skip("kubectl 1.27 or newer is missing (that of Debian 12 has a kustomize that is too old)")
-    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True)
+    done = subprocess.run([KUBECTL, "kustomize", str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [document for document in yaml.safe_load_all(done.stdout) if document]
-
-
-@lru_cache
-def _kustomize() -> bool:
-    """Whether there is a kubectl whose kustomize is of version 5."""
-    if shutil.which("kubectl") is None:
-        return False
-    said = subprocess.run(["kubectl", "version", "--client"], capture_output=True, text=True).stdout
-    return "Kustomize Version: v5" in said
 
 
 @lru_cache

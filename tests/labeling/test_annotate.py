@@ -7,9 +7,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 
-from labeling.annotate import Annotate
+from labeling.annotate import Annotate, decode_images
 from labeling.stream import SAMPLES, block
+from models.huggingface import HuggingFaceDynamics
 from models.loading import ModelSettings
 from models.protocols import Images
 from tests.models.tiny import save_tiny
@@ -49,14 +51,51 @@ def test_a_label_belongs_to_its_own_pair_whatever_the_batch(annotate: Annotate) 
                 assert label[1:] == pytest.approx(together[id_][1:], abs=1e-4)
 
 
-def test_scores_compare_the_pair_with_its_reverse_and_with_no_change(annotate: Annotate) -> None:
+@torch.no_grad()
+def log_probability(model: HuggingFaceDynamics, obs: bytes, next_obs: bytes, action: str) -> float:
+    """Mean per token and its end, by one plain forward for each token: no batch, no cache, no padding."""
+    prompt = model._inputs(decode_images([obs]), decode_images([next_obs]), torch.device("cpu"))
+    tokenizer, network = model._inputs.tokenizer, model.model
+    ends = np.atleast_1d(network.generation_config.eos_token_id).tolist()
+    written = tokenizer(model._inputs.lead + action, add_special_tokens=False)["input_ids"]
+    special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    texts = [id_ for id_ in range(len(tokenizer)) if id_ not in special or id_ == tokenizer.unk_token_id]
+    shape, found = prompt["input_ids"].shape, []
+    for count, token in enumerate([*written, None]):
+        before = torch.tensor([written[:count]], dtype=torch.long)
+        inputs = {
+            name: torch.cat([value, before if name == "input_ids" else torch.zeros_like(before).to(value.dtype)], -1)
+            if value.shape == shape
+            else value
+            for name, value in prompt.items()
+            if name != "attention_mask"
+        }
+        odds = network(**inputs, use_cache=False).logits[0, -1].double().exp()
+        end = odds[ends].sum()
+        everything = odds[[id_ for id_ in texts if id_ not in ends]].sum() + end
+        found.append(float(((end if token is None else odds[token]) / everything).log()))
+    return float(np.mean(found))
+
+
+def test_scores_are_of_the_pair_against_its_reverse_and_against_no_change(annotate: Annotate) -> None:
+    model = annotate._label._model
+    assert isinstance(model, HuggingFaceDynamics)
+    pairs = [pair(number) for number in range(3)]
+    for given, row in zip(pairs, annotate(block(pairs, SAMPLES)).to_pylist(), strict=True):
+        obs, next_obs, action = given["obs"], given["next_obs"], row["action"]
+        own = log_probability(model, obs, next_obs, action)
+        direction = own - log_probability(model, next_obs, obs, action)
+        copy = own - log_probability(model, obs, obs, action)
+        # Far enough apart that neither score can be taken for the other, nor for its negative.
+        assert min(abs(direction - copy), abs(direction + copy), abs(direction), abs(copy)) > 1e-4
+        assert (row["confidence"], row["direction"], row["copy"]) == pytest.approx((own, direction, copy), abs=1e-5)
+
+
+def test_scores_of_a_pair_of_equal_frames_are_zero(annotate: Annotate) -> None:
     given = pair(1)
-    (row,) = annotate(block([given], SAMPLES)).to_pylist()
     (still,) = annotate(block([{**given, "next_obs": given["obs"]}], SAMPLES)).to_pylist()
     assert still["direction"] == pytest.approx(0, abs=1e-5)
     assert still["copy"] == pytest.approx(0, abs=1e-5)
-    assert abs(row["direction"]) > 1e-4
-    assert abs(row["copy"]) > 1e-4
 
 
 def test_a_bad_pair_takes_no_neighbour_with_it(annotate: Annotate) -> None:
@@ -101,3 +140,25 @@ def test_rows_without_a_pair_pass_through(annotate: Annotate) -> None:
     rows = annotate(block(given, SAMPLES)).to_pylist()
     assert [row["video_id"] for row in rows] == ["v", "w"]
     assert all(row["action"] is None for row in rows)
+
+
+@pytest.mark.parametrize("method", ["annotate", "score"])
+def test_a_model_that_answers_for_too_few_labels_none_of_them(
+    annotate: Annotate, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    answer = getattr(annotate._label._model, method)
+    monkeypatch.setattr(annotate._label._model, method, lambda *given: answer(*given)[:-1])
+    rows = annotate(block([pair(number) for number in range(3)], SAMPLES)).to_pylist()
+    assert [(row["error_type"], row["action"]) for row in rows] == [("ValueError", None)] * 3
+
+
+def test_the_message_of_a_failure_is_one_line_of_bounded_length(
+    annotate: Annotate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(obs: Images, next_obs: Images) -> None:
+        if obs.any():
+            raise ValueError("first\n" + "x" * 600)
+
+    monkeypatch.setattr(annotate._label._model, "annotate", fail)
+    (row,) = annotate(block([pair(1)], SAMPLES)).to_pylist()
+    assert row["message"] == "first " + "x" * 494

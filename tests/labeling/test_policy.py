@@ -10,15 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labeling.policy import COMPUTED, Bounds, Policy, load_policy
+from labeling import policy
+from labeling.policy import COMPUTED, NOISE, Bounds, Policy, load_policy
 from labeling.stream import LABELLED, block
 from labeling.text import text_score
 from labeling.verify import Verify
 from lake.errors import Refused
 
+SHIPPED = sorted(path.stem for path in Path(policy.__file__).parent.glob("policies/*.yaml"))
+
 numbers = st.floats(-5, 5)
+# Where a bound may stand for every score: outside of the noise around 0.
+thresholds = numbers.filter(lambda number: abs(number) >= max(NOISE.values()))
 scores = st.fixed_dictionaries({name: st.none() | numbers for name in COMPUTED})
-bounds = st.tuples(numbers, numbers).map(lambda pair: Bounds(min=min(pair), max=max(pair)))
+bounds = st.tuples(thresholds, thresholds).map(lambda pair: Bounds(min=min(pair), max=max(pair)))
 rules = st.dictionaries(st.sampled_from(COMPUTED), bounds)
 
 
@@ -35,9 +40,9 @@ def test_rejected_by_exactly_the_scores_out_of_bounds(default: dict[str, Bounds]
 def test_a_data_set_overrides_score_by_score(
     default: dict[str, Bounds], own: dict[str, Bounds], row: dict[str, float | None]
 ) -> None:
-    policy = Policy(default=default, datasets={"own": own})
-    assert policy.reasons(row, "own") == Policy(default={**default, **own}).reasons(row, None)
-    assert policy.reasons(row, "other") == Policy(default=default).reasons(row, None)
+    both = Policy(default=default, datasets={"own": own})
+    assert both.reasons(row, "own") == Policy(default={**default, **own}).reasons(row, None)
+    assert both.reasons(row, "other") == Policy(default=default).reasons(row, None)
 
 
 def test_nan_is_no_evidence() -> None:
@@ -45,8 +50,8 @@ def test_nan_is_no_evidence() -> None:
 
 
 def test_the_id_is_of_the_thresholds() -> None:
-    one = Policy(default={"copy": Bounds(min=0), "motion": Bounds(max=1)})
-    assert one.id == Policy(default={"motion": Bounds(max=1), "copy": Bounds(min=0.0)}).id
+    one = Policy(default={"copy": Bounds(min=1), "motion": Bounds(max=1)})
+    assert one.id == Policy(default={"motion": Bounds(max=1), "copy": Bounds(min=1.0)}).id
     assert one.id != Policy(default={"copy": Bounds(min=0.1), "motion": Bounds(max=1)}).id
 
 
@@ -67,6 +72,10 @@ def test_the_id_is_of_the_thresholds() -> None:
         ("defaults: {motion: {min: 1}}", "lacks 'default'|has 'defaults'; there are default and datasets"),
         ("default: {}\ndata: {}", "the file has 'data'; there are default and datasets"),
         ("default: [", "YAML"),
+        ("default: {direction: {min: 0}}", "default.direction.min is 0, but frames in which nothing changes"),
+        ("default: {copy: {min: -0.01}}", "copy.min is -0.01.*use a bound farther from 0"),
+        ("default: {motion: {max: 0.0}}", "motion.max is 0"),
+        ("default: {}\ndatasets: {robots: {copy: {min: 0.0}}}", "robots.copy.min is 0"),
     ],
 )
 def test_a_wrong_policy_is_refused(tmp_path: Path, text: str, says: str) -> None:
@@ -76,14 +85,18 @@ def test_a_wrong_policy_is_refused(tmp_path: Path, text: str, says: str) -> None
         load_policy(str(path))
 
 
-def test_every_shipped_policy_loads() -> None:
-    assert load_policy("builtin").default.keys() >= {"confidence", "direction", "copy", "text"}
-    assert load_policy("default").default.keys() >= {"confidence", "direction", "copy", "text"}
+@pytest.mark.parametrize("shipped", SHIPPED)
+@given(st.floats(-0.09, 0.09), st.floats(-0.09, 0.09))
+def test_no_shipped_policy_accepts_what_noise_decides(shipped: str, direction: float, copy: float) -> None:
+    """However sure a model is that something happened: 0.09 is the most that unchanged footage was seen to score."""
+    perfect = {"motion": 0.01, "camera_motion": 0.0, "confidence": 0.0, "text": 1.0}
+    assert "copy" in load_policy(shipped).reasons({**perfect, "direction": direction, "copy": copy}, None)
+    assert load_policy(shipped).reasons({**perfect, "direction": 1.0, "copy": 1.0}, None) == []
 
 
 def test_rows_that_are_no_pairs_pass_through_the_stage() -> None:
     rows = [{"video_id": "v", "sampled": 0}, {"video_id": "v", "triple_id": "t", "copy": 1.0, "text": 1.0}]
-    found = Verify(Policy(default={"copy": Bounds(min=0)}))(block(rows, LABELLED))
+    found = Verify(Policy(default={"copy": Bounds(min=0.5)}))(block(rows, LABELLED))
     assert found["video_id"].to_pylist() == ["v", "v"]
     assert found["reasons"].to_pylist() == [["copy"], []]
     assert found.schema.field("reasons").type == pa.list_(pa.string())

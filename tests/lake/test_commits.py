@@ -148,6 +148,19 @@ def test_a_file_that_vanished_or_is_too_old_is_never_committed(lake: Lake, monke
     assert decided(lake) == []
 
 
+@pytest.mark.parametrize("change", ["half", "empty", "longer"])
+def test_a_file_of_another_size_than_its_worker_wrote_is_never_committed(lake: Lake, change: str) -> None:
+    committer = Committer(lake, LABELER, "run")
+    committer.fence()
+    file = file_of(lake, "triples", "abc")
+    path = Path(lake.uri, "triples", file.path)
+    content = path.read_bytes()
+    path.write_bytes({"half": content[: len(content) // 2], "empty": b"", "longer": content + b"\0"}[change])
+    with pytest.raises(FileNotFoundError, match=f"not of {len(content)} bytes"):
+        committer.commit({"triples": [file]})
+    assert decided(lake) == []
+
+
 def test_protocol_statistics_and_schema_are_what_every_reader_takes(lake: Lake) -> None:
     committer = Committer(lake, LABELER, "run")
     committer.fence()

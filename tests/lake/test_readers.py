@@ -23,7 +23,7 @@ from tests.lake.filled import LABELERS, Filled, fill
 # Each defines `rows(condition) -> list of (triple_id, obs, next_obs)` over the table at `uri`; None is all of them.
 _PRELUDE = """
 import os, sys, json, hashlib
-uri, condition = sys.argv[1:]
+uri, *conditions = sys.argv[1:]
 s3 = uri.startswith("s3://")
 endpoint, key, secret = map(os.environ.get, ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"))
 options = {"aws_endpoint_url": endpoint, "aws_allow_http": "true"} if s3 else {}
@@ -91,21 +91,21 @@ def rows(condition):
 _REPORT = """
 def digest(images):
     return hashlib.sha256(b"".join(images)).hexdigest()
-found = {triple: digest(images) for triple, *images in rows(condition)}
+found = [{triple: digest(images) for triple, *images in rows(condition)} for condition in conditions]
 print(json.dumps(found), flush=True)
 # Some engines do not end in good order.
 os._exit(0)
 """
 
 
-def read(reader: str, uri: str, condition: str) -> dict[str, str]:
-    """Hash of both images by triple id, as another engine finds them."""
-    command = [sys.executable, "-c", _PRELUDE + READERS[reader] + _REPORT, uri, condition]
+def read(reader: str, uri: str, *conditions: str) -> list[dict[str, str]]:
+    """Hash of both images by triple id, as another engine finds them, for each condition."""
+    command = [sys.executable, "-c", _PRELUDE + READERS[reader] + _REPORT, uri, *conditions]
     # ClickHouse opens local files only below the folder that it runs in.
     folder = uri if Path(uri).is_dir() else None
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=folder, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    found: list[dict[str, str]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -126,7 +126,6 @@ def maintained(lake: Lake) -> Filled:
 def check(reader: str, filled: Filled) -> None:
     expected = {key: hashlib.sha256(b"".join(images)).hexdigest() for key, images in filled.images.items()}
     uri = filled.lake.table_uri("triples")
-    assert read(reader, uri, "next_pts > obs_pts") == expected
     wanted = f"labeler_id = '{LABELERS[0]}' AND video_id = '{filled.videos[0]}' AND confidence > -0.15"
     rows = filled.lake.dataset("triples").to_table(columns=["triple_id", "labeler_id", "video_id", "confidence"])
     some = {
@@ -135,7 +134,7 @@ def check(reader: str, filled: Filled) -> None:
         if (row["labeler_id"], row["video_id"]) == (LABELERS[0], filled.videos[0]) and row["confidence"] > -0.15
     }
     assert len(some) == 2
-    assert read(reader, uri, wanted) == {key: expected[key] for key in some}
+    assert read(reader, uri, "next_pts > obs_pts", wanted) == [expected, {key: expected[key] for key in some}]
 
 
 # What the page takes as given, and how it looks there.

@@ -161,6 +161,13 @@ def test_anything_else_is_refused_in_one_line(filled: Filled, text: str) -> None
     assert "\n" not in str(caught.value)
 
 
+def test_no_query_can_loosen_the_settings_of_its_connection(filled: Filled) -> None:
+    """Should a statement that sets something ever get through, it finds the configuration locked."""
+    names = ("lock_configuration", "enable_external_access", "python_enable_replacements")
+    shown = ", ".join(f"current_setting('{name}') AS {name}" for name in names)
+    assert ask(filled.lake, f"SELECT {shown}") == [dict(zip(names, (True, False, False), strict=True))]
+
+
 def test_only_an_unknown_table_names_the_tables(filled: Filled) -> None:
     with pytest.raises(Refused, match=r"nowhere.*triples.*current.*triples_aaaaaaaa"):
         ask(filled.lake, "SELECT * FROM nowhere")

@@ -15,7 +15,7 @@ def test_a_few_labels_become_a_world_model(tmp_path: Path) -> None:
     found = run_full_demo(tmp_path, 0, amounts)
     assert list(found["figures"]) == ["dynamics model", "labelled pairs alone", "with verified labels"]
     assert all(Path(report).stat().st_size > 10_000 for report in found["reports"])
-    lake = Lake(str(tmp_path / "lake"))
+    lake = Lake(str(tmp_path / "seed-0" / "lake"))
     labels = lake.read("triples", ["labeler_id", "dataset", "split"]).to_pylist()
     human = [row for row in labels if row["labeler_id"] == "human:sample-world"]
     assert {row["split"] for row in human} == {"train", "test"}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,14 @@ from scipy.special import stdtrit
 
 @dataclass(frozen=True)
 class Share:
-    """A share with its 95 % Wilson score interval (Wilson 1927)."""
+    """A share with its 95 % Wilson score interval (Wilson 1927).
+
+    `effective` is the number of independent samples that say as much as the `total` ones; None: all are independent.
+    """
 
     right: int
     total: int
+    effective: float | None = None
 
     @property
     def value(self) -> float:
@@ -28,7 +33,7 @@ class Share:
         """Lower and upper end."""
         if not self.total:
             return math.nan, math.nan
-        z, n, p = 1.959964, self.total, self.value
+        z, n, p = 1.959964, self.effective or self.total, self.value
         centre = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
         return max(0.0, centre - half), min(1.0, centre + half)
@@ -60,6 +65,23 @@ def share(values: Iterable[bool | None]) -> Share:
     """The share of true ones; samples for which there is no answer (None) do not count."""
     known = [value for value in values if value is not None]
     return Share(sum(known), len(known))
+
+
+def share_of_groups(hits: Sequence[bool], groups: Sequence[Hashable]) -> Share:
+    """The share of hits among samples that come in groups, such as the pairs of one video.
+
+    Samples of a group tend to agree, so the interval is that of fewer: their number over the design effect, which is
+    the variance of the share between groups over that of independent samples, and at least 1. Where all are hits or
+    none is, groups show no variance, and each counts as one sample.
+    """
+    total, right = len(hits), sum(hits)
+    sizes, hits_of = Counter(groups), Counter(group for group, hit in zip(groups, hits, strict=True) if hit)
+    if right in (0, total) or len(sizes) < 2:
+        return Share(right, total, float(len(sizes)))
+    value = right / total
+    spread = sum((hits_of[group] - value * size) ** 2 for group, size in sizes.items())
+    between = spread * len(sizes) / (len(sizes) - 1) / total**2
+    return Share(right, total, total / max(1.0, between * total / (value * (1 - value))))
 
 
 def mean(values: Iterable[float | None], within: tuple[float, float] = (-math.inf, math.inf)) -> Mean:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sacrebleu import corpus_bleu
 
 from tests.training.evaluation.fakes import SIZE, pairs, scene
-from training.evaluation.intervals import UNIT, Share, mean, plain, share
+from training.evaluation.intervals import UNIT, Share, mean, plain, share, share_of_groups
 from training.evaluation.pictures import changed, picture_scores
 from training.evaluation.probes import OPPOSITES, alternatives, opposite
 from training.evaluation.text import bleu, normalised, rouge
@@ -29,6 +29,35 @@ def test_means_and_shares() -> None:
     assert plain(mean([2.0])) == {"value": 2.0, "low": None, "high": None, "n": 1}
     assert str(mean([])) == "none"
     assert mean([1.0, 1.0, 0.0], UNIT).interval[1] == 1
+
+
+@given(st.lists(st.booleans(), min_size=3, max_size=30), st.integers(2, 6))
+def test_repeats_within_a_group_are_no_more_evidence(hits: list[bool], times: int) -> None:
+    alone = share_of_groups(hits, range(len(hits)))
+    repeated = share_of_groups(hits * times, [*range(len(hits))] * times)
+    assert (repeated.value, repeated.total) == (alone.value, times * len(hits))
+    assert repeated.interval == pytest.approx(alone.interval)
+
+
+def test_the_interval_of_groups_is_about_that_of_a_bootstrap_over_groups() -> None:
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 9, 150)
+    # Each group has a rate of its own, so its samples agree more often than those of different groups.
+    groups = [list(rng.random(size) < rate) for size, rate in zip(sizes, rng.beta(2, 1, 150), strict=True)]
+    named = [(hit, number) for number, group in enumerate(groups) for hit in group]
+    found = share_of_groups([hit for hit, _ in named], [number for _, number in named])
+    drawn = [[groups[index] for index in rng.integers(0, 150, 150)] for _ in range(4000)]
+    means = [sum(map(sum, one)) / sum(map(len, one)) for one in drawn]
+    assert found.interval == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=0.01)
+    independent = Share(found.right, found.total).interval
+    assert found.interval[0] < independent[0] - 0.01
+    assert found.interval[1] > independent[1] + 0.01
+
+
+@pytest.mark.parametrize("hit", [True, False])
+def test_where_all_agree_every_group_counts_once(hit: bool) -> None:
+    assert share_of_groups([hit] * 40, [number // 4 for number in range(40)]).interval == (Share(10 * hit, 10).interval)
+    assert math.isnan(share_of_groups([], []).interval[0])
 
 
 def test_text() -> None:
