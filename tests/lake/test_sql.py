@@ -1,5 +1,6 @@
 """SQL over a filled lake: what can be asked, what is read, and what is refused."""
 
+import contextlib
 import io
 import json
 from pathlib import Path
@@ -14,6 +15,7 @@ from lake import sql
 from lake.errors import Refused
 from lake.runs import Run
 from lake.tables import Lake
+from tests.lake import statements
 from tests.lake.filled import LABELERS, Filled, fill
 
 
@@ -197,3 +199,41 @@ def test_variables_of_the_program_are_no_tables(filled: Filled) -> None:
     with pytest.raises(Refused, match="secret"):
         ask(filled.lake, "SELECT * FROM secret")
     assert secret.num_rows == 1
+
+
+def test_no_statement_of_any_type_writes_or_reaches_a_file(
+    filled: Filled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".tmp").mkdir()
+    (tmp_path / ".tmp" / "stolen").write_text("secret")
+    (tmp_path / ":memory:").write_text("secret")
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    versions = [filled.lake.table(name).version() for name in sql._OPENING_ORDER]
+    answered = []
+    for text in statements.refused():
+        try:
+            ask(filled.lake, text)
+        except Refused:
+            continue
+        answered.append(text)
+    assert answered == []
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert [filled.lake.table(name).version() for name in sql._OPENING_ORDER] == versions
+
+
+@pytest.mark.parametrize("text", statements.READING)
+def test_whatever_only_reads_is_answered(filled: Filled, text: str) -> None:
+    assert ask(filled.lake, text)
+
+
+def test_files_stay_out_of_reach_even_of_a_statement_that_is_let_through(
+    filled: Filled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql, "_refuse_other_statements", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    for text in (*statements.BY_TYPE["COPY"], *statements.WITHIN_A_SELECT, "SELECT * FROM range(9) ORDER BY 1"):
+        for prefix in ("", "EXPLAIN ANALYZE "):
+            with contextlib.suppress(Refused):
+                ask(filled.lake, prefix + text)
+    assert list(tmp_path.rglob("*")) == []
