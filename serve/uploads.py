@@ -16,7 +16,7 @@ from PIL import Image
 from labeling.decoding import DecodeError
 from labeling.images import square_jpeg
 from labeling.sampling import flow_picture, motion_between
-from lake.isolation import ChildLost
+from lake.isolation import ChildLost, Isolated
 from serve.problems import bad_request
 from serve.processes import Processes
 
@@ -49,7 +49,7 @@ class Uploads:
     def __init__(self, size: int, quality: int, max_pixels: int) -> None:
         """`size` is the side of the model's images in pixels, `quality` that of their JPEGs."""
         self._size, self._quality, self._max_pixels = size, quality, max_pixels
-        self._processes = Processes(PROCESSES, TIMEOUT_S, memory_bytes=2 << 30)
+        self._processes = Processes([Isolated(TIMEOUT_S, 2 << 30) for _ in range(PROCESSES)])
 
     async def pairs(self, contents: list[tuple[bytes, bytes]]) -> list[Pair]:
         """Frame pairs of uploaded files. Raises Problem for what is no image, or too large a one."""
