@@ -57,7 +57,7 @@ class LabelOut(BaseModel):
 
     labeler_id: str = Field(examples=["6f70371c69f4950b"], description="that of `worldlake label` with the same model")
     policy_id: str = Field(examples=["dd43f367fc4eb960"])
-    write: WriteMode = Field(description="durable: the labels are in the lake; soon: they will be in a second or so")
+    write: WriteMode = Field(description="durable: the labels are in the lake; soon: they are tried for ten minutes")
     labels: list[Label]
 
 

@@ -21,7 +21,7 @@ from lake.tables import Lake
 from serve.app import build_app
 from serve.guard import Guard
 from serve.keys import SCOPES, Bucket, Keys, find
-from tests.seaweed import Seaweed
+from tests.conftest import Bucket as StoreBucket
 from tests.serve.conftest import InProcess, serve
 from tests.serve.key_races import keys_of, raced
 
@@ -141,15 +141,8 @@ def test_no_revoked_key_comes_back_and_no_new_one_is_lost(tmp_path: Path, pool: 
     assert raced(partial(keys_of, str(tmp_path)), 60, workers) == ([], [])
 
 
-def test_no_revoked_key_comes_back_in_s3_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Seaweed(tmp_path)
-    store.start()
-    try:
-        for name, value in store.environment.items():
-            monkeypatch.setenv(name, value)
-        assert raced(partial(keys_of, "s3://probe/lake"), 60, ThreadPoolExecutor) == ([], [])
-    finally:
-        store.stop()
+def test_no_revoked_key_comes_back_in_s3_either(bucket: StoreBucket) -> None:
+    assert raced(partial(keys_of, f"{bucket.uri}/lake"), 60, ThreadPoolExecutor) == ([], [])
 
 
 def test_every_key_of_a_name_is_revoked(lake: Lake) -> None:
