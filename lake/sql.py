@@ -49,6 +49,9 @@ _TREE = """
 WITH tree AS (SELECT json_serialize_sql($sql::VARCHAR) AS t)
 SELECT coalesce(json_array_length(t -> '$.statements'), 0), t ->> '$..type', t ->> '$..function.function_name' FROM tree
 """
+# UHUGEINT becomes a decimal that is too short for it; time zones of a time of day get lost; the others are bytes.
+_NOT_IN_ARROW = re.compile(r"\b(UHUGEINT|TIME WITH TIME ZONE|BIT|BIGNUM|VARIANT)\b")
+_QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"")
 _EXPLAIN = re.compile(r"\s*EXPLAIN\b", re.IGNORECASE)
 # First what may be set only while files can be reached: without it DuckDB lets queries reach those that an in-memory
 # database might have had, and its folder for spilling.
@@ -92,7 +95,9 @@ def query(
     try:
         with connection, _explained(names, seconds), _interrupted(connection, seconds):
             _refuse_other_statements(connection, sql, names)
-            yield connection.sql(sql, params=dict(parameters or {})).to_arrow_reader(_BATCH_ROWS)
+            found = connection.sql(sql, params=dict(parameters or {}))
+            _refuse_other_types(found)
+            yield found.to_arrow_reader(_BATCH_ROWS)
     finally:
         connection.close()
 
@@ -227,10 +232,34 @@ def _refuse_other_statements(connection: duckdb.DuckDBPyConnection, sql: str, na
         raise Refused(f"{_only_tables(names)}; not {', '.join(others)}()")
 
 
+def _refuse_other_types(found: duckdb.DuckDBPyRelation) -> None:
+    """Refuse what Arrow has no type for, and DuckDB hands over as another value, or as bytes without a meaning."""
+    for name, kind in zip(found.columns, found.types, strict=True):
+        if match := _NOT_IN_ARROW.search(_QUOTED.sub("", str(kind))):
+            raise Refused(f"column {name} has the type {match[0]}, which has no equal here: cast it to VARCHAR")
+
+
+def rows_of(batch: pa.RecordBatch) -> Iterator[list[Any]]:
+    """The rows of a result as Python has them. Raises Refused for a value that Python cannot hold."""
+    try:
+        # Column by column, because two columns may have the same name.
+        columns = [_values(column) for column in batch.columns]
+    except OverflowError:
+        raise Refused("a date is infinite or not in the years 1 to 9999: cast its column to VARCHAR") from None
+    except TypeError:
+        raise Refused("the keys of a MAP are lists or structs: cast its column to VARCHAR") from None
+    yield from map(list, zip(*columns, strict=True))
+
+
+def _values(column: pa.Array) -> list[Any]:
+    # With maps Arrow goes through Python for every value, also of long lists that hold none.
+    values: list[Any] = column.to_pylist(**({"maps_as_pydicts": "strict"} if "map<" in str(column.type) else {}))
+    return values
+
+
 def _rows(result: pa.RecordBatchReader) -> Iterator[list[Any]]:
     for batch in result:
-        # Column by column, because two columns may have the same name.
-        yield from map(list, zip(*(column.to_pylist() for column in batch.columns), strict=True))
+        yield from rows_of(batch)
 
 
 def _write_csv(result: pa.RecordBatchReader, out: IO[str]) -> None:
@@ -254,7 +283,10 @@ def _write_json(result: pa.RecordBatchReader, out: IO[str]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A value of a result as JSON has it: bytes as base64, NaN as null, times in ISO 8601."""
+    """A value of a result as JSON has it: bytes as base64, NaN as null, times and intervals in ISO 8601."""
+    if value is None or type(value) in (str, int, bool):
+        # First, because a list may have millions of them.
+        return value
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, float) and not math.isfinite(value):
@@ -265,11 +297,20 @@ def plain(value: Any) -> Any:
         # DuckDB adds up integers as decimals without a fraction; a float that is not the same number is no answer.
         is_whole = value.as_tuple().exponent == 0
         return int(value) if is_whole else float(value) if decimal.Decimal(repr(float(value))) == value else str(value)
+    if isinstance(value, pa.MonthDayNano):
+        return _interval(value)
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key if isinstance(key, str) else str(plain(key)): plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [plain(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | float) else str(value)
+    return value if isinstance(value, float) else str(value)
+
+
+def _interval(value: Any) -> str:
+    """In ISO 8601: P1M2DT3.5S. No part is converted into another, because days and months differ in length."""
+    days = "".join(f"{number}{unit}" for number, unit in ((value.months, "M"), (value.days, "D")) if number)
+    seconds = decimal.Decimal(value.nanoseconds).scaleb(-9).normalize()
+    return f"P{days}T{seconds:f}S" if seconds or not days else f"P{days}"
 
 
 def _write_table(result: pa.RecordBatchReader, out: IO[str]) -> None:
@@ -297,5 +338,6 @@ def _cell(value: Any) -> str:
         return f"{value:.4g}" if abs(value) < 10_000 else f"{value:.0f}"
     if isinstance(value, dt.datetime):
         return value.isoformat(" ", "seconds")
+    value = plain(value) if isinstance(value, pa.MonthDayNano | list | dict) else value
     text = "".join(letter if letter.isprintable() else " " for letter in str(value))
     return text if len(text) <= _CELL_WIDTH else text[: _CELL_WIDTH - 1] + "…"

@@ -22,7 +22,7 @@ from lake.isolation import limit_memory, opened
 from lake.kept import KeptLake
 from lake.s3 import Unavailable
 from lake.schemas import TABLES
-from lake.sql import TooMuchMemory, plain, query
+from lake.sql import TooMuchMemory, plain, query, rows_of
 from lake.storage import StorageConfig
 from lake.tables import Lake
 
@@ -64,8 +64,8 @@ def read(lake: Lake, asked: Question, threads: int | None = None) -> Result:
         names = result.schema.names
         if len(set(names)) < len(names):
             raise Refused("two columns have one name: give them other names with AS")
-        for row in (row for batch in result for row in batch.to_pylist()):
-            rows.append({name: plain(value) for name, value in row.items()})
+        for row in (row for batch in result for row in rows_of(batch)):
+            rows.append(dict(zip(names, map(plain, row), strict=True)))
             # Not the bytes of Arrow: a list of booleans has sixty times as many once it is here.
             size += len(json.dumps(rows[-1], default=str))
             if size > asked.bytes:
