@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import tempfile
 
 import cv2
 import numpy as np
@@ -13,6 +15,10 @@ from labeling.decoding import RGB, DecodeError
 
 MOST_SIDES = 100
 """An image that is longer than wide by more becomes, with its shorter side resized, thousands of times as large."""
+
+
+_DEEP = ("I", "F")
+"""Modes of Pillow whose pixels have no agreed white; converted, they would be white wherever they are above 255."""
 
 
 def encode_jpeg(image: RGB, quality: int) -> bytes:
@@ -31,7 +37,8 @@ def encode_jpeg(image: RGB, quality: int) -> bytes:
 def square_jpeg(content: bytes, size: int, quality: int) -> bytes:
     """An image file as JPEG (4:4:4, RGB, square): shorter side resized to `size`, centre cropped, without alpha.
 
-    Raises DecodeError for what is not a whole image, or a strip.
+    Raises DecodeError for what is not a whole image, or a strip, or has more than 8 bits a gray pixel. Takes over the
+    standard error output of the process for a moment: only for processes with one thread.
     """
     return encode_jpeg(_square(_read(content), size), quality)
 
@@ -42,11 +49,34 @@ def _read(content: bytes) -> npt.NDArray[np.uint8]:
         with Image.open(io.BytesIO(content)) as image:
             if max(image.size) > MOST_SIDES * min(image.size):
                 raise DecodeError(f"a strip of {image.width} x {image.height} pixels: cut it")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            if image.mode.startswith(_DEEP):
+                raise DecodeError(
+                    f"of more than 8 bits a pixel ({image.mode}): convert it, so that black and white are known"
+                )
+            found = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            if image.format == "JPEG" and (damage := _damage(content)):
+                raise DecodeError(f"not a whole image: {damage}")
+            return found
     except (MemoryError, DecodeError):
         raise
     except Exception as error:  # whatever a broken image provokes is that image's failure
         raise DecodeError(f"not a whole image: {error}") from None
+
+
+def _damage(jpeg: bytes) -> str:
+    """What libjpeg says of a file in which it fills gaps by guessing. Pillow does not ask; OpenCV lets it print."""
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            # The whole file is decoded, and an eighth of its pixels computed.
+            cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8)
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        said.seek(0)
+        lines = said.read(4096).decode(errors="replace").splitlines()
+    return next((line for line in lines if line.startswith(("Corrupt JPEG", "Premature end"))), "")
 
 
 def _square(image: npt.NDArray[np.uint8], size: int) -> RGB:

@@ -15,8 +15,9 @@ import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 Result = TypeVar("Result")
 
@@ -32,8 +33,27 @@ MEMORY_BYTES = 4 << 30
 START_S = 60.0
 
 
+Ending = Literal["not open", "hung", "memory", "died"]
+"""How a child ends in the middle of a call: before it said `opened`, after it, out of memory, or in any other way."""
+
+_OPENED = b""
+_parent: Connection | None = None
+"""In a child: the pipe to its parent."""
+
+
 class ChildLost(Exception):
     """The call did not come back on any attempt; the message says what became of it each time."""
+
+    def __init__(self, message: str, ending: Ending) -> None:
+        """`ending` is that of the last attempt."""
+        super().__init__(message)
+        self.ending = ending
+
+
+def opened() -> None:
+    """Tell the parent that preparations are over: the call has `timeout_s` from here on. Elsewhere it does nothing."""
+    if _parent is not None:
+        _parent.send_bytes(_OPENED)
 
 
 class Isolated:
@@ -43,36 +63,86 @@ class Isolated:
     the first call and ends with `close` or with this process, however that dies.
     """
 
-    def __init__(self, timeout_s: float, memory_bytes: int = MEMORY_BYTES) -> None:
-        """Allow `timeout_s` seconds of wall clock for an attempt, once the child is up, and `memory_bytes` of space."""
+    def __init__(
+        self,
+        timeout_s: float,
+        memory_bytes: int = MEMORY_BYTES,
+        *,
+        attempts: int = ATTEMPTS,
+        opening_s: float | None = None,
+        first: Callable[[], object] | None = None,
+        first_s: float = START_S,
+    ) -> None:
+        """Allow `timeout_s` seconds of wall clock for an attempt, once the child is up, and `memory_bytes` of space.
+
+        With `opening_s` a call has that many seconds until it calls `opened`, and `timeout_s` from then on. A new child
+        runs `first`, for at most `first_s`, before it is up.
+        """
         self._timeout_s = timeout_s
         self._memory_bytes = memory_bytes
+        self._attempts = attempts
+        self._opening_s = opening_s
+        self._first, self._first_s = first, first_s
         self._child: _Child | None = None
+        self._starting = threading.Lock()
         self._closed = False
+
+    @property
+    def is_up(self) -> bool:
+        """Whether a call would find a child that has started."""
+        return self._child is not None and self._child.process.is_alive()
+
+    def start(self) -> None:
+        """Start the child where there is none, and run `first`. Raises what that raises; ChildLost if it is lost.
+
+        A call meanwhile waits until the child is up.
+        """
+        try:
+            if not self._closed:
+                self._started()
+        except _Ended as ended:
+            raise ChildLost(f"the process was lost: {ended}", ended.ending) from None
 
     def call(self, function: Callable[..., Result], *args: object) -> Result:
         """Return `function(*args)`, computed in the child; all of it must pickle.
 
-        Raises what the function raises, at once, except MemoryError; raises ChildLost if two attempts hang, die or run
-        out of memory, or if this was closed.
+        Raises what the function raises, at once, except MemoryError; raises ChildLost if every attempt hangs, dies or
+        runs out of memory, or if this was closed.
         """
         endings: list[str] = []
-        while len(endings) < ATTEMPTS and not self._closed:
-            is_new = self._child is None or not self._child.process.is_alive()
-            if self._child is None or is_new:
-                self._child = _Child(self._memory_bytes)
+        ending: Ending = "died"
+        while len(endings) < self._attempts and not self._closed:
             try:
-                if is_new:
-                    self._child.call(_import, (function,), START_S)
-                result: Result = self._child.call(function, args, self._timeout_s)
-            except MemoryError:
-                self._child.end()
-                endings.append("ran out of memory")
+                child = self._started(function)
+                result: Result = child.call(function, args, self._timeout_s, self._opening_s)
             except _Ended as ended:
                 endings.append(str(ended))
+                ending = ended.ending
             else:
                 return result
-        raise ChildLost(f"the process was lost {len(endings)} times: {', then '.join(endings)}")
+        raise ChildLost(f"the process was lost {len(endings)} times: {', then '.join(endings)}", ending)
+
+    def kill(self) -> None:
+        """End the child in the middle of a call, which raises ChildLost where it has no attempt left."""
+        if self._child is not None:
+            self._child.process.kill()
+
+    def _started(self, *imports: Callable[..., object]) -> _Child:
+        with self._starting:
+            if self._child is not None and self._child.process.is_alive():
+                return self._child
+            child = self._child = _Child(self._memory_bytes)
+            try:
+                child.call(_import, imports, START_S)
+                if self._first is not None:
+                    child.call(self._first, (), self._first_s)
+            except BaseException:
+                # Alive, it would be taken for one that is up.
+                child.end()
+                raise
+            if self._closed:
+                child.end()
+            return child
 
     def close(self) -> None:
         """Stop the child, without waiting for a call that is still running."""
@@ -92,6 +162,10 @@ class Isolated:
 class _Ended(Exception):
     """How a child ended in the middle of a call."""
 
+    def __init__(self, message: str, ending: Ending) -> None:
+        super().__init__(message)
+        self.ending = ending
+
 
 class _Child:
     def __init__(self, memory_bytes: int) -> None:
@@ -103,34 +177,60 @@ class _Child:
         # From here on only the child holds its end, so that its death is the end of the stream.
         theirs.close()
 
-    def call(self, function: Callable[..., Any], args: tuple[object, ...], timeout_s: float) -> Any:
-        hung = threading.Event()
+    def call(
+        self,
+        function: Callable[..., Any],
+        args: tuple[object, ...],
+        timeout_s: float,
+        opening_s: float | None = None,
+    ) -> Any:
+        """Return `function(*args)`. Raises what it raises, and _Ended for a child that is gone then."""
+        limit_s = opening_s or timeout_s
+        ending: Ending = "not open" if opening_s else "hung"
         # Sending and receiving block as well while the child is stopped, so that a limit on waiting would not do.
-
-        def give_up() -> None:
-            hung.set()
-            self.process.kill()
-
-        alarm = threading.Timer(timeout_s, give_up)
-        alarm.start()
+        alarm = _Alarm(limit_s, self.process)
         try:
             self._connection.send((function, args))
-            succeeded, result = self._connection.recv()
+            while (answer := self._connection.recv_bytes()) == _OPENED:
+                alarm.cancel()
+                limit_s, ending = timeout_s, "hung"
+                alarm = _Alarm(limit_s, self.process)
         except (EOFError, OSError):
             self.end()
-            code = self.process.exitcode
-            raise _Ended(
-                f"killed after hanging for {timeout_s:g} s" if hung.is_set() else _describe_exit(code)
-            ) from None
+            if alarm.has_rung:
+                raise _Ended(f"killed after hanging for {limit_s:g} s", ending) from None
+            raise _Ended(_describe_exit(self.process.exitcode), "died") from None
         finally:
             alarm.cancel()
-        if not succeeded:
-            raise result
-        return result
+        succeeded, result = pickle.loads(answer)  # noqa: S301 - of a process of ours
+        if succeeded:
+            return result
+        if isinstance(result, MemoryError):
+            self.end()
+            raise _Ended("ran out of memory", "memory")
+        raise result
 
     def end(self) -> None:
         self.process.kill()
         self.process.join()
+
+
+class _Alarm:
+    """Kills a process after some seconds, unless it is cancelled before."""
+
+    def __init__(self, seconds: float, process: BaseProcess) -> None:
+        self.has_rung = False
+        self._process = process
+        self._timer = threading.Timer(seconds, self._ring)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _ring(self) -> None:
+        self.has_rung = True
+        self._process.kill()
+
+    def cancel(self) -> None:
+        self._timer.cancel()
 
 
 def limit_memory(kind: int, size: int) -> None:
@@ -140,7 +240,7 @@ def limit_memory(kind: int, size: int) -> None:
     resource.setrlimit(kind, (size, size))
 
 
-def _import(function: Callable[..., Any]) -> None:
+def _import(*functions: Callable[..., Any]) -> None:
     """Nothing: to be handed a function is to import its module."""
 
 
@@ -150,6 +250,8 @@ def _describe_exit(code: int | None) -> str:
 
 def _serve(connection: Connection, memory_bytes: int) -> None:
     """What the child does: calls, one at a time, until its parent closes the pipe."""
+    global _parent
+    _parent = connection
     # Ctrl-C reaches every process of a terminal; the parent decides what becomes of this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     limit_memory(resource.RLIMIT_AS, memory_bytes)

@@ -1,8 +1,8 @@
 """SQL over a lake in an embedded DuckDB: read only, and only the columns and files that a query needs.
 
 DuckDB scans the tables as Arrow datasets at pinned versions, so a query sees one state of each table, filters and
-projections reach the Parquet files, and nothing but those tables can be read. Images come back as bytes when a query
-names them: see ``write_result`` for how they are shown.
+projections reach the Parquet files, and nothing but those tables is read or written. Images come back as bytes when a
+query names them: see ``write_result`` for how they are shown.
 """
 
 import base64
@@ -14,7 +14,7 @@ import json
 import math
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -34,7 +34,33 @@ FORMATS = ("table", "csv", "json", "arrow")
 _TABLE_ROWS = 100
 _CELL_WIDTH = 60
 _NO_TABLE = re.compile(r"Catalog Error: (Table|View) with name")
-_MEMORY = "the query needs more memory than there is for it: ask for less"
+MEMORY = "the query needs more memory than there is for it: narrow the query"
+_ONE_SELECT = "a lake is queried with exactly one SELECT (or DESCRIBE, SHOW, EXPLAIN of one); it is read only"
+# Of DuckDB's parse trees. A data-modifying WITH is a node of another kind, also below a SELECT.
+_READING_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
+# Others read files, run SQL that stands in a text, follow pointers, or change what DuckDB does.
+_TABLE_FUNCTIONS = {
+    "duckdb_columns", "duckdb_functions", "duckdb_keywords", "duckdb_tables", "duckdb_types", "duckdb_views",
+    "generate_series", "histogram", "histogram_values", "icu_calendar_names", "json_each", "json_tree",
+    "pg_timezone_names", "pragma_table_info", "query_table", "range", "repeat", "repeat_row", "summary", "unnest",
+}  # fmt: skip
+# `$..type` finds the kinds of all nodes at any depth, without a limit on recursion as Python's parser has one.
+_TREE = """
+WITH tree AS (SELECT json_serialize_sql($sql::VARCHAR) AS t)
+SELECT coalesce(json_array_length(t -> '$.statements'), 0), t ->> '$..type', t ->> '$..function.function_name' FROM tree
+"""
+# UHUGEINT becomes a decimal that is too short for it; time zones of a time of day get lost; the others are bytes.
+_NOT_IN_ARROW = re.compile(r"\b(UHUGEINT|TIME WITH TIME ZONE|BIT|BIGNUM|VARIANT)\b")
+_QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"")
+_EXPLAIN = re.compile(r"\s*EXPLAIN\b", re.IGNORECASE)
+# First what may be set only while files can be reached: without it DuckDB lets queries reach those that an in-memory
+# database might have had, and its folder for spilling.
+_CONFINE = """
+SET allowed_paths = []; SET allowed_directories = []; SET temp_directory = ''; SET max_temp_directory_size = '0B';
+SET autoinstall_known_extensions = false; SET autoload_known_extensions = false;
+SET allow_community_extensions = false; SET enable_external_access = false;
+SET TimeZone = 'UTC'; SET lock_configuration = true
+"""
 # DuckDB's names of errors that a query makes; those of reading files are not among them.
 _WHILE_STREAMING = re.compile(r"(Conversion|Invalid Input|Out of Range|Binder|Constraint|Not implemented) Error:")
 
@@ -51,23 +77,27 @@ def query(
     *,
     seconds: float | None = None,
     threads: int | None = None,
+    on_open: Callable[[], object] = lambda: None,
 ) -> Iterator[pa.RecordBatchReader]:
     """Run one SELECT and yield its result, which streams.
 
     There is a view for every table, ``current`` (triples of the labeler that finished last; empty before one has) and
     ``triples_<first 8 digits>`` for every labeler (``triples_human_aurora`` for ``human:aurora``). ``$name`` in the
-    query stands for a parameter. After ``seconds``, reading included, the query is stopped. It takes
-    ``threads``, or one a core.
+    query stands for a parameter. ``on_open`` is called when the tables are open and the query begins; ``seconds`` after
+    that, reading included, the query is stopped. It takes ``threads``, or one a core, and never spills to disk.
 
     Raises:
         Refused: wrong SQL, or anything but one SELECT, DESCRIBE, SHOW or EXPLAIN, or it took too long; also while the
             result is read.
     """
     connection, names = _connect(lake, threads)
+    on_open()
     try:
         with connection, _explained(names, seconds), _interrupted(connection, seconds):
-            _refuse_other_statements(sql)
-            yield connection.sql(sql, params=dict(parameters or {})).to_arrow_reader(_BATCH_ROWS)
+            _refuse_other_statements(connection, sql, names)
+            found = connection.sql(sql, params=dict(parameters or {}))
+            _refuse_other_types(found)
+            yield found.to_arrow_reader(_BATCH_ROWS)
     finally:
         connection.close()
 
@@ -110,7 +140,7 @@ def write_result(result: pa.RecordBatchReader, output: str, out: IO[bytes]) -> N
 def _connect(lake: Lake, threads: int | None) -> tuple[duckdb.DuckDBPyConnection, list[str]]:
     tables = {name: lake.dataset(name) for name in _OPENING_ORDER}
     states = runs.states(lake)
-    config = {"enable_external_access": "false", "python_enable_replacements": "false"}
+    config = {"python_enable_replacements": "false"}
     connection = duckdb.connect(config=config | ({"threads": str(threads)} if threads else {}))
     for name, dataset in tables.items():
         connection.register(name, dataset)
@@ -121,7 +151,7 @@ def _connect(lake: Lake, threads: int | None) -> tuple[duckdb.DuckDBPyConnection
     for name, labeler in views.items():
         # A view takes no parameters; labeler ids are hexadecimal digits, or `human:` and a name without quotes.
         connection.execute(f"CREATE VIEW {name} AS SELECT * FROM triples WHERE labeler_id = '{labeler}'")
-    connection.execute("SET TimeZone = 'UTC'; SET lock_configuration = true")
+    connection.execute(_CONFINE)
     return connection, [*tables, *views]
 
 
@@ -148,11 +178,11 @@ def _explained(names: list[str], seconds: float | None) -> Iterator[None]:
     try:
         yield
     except duckdb.InterruptException as error:
-        raise Refused(f"the query took longer than {seconds:g} s: ask for less") from error
+        raise Refused(too_long(seconds)) from error
     except duckdb.OutOfMemoryException as error:
-        raise TooMuchMemory(_MEMORY) from error
+        raise TooMuchMemory(MEMORY) from error
     except duckdb.PermissionException as error:
-        raise Refused(f"only the tables of the lake can be read, no files: {', '.join(names)}") from error
+        raise Refused(_only_tables(names)) from error
     except duckdb.Error as error:
         reason = _reason(error)
         if _NO_TABLE.match(reason):
@@ -161,9 +191,9 @@ def _explained(names: list[str], seconds: float | None) -> Iterator[None]:
     except (OSError, pa.ArrowException) as error:
         # What goes wrong while rows stream comes through Arrow as an error of input and output, without a number.
         if "INTERRUPT" in str(error):
-            raise Refused(f"the query took longer than {seconds:g} s: ask for less") from error
+            raise Refused(too_long(seconds)) from error
         if str(error).startswith("Out of Memory Error"):
-            raise TooMuchMemory(_MEMORY) from error
+            raise TooMuchMemory(MEMORY) from error
         if not _WHILE_STREAMING.match(str(error)):
             raise
         raise Refused(_reason(error)) from error
@@ -173,17 +203,63 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split("\n\nLINE")[0].split())
 
 
-def _refuse_other_statements(sql: str) -> None:
-    statements = duckdb.extract_statements(sql)
-    allowed = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN)
-    if len(statements) != 1 or statements[0].type not in allowed:
-        raise Refused("a lake is queried with exactly one SELECT (or DESCRIBE, SHOW, EXPLAIN); it is read only")
+def too_long(seconds: float | None) -> str:
+    """What is said of a query that was stopped."""
+    return f"the query exceeded {seconds:g} s and was stopped: narrow the query"
+
+
+def _only_tables(names: list[str]) -> str:
+    return f"only the tables of the lake can be read, no files: {', '.join(names)}"
+
+
+def _refuse_other_statements(connection: duckdb.DuckDBPyConnection, sql: str, names: list[str]) -> None:
+    """Go by the parse tree: a statement of the type SELECT may write in a WITH, and EXPLAIN may run what it explains.
+
+    Raises:
+        Refused: it is anything but one SELECT, or EXPLAIN of one without an option; or it reads more than tables.
+    """
+    statements = connection.extract_statements(sql)
+    if len(statements) != 1:
+        raise Refused(_ONE_SELECT)
+    text, kind = statements[0].query, statements[0].type
+    if kind == duckdb.StatementType.EXPLAIN and (match := _EXPLAIN.match(text)):
+        # An option, such as ANALYZE, makes of the rest something that is not a SELECT.
+        text = text[match.end() :]
+    count, kinds, functions = connection.execute(_TREE, {"sql": text}).fetchall()[0]
+    if count != 1 or any(kind.endswith("_NODE") and kind not in _READING_NODES for kind in kinds):
+        raise Refused(_ONE_SELECT)
+    if others := sorted({name.lower() for name in functions} - _TABLE_FUNCTIONS):
+        raise Refused(f"{_only_tables(names)}; not {', '.join(others)}()")
+
+
+def _refuse_other_types(found: duckdb.DuckDBPyRelation) -> None:
+    """Refuse what Arrow has no type for, and DuckDB hands over as another value, or as bytes without a meaning."""
+    for name, kind in zip(found.columns, found.types, strict=True):
+        if match := _NOT_IN_ARROW.search(_QUOTED.sub("", str(kind))):
+            raise Refused(f"column {name} has the type {match[0]}, which has no equal here: cast it to VARCHAR")
+
+
+def rows_of(batch: pa.RecordBatch) -> Iterator[list[Any]]:
+    """The rows of a result as Python has them. Raises Refused for a value that Python cannot hold."""
+    try:
+        # Column by column, because two columns may have the same name.
+        columns = [_values(column) for column in batch.columns]
+    except OverflowError:
+        raise Refused("a date is infinite or not in the years 1 to 9999: cast its column to VARCHAR") from None
+    except TypeError:
+        raise Refused("the keys of a MAP are lists or structs: cast its column to VARCHAR") from None
+    yield from map(list, zip(*columns, strict=True))
+
+
+def _values(column: pa.Array) -> list[Any]:
+    # With maps Arrow goes through Python for every value, also of long lists that hold none.
+    values: list[Any] = column.to_pylist(**({"maps_as_pydicts": "strict"} if "map<" in str(column.type) else {}))
+    return values
 
 
 def _rows(result: pa.RecordBatchReader) -> Iterator[list[Any]]:
     for batch in result:
-        # Column by column, because two columns may have the same name.
-        yield from map(list, zip(*(column.to_pylist() for column in batch.columns), strict=True))
+        yield from rows_of(batch)
 
 
 def _write_csv(result: pa.RecordBatchReader, out: IO[str]) -> None:
@@ -207,7 +283,10 @@ def _write_json(result: pa.RecordBatchReader, out: IO[str]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A value of a result as JSON has it: bytes as base64, NaN as null, times in ISO 8601."""
+    """A value of a result as JSON has it: bytes as base64, NaN as null, times and intervals in ISO 8601."""
+    if value is None or type(value) in (str, int, bool):
+        # First, because a list may have millions of them.
+        return value
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, float) and not math.isfinite(value):
@@ -218,11 +297,20 @@ def plain(value: Any) -> Any:
         # DuckDB adds up integers as decimals without a fraction; a float that is not the same number is no answer.
         is_whole = value.as_tuple().exponent == 0
         return int(value) if is_whole else float(value) if decimal.Decimal(repr(float(value))) == value else str(value)
+    if isinstance(value, pa.MonthDayNano):
+        return _interval(value)
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key if isinstance(key, str) else str(plain(key)): plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [plain(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | float) else str(value)
+    return value if isinstance(value, float) else str(value)
+
+
+def _interval(value: Any) -> str:
+    """In ISO 8601: P1M2DT3.5S. No part is converted into another, because days and months differ in length."""
+    days = "".join(f"{number}{unit}" for number, unit in ((value.months, "M"), (value.days, "D")) if number)
+    seconds = decimal.Decimal(value.nanoseconds).scaleb(-9).normalize()
+    return f"P{days}T{seconds:f}S" if seconds or not days else f"P{days}"
 
 
 def _write_table(result: pa.RecordBatchReader, out: IO[str]) -> None:
@@ -250,5 +338,6 @@ def _cell(value: Any) -> str:
         return f"{value:.4g}" if abs(value) < 10_000 else f"{value:.0f}"
     if isinstance(value, dt.datetime):
         return value.isoformat(" ", "seconds")
+    value = plain(value) if isinstance(value, pa.MonthDayNano | list | dict) else value
     text = "".join(letter if letter.isprintable() else " " for letter in str(value))
     return text if len(text) <= _CELL_WIDTH else text[: _CELL_WIDTH - 1] + "…"

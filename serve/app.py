@@ -33,6 +33,7 @@ def build_app(services: Services) -> FastAPI:
         # A lake that does not answer is no reason not to start: /readyz says so.
         await asyncio.gather(overview.prepare(reading), reading.prepare(), return_exceptions=True)
         yield
+        await services.drain()
         reading.close()
 
     app = FastAPI(

@@ -8,21 +8,23 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import hmac
-import json
 import re
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field
 
 from lake.errors import Refused
-from lake.storage import join
+from lake.storage import Entry, is_s3, join
 from lake.tables import Lake
 
 Scope = Literal["label", "predict", "read", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 _TOKEN = re.compile(r"wl_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+_OBJECT = re.compile(r"/[0-9a-f]{12}\.json$")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._@-]{0,62}")
 
 
@@ -45,22 +47,45 @@ class Key(BaseModel):
         return scope in self.scopes or "admin" in self.scopes
 
 
-_KEYS = TypeAdapter(list[Key])
-
-
 class Keys:
-    """The keys of a lake, in `<lake>/_serve/keys.json`."""
+    """The keys of a lake, each an object of its own, `<lake>/_serve/keys/<key_id>.json`, that is never changed.
+
+    So nobody who makes or revokes a key can bring back, or lose, another one. Remember that no key in a lake does not
+    mean that nobody needs one: a service decides what counts then.
+    """
 
     def __init__(self, lake: Lake) -> None:
-        self._storage, self._uri = lake.storage, join(lake.uri, "_serve/keys.json")
+        self._storage, self._folder = lake.storage, join(lake.uri, "_serve/keys")
+        self._read: dict[Entry, Key] = {}
 
     def read(self) -> list[Key]:
-        """All keys. Raises Refused where the file is none of ours."""
-        content = self._storage.get(self._uri)
+        """All keys, oldest first. Raises Refused where one of the objects is damaged, or of an older worldlake."""
+        old = f"{self._folder}.json"
+        if self._storage.get(old) is not None:
+            raise Refused(f"{old} is of an older worldlake: remove it, and make its keys again (worldlake keys create)")
+        entries = self._entries()
+        with ThreadPoolExecutor(8) as pool:
+            found = dict(zip(entries, pool.map(self._one, entries), strict=True))
+        # What was revoked since it was listed is not there.
+        self._read = {entry: key for entry, key in found.items() if key is not None}
+        return sorted(self._read.values(), key=lambda key: key.created_at)
+
+    def _entries(self) -> list[Entry]:
+        if not is_s3(self._folder) and not Path(self._folder).exists():
+            return []
+        return [entry for page in self._storage.pages(self._folder) for entry in page if _OBJECT.search(entry.uri)]
+
+    def _one(self, entry: Entry) -> Key | None:
+        if entry in self._read:
+            return self._read[entry]
+        content = self._storage.get(entry.uri)
         try:
-            return _KEYS.validate_json(content) if content is not None else []
+            return Key.model_validate_json(content) if content is not None else None
         except ValueError as error:
-            raise Refused(f"{self._uri} holds no keys ({str(error).splitlines()[0]}): remove it") from None
+            raise Refused(f"{entry.uri} holds no key ({str(error).splitlines()[0]}): remove it") from None
+
+    def _uri(self, key: Key) -> str:
+        return join(self._folder, f"{key.key_id}.json")
 
     def create(
         self,
@@ -72,10 +97,9 @@ class Keys:
         write: bool = False,
     ) -> tuple[Key, str]:
         """A new key and its token, which nobody can read again. Raises Refused for a name or a scope that is none."""
-        keys = self.read()
         if not _NAME.fullmatch(name):
             raise Refused(f"key name {name!r}: use letters, digits, spaces and . _ @ -, at most 63")
-        if any(key.name == name for key in keys):
+        if any(key.name == name for key in self.read()):
             raise Refused(f"there is a key {name!r}: choose another name, or revoke it first")
         if not scopes or set(scopes) - set(SCOPES):
             raise Refused(f"--scope {', '.join(scopes) or 'is missing'}: use {', '.join(SCOPES)}")
@@ -91,18 +115,17 @@ class Keys:
             created_at=now,
             expires_at=now + dt.timedelta(days=days) if days is not None else None,
         )
-        self._write([*keys, key])
+        self._storage.put(self._uri(key), key.model_dump_json().encode())
         return key, f"wl_{key.key_id}_{secret}"
 
     def revoke(self, name: str) -> None:
-        """Remove a key by its name. Raises Refused where there is none."""
+        """Delete every key of a name, for good. Raises Refused where there is none."""
         keys = self.read()
-        if not any(key.name == name for key in keys):
+        named = [key for key in keys if key.name == name]
+        if not named:
             raise Refused(f"there is no key {name!r}: {', '.join(key.name for key in keys) or 'there is none at all'}")
-        self._write([key for key in keys if key.name != name])
-
-    def _write(self, keys: list[Key]) -> None:
-        self._storage.put(self._uri, json.dumps([key.model_dump(mode="json") for key in keys], indent=1).encode())
+        for key in named:
+            self._storage.delete(self._uri(key))
 
 
 def find(keys: list[Key], token: str) -> Key | None:

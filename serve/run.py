@@ -111,6 +111,7 @@ class Ingress:
             dynamics_size=plan.labeler.image_size,
             world_size=plan.world_size,
             limits=settings.limits,
+            write_here=Writer(plan.lake, plan.labeler, plan.policy).write_now,
         )
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

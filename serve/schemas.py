@@ -6,7 +6,35 @@ import base64
 import datetime as dt
 from typing import Annotated, Any, Literal
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, EncodedBytes, EncoderProtocol, Field
+
+
+class _Base64(EncoderProtocol):
+    """Base64 as it comes: in either alphabet, with or without padding and line breaks, or in a data URL."""
+
+    @classmethod
+    def decode(cls, data: bytes) -> bytes:
+        """The bytes. Raises ValueError for what is no base64."""
+        if data[:5].lower() == b"data:":
+            about, comma, data = data.partition(b",")
+            if not comma or not about.lower().endswith(b";base64"):
+                raise ValueError("a data URL has to be data:<type>;base64,<data>")
+        data = data.translate(_ALPHABET, delete=b" \t\r\n").rstrip(b"=")
+        return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
+
+    @classmethod
+    def encode(cls, value: bytes) -> bytes:
+        """The other way."""
+        return base64.b64encode(value)
+
+    @classmethod
+    def get_json_format(cls) -> str:
+        """As the OpenAPI document has it."""
+        return "base64"
+
+
+_ALPHABET = bytes.maketrans(b"-_", b"+/")
+ImageBytes = Annotated[bytes, EncodedBytes(encoder=_Base64)]
 
 WriteMode = Literal["no", "soon", "durable"]
 
@@ -18,8 +46,8 @@ class PairIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    obs: Base64Bytes
-    next_obs: Base64Bytes
+    obs: ImageBytes
+    next_obs: ImageBytes
 
 
 class LabelIn(BaseModel):
@@ -57,7 +85,7 @@ class LabelOut(BaseModel):
 
     labeler_id: str = Field(examples=["6f70371c69f4950b"], description="that of `worldlake label` with the same model")
     policy_id: str = Field(examples=["dd43f367fc4eb960"])
-    write: WriteMode = Field(description="durable: the labels are in the lake; soon: they will be in a second or so")
+    write: WriteMode = Field(description="durable: the labels are in the lake; soon: they are tried for ten minutes")
     labels: list[Label]
 
 
@@ -83,7 +111,7 @@ class PredictIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    image: Base64Bytes
+    image: ImageBytes
     action: Action
     n: int = Field(4, ge=1, description="candidates, of which the dynamics model chooses one; 1: plain sampling")
     seed: int = Field(0, ge=0, lt=2**32, description="the same seed draws the same candidates")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from http import HTTPStatus
 from typing import Any, Protocol, TypeVar
 from uuid import uuid4
@@ -23,16 +23,12 @@ from serve.problems import Problem, busy
 from serve.replicas import Rows
 from serve.schemas import WriteMode
 from serve.settings import Limits
+from serve.soon import Soon
 from serve.uploads import Uploads
 from serve.videos import Videos
 from serve.writing import WriteFailed
 
 Answer = TypeVar("Answer")
-
-_MOST_UNWRITTEN = 4096
-"""Rows that are promised to be written soon: a lake that is away must not fill the memory."""
-
-log = logging.getLogger("serve.writing")
 
 
 class Models(Protocol):
@@ -61,7 +57,7 @@ class Writing(Protocol):
 
 @dataclass(frozen=True)
 class Services:
-    """`world_size` is None where no world model is served."""
+    """`world_size` is None where no world model is served. `write_here` writes without `writer`, and blocks."""
 
     lake: Lake
     models: Models
@@ -75,7 +71,7 @@ class Services:
     dynamics_size: int
     world_size: int | None
     limits: Limits
-    _unwritten: dict[asyncio.Task[Rows], int] = field(default_factory=dict)
+    write_here: Callable[[Rows], object] | None = None
 
     async def label(self, rows: Rows) -> Rows:
         """Label and verify pairs (`stream.SAMPLES`): the same rows with action, scores and `reasons`."""
@@ -94,7 +90,7 @@ class Services:
         if mode == "no" or not labelled:
             return rows
         if mode == "soon":
-            self._write_later(labelled)
+            self._soon.add(labelled)
             return rows
         written = {row["triple_id"]: row for row in await self._written(labelled)}
         return [written.get(row["triple_id"], row) for row in rows]
@@ -107,17 +103,13 @@ class Services:
         except WriteFailed as failed:
             raise busy(str(failed).splitlines()[0], 5) from None
 
-    def _write_later(self, rows: Rows) -> None:
-        if sum(self._unwritten.values()) + len(rows) > _MOST_UNWRITTEN:
-            raise busy("too many labels wait to be written", 5)
-        task = asyncio.create_task(self._written(rows))
-        self._unwritten[task] = len(rows)
-        task.add_done_callback(self._forget_task)
+    async def drain(self) -> None:
+        """Write what is promised to be written soon, because the service is about to end."""
+        await self._soon.drain()
 
-    def _forget_task(self, task: asyncio.Task[Rows]) -> None:
-        rows = self._unwritten.pop(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.warning("%d labels that were to be written soon are not: %s", rows, error)
+    @cached_property
+    def _soon(self) -> Soon:
+        return Soon(self.writer.write, self.write_here)
 
     async def within(self, asked_s: float | None, work: Callable[[], Awaitable[Answer]]) -> Answer:
         """The answer, within the deadline. Raises Problem where there is none in time, or nobody to give it."""

@@ -16,7 +16,8 @@ from PIL import Image
 from labeling.decoding import DecodeError
 from labeling.images import square_jpeg
 from labeling.sampling import flow_picture, motion_between
-from lake.isolation import ChildLost
+from lake.isolation import ChildLost, Isolated
+from serve.jpegs import picture_only
 from serve.problems import bad_request
 from serve.processes import Processes
 
@@ -27,6 +28,8 @@ TIMEOUT_S = 10.0
 """For a request's images: a photograph takes some ten milliseconds."""
 PROCESSES = 4
 """Of an ingress. A file that hangs a decoder keeps one of them; others go on."""
+_PIXEL_BYTES, _TABLE_BYTES = 6, 4096
+"""Of a JPEG that stays as it is. Noise at the best quality has less; what has more carries something along."""
 
 
 class TooLarge(DecodeError):
@@ -49,7 +52,7 @@ class Uploads:
     def __init__(self, size: int, quality: int, max_pixels: int) -> None:
         """`size` is the side of the model's images in pixels, `quality` that of their JPEGs."""
         self._size, self._quality, self._max_pixels = size, quality, max_pixels
-        self._processes = Processes(PROCESSES, TIMEOUT_S, memory_bytes=2 << 30)
+        self._processes = Processes([Isolated(TIMEOUT_S, 2 << 30) for _ in range(PROCESSES)])
 
     async def pairs(self, contents: list[tuple[bytes, bytes]]) -> list[Pair]:
         """Frame pairs of uploaded files. Raises Problem for what is no image, or too large a one."""
@@ -90,7 +93,10 @@ def _images(contents: list[bytes], size: int, quality: int, max_pixels: int) -> 
 
 
 def _normalised(content: bytes, name: str, size: int, quality: int, max_pixels: int) -> bytes:
-    """As the lake keeps images. What came out of the lake stays as it is, so that it gets the label it has there."""
+    """As the lake keeps images. What came out of the lake stays as it is, so that it gets the label it has there.
+
+    Of another file that looks like one from there, the picture stays as it is, and nothing else.
+    """
     try:
         with warnings.catch_warnings():
             # Its own limit on pixels comes after ours.
@@ -107,11 +113,14 @@ def _normalised(content: bytes, name: str, size: int, quality: int, max_pixels: 
         raise DecodeError(f"{name} is no image: send JPEG, PNG or WebP") from None
     if width * height > max_pixels:
         raise TooLarge(f"{name} has {width} x {height} pixels, more than {max_pixels:,}: send a smaller picture")
+    picture = picture_only(content) if is_ours else None
+    if picture is not None and len(picture) > _TABLE_BYTES + _PIXEL_BYTES * size * size:
+        picture = None
     try:
-        again = square_jpeg(content, size, quality)
+        again = square_jpeg(picture or content, size, quality)
     except DecodeError as error:
         raise DecodeError(f"{name} is {error}") from None
-    return content if is_ours else again
+    return picture or again
 
 
 def _luma(jpeg: bytes) -> npt.NDArray[np.uint8]:

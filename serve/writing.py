@@ -26,7 +26,7 @@ from labeling.stream import VERIFIED, block
 from labeling.write import Write
 from lake import forgotten
 from lake.commits import Committer
-from lake.errors import Superseded
+from lake.errors import Refused, Superseded
 from lake.ids import video_id
 from lake.manifest import hashed_split
 from lake.runs import Run, new_run_id
@@ -81,8 +81,8 @@ class Writer:
         A pair that was in the lake before keeps the row that it has. What was forgotten is left out.
 
         Raises:
-            Refused: the labeler has decided under another policy here, or a `forget` is at work.
-            WriteFailed: the lake does not take it now.
+            Refused: the labeler has decided under another policy here.
+            WriteFailed: the lake does not take it now, or a `forget` runs, which passes.
         """
         found = await asyncio.to_thread(self.write_now, [row for rows in requests for row in rows])
         return [[found[row["triple_id"]] for row in rows if row["triple_id"] in found] for rows in requests]
@@ -154,7 +154,10 @@ class Writer:
         self._committer = Committer(self._lake, self._labeler.id, run_id, warn, source="live")
         # Fence, then look for a forget: one that is recorded later fences in its turn.
         self._committer.fence()
-        run.__enter__()
+        try:
+            run.__enter__()
+        except Refused as refused:
+            raise WriteFailed(str(refused)) from None
         self._run = run
         # A range, so that files of videos alone are left unread.
         self._committer.remember((pc.field("uri") >= _UPLOADS) & (pc.field("uri") < "upload;"))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 
 from serve.guard import Guard
 from serve.problems import responses
-from serve.reading import Reading
+from serve.reading import Reading, asker
 from serve.schemas import LabelerOut, SqlIn, SqlOut
 
 _LABELERS = """
@@ -24,9 +24,10 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
     errors = responses(401, 403, 422, 429, 503)
 
     @api.post("/v1/sql", summary="One read-only SELECT", responses=errors | responses(400, 413, 415))
-    async def sql(asked: SqlIn) -> SqlOut:
-        columns, rows, truncated = await reading.result(asked.sql, {}, reading.limits.sql_rows, foreign=True)
-        return SqlOut(columns=columns, rows=[list(row.values()) for row in rows], truncated=truncated)
+    async def sql(request: Request, asked: SqlIn) -> SqlOut:
+        found = await reading.result(asked.sql, {}, reading.limits.sql_rows, asker=asker(request))
+        rows = [list(row.values()) for row in found.rows]
+        return SqlOut(columns=found.columns, rows=rows, truncated=found.truncated)
 
     @api.get("/v1/labelers", summary="Who has labelled in this lake", responses=errors)
     async def labelers() -> list[LabelerOut]:

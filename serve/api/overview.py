@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request
 
 from serve.api.runs import newest
 from serve.guard import Guard
 from serve.lake_schemas import ActionOut, DatasetOut, Histogram, Kept, KeptOut, OverviewOut, VerifierOut
 from serve.problems import responses
-from serve.reading import Filters, Reading, checked
+from serve.reading import Filters, Reading, asker, checked
 from serve.schemas import LabelerOut
 
 _SCORES = ("motion", "camera_motion", "confidence", "direction", "copy")
@@ -95,13 +95,14 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
 
     @api.get("/v1/kept", summary="What thresholds would keep", responses=errors)
     async def kept(
+        request: Request,
         filters: Annotated[Filters, Depends()],
         keep: Annotated[
             str, Query(max_length=5000, description="a condition in SQL", examples=["confidence >= -0.02"])
         ],
     ) -> KeptOut:
         statement = _KEPT.format(sql=filters.sql, keep=checked(keep))
-        found = await reading.rows(statement, filters.parameters, foreign=True)
+        found = await reading.rows(statement, filters.parameters, asker=asker(request))
         rows = {row["verdict"]: row for row in found}
         accepted, rejected = (Kept(of=rows[name]["of"], kept=rows[name]["kept"]) for name in ("accepted", "rejected"))
         return KeptOut(accepted=accepted, rejected=rejected)
@@ -138,7 +139,7 @@ async def counted(reading: Reading, labeler: str | None) -> dict[str, Any]:
 async def _histograms(reading: Reading, filters: Filters) -> list[Histogram]:
     made: dict[str, Histogram] = {}
     statement = _HISTOGRAMS.format(sql=filters.sql)
-    for row in await reading.rows(statement, filters.parameters, foreign=filters.is_foreign):
+    for row in await reading.rows(statement, filters.parameters, asker=filters.asker):
         empty = Histogram(
             score=row["score"], low=row["low"], high=row["high"], accepted=[0] * _BINS, rejected=[0] * _BINS
         )

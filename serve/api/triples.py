@@ -93,7 +93,7 @@ async def page_of(
             condition = f"{filters.sql} AND triple_id > $after"
     # Which rows, by as few columns as that takes; then all columns of these.
     statement = f"SELECT triple_id FROM {table} WHERE {condition} ORDER BY {key}, triple_id LIMIT $limit"
-    found = await reading.rows(statement, given, limit + 1, foreign=filters.is_foreign)
+    found = await reading.rows(statement, given, limit + 1, asker=filters.asker)
     ids = [row["triple_id"] for row in found]
     where = pc.field("triple_id").isin(pa.array(ids[:limit], pa.string()))
     rows = {row.triple_id: row for row in await reading.ask(lambda: decided(reading.lake, table, where, images=images))}

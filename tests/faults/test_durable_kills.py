@@ -110,3 +110,22 @@ def test_what_is_acknowledged_is_in_the_lake_once_whatever_is_killed(tmp_path: P
             for number in list(clients.acknowledged)[:: len(clients.acknowledged) // 10]:
                 assert clients.ask(http, number) == clients.acknowledged[number]
     assert_each_is_there_once(lake, clients.acknowledged)
+
+
+@pytest.mark.timeout(240)
+def test_what_was_promised_soon_is_written_when_a_service_without_its_writer_is_told_to_end(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+    lake.create()
+    acknowledged: list[str] = []
+    with served(tmp_path, free_port()) as server, httpx.Client(timeout=60) as http:
+        the(server, "ServeReplica:worldlake:Writer").kill()
+        for body in bodies(8):
+            answer = http.post(
+                f"{server.url}/v1/label?write=soon", content=body, headers={"Content-Type": "application/json"}
+            )
+            assert answer.status_code == 200, answer.text
+            acknowledged += [label["triple_id"] for label in answer.json()["labels"]]
+        server.process.terminate()
+        server.process.wait(90)
+    written = [row for name in ("triples", "rejections") for row in lake.read(name, ["triple_id"]).to_pylist()]
+    assert sorted(row["triple_id"] for row in written) == sorted(acknowledged)

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
-from lake.isolation import ChildLost, Isolated
+from lake.isolation import ChildLost, Isolated, opened
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +93,28 @@ def test_the_child_dies_with_its_parent() -> None:
     parent.wait()
     parent.stdout.close()
     child.wait(timeout=60)
+
+
+def _opened_after(opening_s: float, rest_s: float) -> str:
+    time.sleep(opening_s)
+    opened()
+    time.sleep(rest_s)
+    return "done"
+
+
+def test_the_limit_counts_from_when_the_call_says_that_it_has_opened() -> None:
+    with Isolated(timeout_s=1, attempts=1, opening_s=3) as child:
+        assert child.call(_opened_after, 1.5, 0.5) == "done"
+        for opening_s, rest_s, ending, said in ((0.1, 60, "hung", "for 1 s"), (60, 0, "not open", "for 3 s")):
+            with pytest.raises(ChildLost, match=f"lost 1 times: killed after hanging {said}") as lost:
+                child.call(_opened_after, opening_s, rest_s)
+            assert lost.value.ending == ending
+
+
+def test_a_child_that_cannot_begin_is_not_up() -> None:
+    with Isolated(timeout_s=2, first=partial(divmod, 1, 0)) as child:
+        with pytest.raises(ZeroDivisionError):
+            child.start()
+        assert not child.is_up
+        with pytest.raises(ZeroDivisionError):
+            child.call(abs, -3)

@@ -1,5 +1,7 @@
 """SQL over a filled lake: what can be asked, what is read, and what is refused."""
 
+import contextlib
+import csv
 import io
 import json
 from pathlib import Path
@@ -12,9 +14,11 @@ import pytest
 
 from lake import sql
 from lake.errors import Refused
+from lake.kept import KeptLake
 from lake.runs import Run
 from lake.tables import Lake
 from lake.writer import Writer
+from tests.lake import statements
 from tests.lake.filled import LABELERS, Filled, fill
 
 
@@ -205,3 +209,86 @@ def test_variables_of_the_program_are_no_tables(filled: Filled) -> None:
     with pytest.raises(Refused, match="secret"):
         ask(filled.lake, "SELECT * FROM secret")
     assert secret.num_rows == 1
+
+
+def test_no_statement_of_any_type_writes_or_reaches_a_file(
+    filled: Filled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".tmp").mkdir()
+    (tmp_path / ".tmp" / "stolen").write_text("secret")
+    (tmp_path / ":memory:").write_text("secret")
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    versions = [filled.lake.table(name).version() for name in sql._OPENING_ORDER]
+    answered = []
+    lake = KeptLake(filled.lake)
+    for text in statements.refused():
+        try:
+            ask(lake, text)
+        except Refused:
+            continue
+        answered.append(text)
+    assert answered == []
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert [filled.lake.table(name).version() for name in sql._OPENING_ORDER] == versions
+
+
+@pytest.mark.parametrize("text", statements.READING)
+def test_whatever_only_reads_is_answered(filled: Filled, text: str) -> None:
+    assert ask(filled.lake, text)
+
+
+def test_files_stay_out_of_reach_even_of_a_statement_that_is_let_through(
+    filled: Filled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql, "_refuse_other_statements", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    for text in (*statements.BY_TYPE["COPY"], *statements.WITHIN_A_SELECT, "SELECT * FROM range(9) ORDER BY 1"):
+        for prefix in ("", "EXPLAIN ANALYZE "):
+            with contextlib.suppress(Refused):
+                ask(filled.lake, prefix + text)
+    assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("MAP {'a': 1, 'b': NULL}", {"a": 1, "b": None}),
+        ("MAP {1: [DATE '2026-01-02']}", {"1": ["2026-01-02"]}),
+        ("MAP {DATE '2026-01-02': 'x'}", {"2026-01-02": "x"}),
+        ("MAP {}::MAP(VARCHAR, INT)", {}),
+        ("INTERVAL '1 month 2 days 3.5 seconds'", "P1M2DT3.5S"),
+        ("INTERVAL '-1 year 3 hours'", "P-12MT10800S"),
+        ("INTERVAL '2 days'", "P2D"),
+        ("INTERVAL '0 days'", "PT0S"),
+        ("[{'a': INTERVAL '1 microsecond'}]", [{"a": "PT0.000001S"}]),
+        ("TIMESTAMP_NS '2020-01-01 00:00:00.123456789'", "2020-01-01T00:00:00.123456789"),
+        ("340282366920938463463374607431768211455::UHUGEINT::VARCHAR", "340282366920938463463374607431768211455"),
+        ("{'BIT': 'UHUGEINT'::ENUM('UHUGEINT')}", {"BIT": "UHUGEINT"}),
+    ],
+)
+def test_a_value_of_any_type_is_json_and_no_text_of_python(filled: Filled, value: str, expected: Any) -> None:
+    assert json.loads(printed(filled.lake, f"SELECT {value} AS x", "json")) == [{"x": expected}]
+    (row,) = list(csv.reader(io.StringIO(printed(filled.lake, f"SELECT {value} AS x", "csv").decode())))[1:]
+    assert row == [expected if isinstance(expected, str) else json.dumps(expected)]
+    assert b"MonthDayNano" not in printed(filled.lake, f"SELECT {value} AS x", "table")
+
+
+@pytest.mark.parametrize("output", ["csv", "json", "table"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("'infinity'::TIMESTAMP", "infinite"),
+        ("'-infinity'::DATE", "infinite"),
+        ("[TIMESTAMPTZ '20000-01-01']", "years 1 to 9999"),
+        ("DATE '0044-03-15 (BC)'", "years 1 to 9999"),
+        ("5::UHUGEINT", "column x has the type UHUGEINT"),
+        ("[{'a': 5::UHUGEINT}]", "column x has the type UHUGEINT"),
+        ("'101'::BIT", "column x has the type BIT"),
+        ("TIMETZ '12:00:00+02'", "column x has the type TIME WITH TIME ZONE"),
+        ("MAP {[1]: 2}", "keys of a MAP"),
+    ],
+)
+def test_a_value_that_would_come_out_wrong_is_refused(filled: Filled, value: str, message: str, output: str) -> None:
+    with pytest.raises(Refused, match=f"{message}[^\n]*: cast [^\n]* to VARCHAR$"):
+        printed(filled.lake, f"SELECT {value} AS x", output)

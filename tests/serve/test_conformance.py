@@ -29,6 +29,11 @@ CHECKS = (
 )
 
 
+@pytest.fixture(autouse=True)
+def started_with_its_first_query() -> None:
+    """Not here: as in a service, the processes of queries are up before anybody asks."""
+
+
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_answers_are_those_that_are_documented(served: Served, mode: GenerationMode) -> None:
     schema = schemathesis.openapi.from_asgi("/openapi.json", build_app(served.services))

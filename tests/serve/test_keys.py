@@ -4,8 +4,12 @@ import datetime as dt
 import json
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -17,7 +21,9 @@ from lake.tables import Lake
 from serve.app import build_app
 from serve.guard import Guard
 from serve.keys import SCOPES, Bucket, Keys, find
+from tests.conftest import Bucket as StoreBucket
 from tests.serve.conftest import InProcess, serve
+from tests.serve.key_races import keys_of, raced
 
 
 @pytest.fixture
@@ -129,6 +135,36 @@ def test_what_is_no_key_is_refused(lake: Lake) -> None:
         keys.revoke("nobody")
 
 
+@pytest.mark.parametrize("pool", [ThreadPoolExecutor, ProcessPoolExecutor])
+def test_no_revoked_key_comes_back_and_no_new_one_is_lost(tmp_path: Path, pool: Any) -> None:
+    workers = partial(pool, mp_context=get_context("spawn")) if pool is ProcessPoolExecutor else pool
+    assert raced(partial(keys_of, str(tmp_path)), 60, workers) == ([], [])
+
+
+def test_no_revoked_key_comes_back_in_s3_either(bucket: StoreBucket) -> None:
+    assert raced(partial(keys_of, f"{bucket.uri}/lake"), 60, ThreadPoolExecutor) == ([], [])
+
+
+def test_every_key_of_a_name_is_revoked(lake: Lake) -> None:
+    keys = Keys(lake)
+    keys.create("robot", ("read",))
+    for path in Path(lake.uri, "_serve/keys").iterdir():
+        # Two that were made at the same time may have one name.
+        other = json.loads(path.read_text()) | {"key_id": "0" * 12}
+        path.with_name(f"{'0' * 12}.json").write_text(json.dumps(other))
+        path.with_name(f"{path.name}.unfinished").write_text("half a fi")
+    assert [key.name for key in keys.read()] == ["robot", "robot"]
+    keys.revoke("robot")
+    assert keys.read() == []
+
+
+def test_keys_of_an_older_worldlake_are_refused(lake: Lake) -> None:
+    Keys(lake).create("robot", ("read",))
+    Path(lake.uri, "_serve/keys.json").write_text("[]")
+    with pytest.raises(Refused, match="older worldlake: remove it"):
+        Keys(lake).read()
+
+
 def test_the_audit_log_names_the_key_and_no_secret(
     lake: Lake, models: InProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -155,7 +191,8 @@ def test_keys_that_cannot_be_read_for_a_while_hold(
     monkeypatch.setattr("serve.guard._READ_EVERY_S", 0.0)
     services = serve(lake, models)
     with TestClient(build_app(services), raise_server_exceptions=False) as client:
-        Path(lake.uri, "_serve/keys.json").write_text("half a fi")
+        for path in Path(lake.uri, "_serve/keys").iterdir():
+            path.write_text("half a fi")
         assert get(client, token)[0] == 200
         assert get(client, "wl_other")[0] == 401
         monkeypatch.setattr("serve.guard._HOLD_S", 0.0)

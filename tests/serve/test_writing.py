@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +24,8 @@ from serve.answers import Answers
 from serve.app import build_app
 from serve.keys import Keys
 from serve.services import Services
+from serve.soon import DROPPED
+from serve.writing import WriteFailed, Writer
 from tests.serve.conftest import InProcess, as_base64, close, serve, writer_of
 
 Pairs = list[tuple[bytes, bytes, str]]
@@ -29,6 +34,13 @@ Pairs = list[tuple[bytes, bytes, str]]
 def ask(client: TestClient, pairs: Pairs, write: str | None = "durable", **headers: str) -> Any:
     body = {"pairs": [{"obs": as_base64(obs), "next_obs": as_base64(after)} for obs, after, _ in pairs]}
     return client.post("/v1/label", params={"write": write} if write else {}, json=body, headers=headers)
+
+
+def until(holds: Callable[[], bool], seconds: float = 20) -> None:
+    begun = time.monotonic()
+    while not holds():
+        assert time.monotonic() - begun < seconds
+        time.sleep(0.1)
 
 
 def rows(lake: Lake, *tables: str) -> list[dict[str, Any]]:
@@ -83,7 +95,85 @@ def test_soon_is_soon(client: TestClient, lake: Lake, pairs: Pairs, services: Se
     assert ask(client, pairs[:3], "soon").json()["write"] == "soon"
     assert ask(client, pairs[3:4], "durable").status_code == 200
     assert len(rows(lake, "triples", "rejections")) == 4
-    assert services._unwritten == {}
+    assert services._soon._tasks == {}
+
+
+def lost(client: TestClient) -> float:
+    (line,) = [
+        line
+        for line in client.get("/metrics").text.splitlines()
+        if line.startswith("worldlake_soon_dropped_rows_total")
+    ]
+    return float(line.split()[1])
+
+
+def test_soon_outlasts_a_forget_which_durable_is_told_to_wait_for(
+    client: TestClient, lake: Lake, services: Services, pairs: Pairs
+) -> None:
+    before = lost(client)
+    ask(client, pairs[:1])
+    with Run(lake, "forgets", "forget", {}):
+        Committer(lake, services.labeler_id, "forgets", source="live").fence()
+        answers = [ask(client, [pair], "soon").status_code for pair in pairs[1:6]]
+        assert answers == [200] * 5
+        durable = ask(client, pairs[6:7])
+        assert (durable.status_code, durable.json()["type"]) == (503, "urn:worldlake:problem:busy")
+        assert int(durable.headers["Retry-After"]) > 0
+        assert len(rows(lake, "triples", "rejections")) == 1
+    until(lambda: len(rows(lake, "triples", "rejections")) == 6)
+    assert lost(client) == before
+
+
+def test_more_than_can_wait_is_refused_before_it_is_acknowledged(
+    client: TestClient, lake: Lake, services: Services, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = lost(client)
+    monkeypatch.setattr("serve.soon._MOST", 3)
+    with monkeypatch.context() as away:
+        away.setattr(writer_of(services), "write_now", fails)
+        assert ask(client, pairs[:2], "soon").status_code == 200
+        refused = ask(client, pairs[2:4], "soon")
+        assert (refused.status_code, refused.json()["type"]) == (503, "urn:worldlake:problem:busy")
+    until(lambda: len(rows(lake, "triples", "rejections")) == 2)
+    assert lost(client) == before
+
+
+def fails(rows: list[dict[str, Any]]) -> Any:
+    raise WriteFailed("the lake cannot be written")
+
+
+@pytest.mark.parametrize("policy", ["same", "another"])
+def test_what_is_lost_is_counted(
+    client: TestClient, lake: Lake, services: Services, pairs: Pairs, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    before = lost(client)
+    if policy == "another":
+        ask(client, pairs[:1])
+        writer_of(services).close()
+        writer_of(services)._policy = Policy(default={})
+    else:
+        monkeypatch.setattr("serve.soon._PATIENCE_S", 0.1)
+        monkeypatch.setattr(writer_of(services), "write_now", fails)
+    assert ask(client, pairs[1:3], "soon").status_code == 200
+    until(lambda: lost(client) == before + 2)
+
+
+def test_what_waits_is_written_when_the_service_ends(
+    lake: Lake, services: Services, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.soon._DRAIN_S", 0.2)
+    another = Writer(lake, writer_of(services)._labeler, services.policy)
+    monkeypatch.setattr(writer_of(services), "write_now", fails)
+    with TestClient(build_app(replace(services, write_here=another.write_now))) as client:
+        assert ask(client, pairs[:3], "soon").status_code == 200
+        before = lost(client)
+        assert rows(lake, "triples", "rejections") == []
+    another.close()
+    assert len(rows(lake, "triples", "rejections")) == 3
+    monkeypatch.setattr("serve.soon._ATTEMPTS_AT_THE_END", 1)
+    with TestClient(build_app(replace(services, write_here=fails))) as client:
+        assert ask(client, pairs[3:5], "soon").status_code == 200
+    assert DROPPED._value.get() == before + 2
 
 
 def test_an_idempotency_key_gets_the_same_answer_and_only_for_the_same_request(
@@ -137,7 +227,7 @@ def test_a_forgotten_upload_stays_away_and_a_service_lets_others_work(
     with Run(lake, "forgets", "forget", {}):
         Committer(lake, services.labeler_id, "forgets", source="live").fence()
         answer = ask(client, pairs[4:5])
-        assert (answer.status_code, answer.json()["type"]) == (409, "urn:worldlake:problem:write")
+        assert (answer.status_code, answer.json()["type"]) == (503, "urn:worldlake:problem:busy")
     assert ask(client, pairs[4:5]).status_code == 200
 
 
