@@ -21,11 +21,10 @@ from lake.ids import triple_id
 from lake.storage import Entry
 from lake.tables import Lake, now, to_table
 from models.sample_world import write_folder
-from serve.app import build_app
 from serve.services import Services
 from tests.conftest import Bucket
 from tests.media import Medium
-from tests.serve.conftest import InProcess, close, serve
+from tests.serve.conftest import InProcess, asking, close, serve
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +125,7 @@ def test_nothing_is_fetched_from_elsewhere(
         yield []
 
     monkeypatch.setattr("lake.storage.StorageConfig.pages", pages)
-    with TestClient(build_app(services), raise_server_exceptions=False) as client:
+    with asking(services) as client:
         answer = client.post("/v1/label/video", json={"uri": uri})
     # Keys of S3 have no parents: two dots are part of a name under the allowed prefix, which does not exist.
     is_inside = uri.startswith("s3://allowed/footage/")
@@ -145,7 +144,7 @@ def test_a_folder_that_is_named_as_a_video_is_not_listed_to_its_end(
         raise AssertionError("a second page of millions of objects was asked for")
 
     monkeypatch.setattr("lake.storage.StorageConfig.pages", pages)
-    with TestClient(build_app(services), raise_server_exceptions=False) as client:
+    with asking(services) as client:
         assert client.post("/v1/label/video", json={"uri": "s3://allowed/footage"}).status_code == 404
     close(services)
 
@@ -162,7 +161,7 @@ def test_a_catalogued_video_is_told_and_never_written(bucket: Bucket, models: In
     catalog.ingest(lake, [f"{bucket.uri}/videos"])
     (video,) = lake.read("videos", ["video_id", "uri"]).to_pylist()
     services = serve(lake, models, sources=(f"{bucket.uri}/videos",))
-    with TestClient(build_app(services), raise_server_exceptions=False) as client:
+    with asking(services) as client:
         ask = {"url": "/v1/label/video?write=durable", "json": {"uri": video["uri"]}}
         live = events(client.post(**ask))
         assert live[-1][1]["sampled"] > 1
