@@ -68,7 +68,7 @@ class Videos:
             raise busy(f"{self._limits.videos} videos are being received or sampled", 5)
         self._free -= 1
         try:
-            with tempfile.TemporaryDirectory(prefix="worldlake-", ignore_cleanup_errors=True) as folder:
+            with tempfile.TemporaryDirectory(prefix="worldlake-video-", ignore_cleanup_errors=True) as folder:
                 yield Path(folder)
         finally:
             self._free += 1
