@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 
 NAME, INGRESS = "worldlake", "Ingress"
 """Of the application in Ray Serve, and of the deployment in it that answers HTTP."""
+READS = 32
+"""Requests of one key at once that read the lake: each takes a thread of the ingress, of which there are few."""
 ANONYMOUS = 32
 """Requests at once that need no key: pages, signing in, /readyz."""
+_OF_MODELS = ("/v1/label", "/v1/predict", *flow.STREAMED)
 _ALWAYS = ("/healthz", "/metrics", "/-/healthz", "/-/routes")
 _ANONYMOUS_BYTES = 8 << 10
 """Of a body that needs no key: a form with a key in it."""
@@ -118,6 +121,7 @@ class Admission:
         self._app, self._limits = app, limits or Limits()
         self._ring = KeyRing(read_keys)
         self._places = Shares(at_once, with_others(at_once))
+        self._reads = Shares(READS, 4 * READS)
         self._anonymous = Shares(ANONYMOUS, ANONYMOUS)
         self._bytes = Shares(_BUFFERED_BYTES * 4 // 5, _BUFFERED_BYTES)
 
@@ -153,12 +157,21 @@ class Admission:
             return
         # Read without a place, so that slow ones do not keep others out.
         body = await _body(scope, paced, _ANONYMOUS_BYTES) if method == "POST" else b""
+        answer: list[Message] = []
+
+        async def keep(message: Message) -> None:
+            answer.append(message)
+
         with self._anonymous.held("", "too many visitors at once") as hold:
             hold(1)
-            await self._answer(scope, _given(body), paced.send)
+            await self._answer(scope, _given(body), keep)
+        # Pages and scripts are small. Sent without a place, so that slow readers do not keep others out either.
+        for message in answer:
+            await paced.send(message)
 
     async def _admit_key(self, who: str, scope: Scope, paced: pace.Paced) -> None:
-        with self._places.held(who, "too many requests at once") as hold:
+        places = self._places if scope["path"] in _OF_MODELS else self._reads
+        with places.held(who, "too many requests at once") as hold:
             hold(1)
             if scope["path"] in flow.STREAMED:
                 await self._stream(scope, paced)

@@ -16,7 +16,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve import admission, connections, flow, pace
-from serve.admission import ANONYMOUS, Admission, at_once, environment, with_others
+from serve.admission import ANONYMOUS, READS, Admission, at_once, environment, with_others
 from serve.guard import session_key
 from serve.keys import Key
 from serve.limits import Limits
@@ -66,7 +66,7 @@ def test_a_key_has_its_places_others_have_theirs_and_health_needs_none() -> None
         async with asking(door(slow, at_once=4)) as client:
             inside = [asyncio.create_task(client.post("/v1/label", headers=auth())) for _ in range(4)]
             await asyncio.sleep(0.1)
-            refused = await client.get("/v1/label", headers=auth())
+            refused = await client.post("/v1/predict", headers=auth())
             assert refused.status_code == 503
             assert refused.json()["type"] == "urn:worldlake:problem:busy"
             assert int(refused.headers["Retry-After"]) >= 1
@@ -126,6 +126,30 @@ def test_a_body_that_is_too_large_gets_413_however_it_is_sent(path: str, is_chun
             content = parts() if is_chunked else bytes(20 * 1024)
             refused = await client.post(path, headers=auth(), content=content)
             assert (refused.status_code, refused.json()["type"]) == (413, "urn:worldlake:problem:body")
+
+    asyncio.run(run())
+
+
+def test_reads_of_one_key_do_not_take_the_threads_of_all() -> None:
+    async def run() -> None:
+        leave = asyncio.Event()
+
+        async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+            await leave.wait()
+            await answer(send)
+
+        async with asking(door(slow, at_once=256)) as client:
+            inside = [asyncio.create_task(client.get("/v1/triples", headers=auth())) for _ in range(READS)]
+            await asyncio.sleep(0.1)
+            assert (await client.get("/v1/labelers", headers=auth())).status_code == 503
+            # Neither other keys nor the models wait for these.
+            inside += [
+                asyncio.create_task(client.get("/v1/triples", headers=auth(OTHER_TOKEN))),
+                asyncio.create_task(client.post("/v1/label", headers=auth())),
+            ]
+            await asyncio.sleep(0.1)
+            leave.set()
+            assert {(await one).status_code for one in inside} == {200}
 
     asyncio.run(run())
 
@@ -306,15 +330,25 @@ def test_a_slow_reader_loses_its_place_and_its_answer(quick: None, monkeypatch: 
         finally:
             ended.set()
 
-    with listening(door(tells, at_once=1)) as port, sent(port, request("/v1/labelers", method="GET")) as reader:
+    with listening(door(tells, at_once=1)) as port, sent(port, request("/v1/label", method="GET")) as reader:
         time.sleep(0.3)
-        busy = until_closed(sent(port, request("/v1/labelers", "Connection: close", method="GET")))[0]
+        busy = until_closed(sent(port, request("/v1/label", "Connection: close", method="GET")))[0]
         assert busy.startswith(b"HTTP/1.1 503"), "the first has the only place"
         assert ended.wait(10)
         time.sleep(0.2)
-        got, _ = until_closed(sent(port, request("/v1/labelers", "Connection: close", method="GET")))
+        got, _ = until_closed(sent(port, request("/v1/label", "Connection: close", method="GET")))
         assert len(got) > len(large), "a reader that reads gets its answer, and the place is free again"
         assert len(until_closed(reader)[0]) < len(large)
+
+
+def test_slow_readers_of_pages_keep_nobody_out(quick: None) -> None:
+    with listening(door(lambda scope, receive, send: answer(send, body=bytes(8 << 20)))) as port:
+        request = b"GET /static/vendor/large.js HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+        with contextlib.ExitStack() as readers:
+            for _ in range(2 * ANONYMOUS):
+                readers.enter_context(sent(port, request))
+                time.sleep(0.02)
+            assert until_closed(sent(port, request))[0].startswith(b"HTTP/1.1 200")
 
 
 class Between:

@@ -17,6 +17,7 @@ import pytest
 from lake.tables import Lake
 from serve.explorer.pages import _PAGES
 from serve.keys import Keys
+from serve.settings import Limits
 from tests.lake.filled import fill
 from tests.serve.test_live import wait_until_ready
 from tests.worldlake.command import PROGRAM
@@ -24,6 +25,8 @@ from tests.worldlake.command import PROGRAM
 CROWD = 300
 LATEST_S = 5.0
 """For an answer of a few milliseconds, on a machine that others use."""
+DEADLINE_S = Limits().deadline_s
+"""For what reads the lake, beside complete requests of others that do."""
 LARGE = {"sql": "SELECT repeat('a', 7000000) AS a"}
 MORE = {"/login": "post", "/logout": "post", "/static/vendor/uPlot.iife.min.js": "get"}
 
@@ -105,8 +108,14 @@ def assert_others_are_answered(service: Service, what: str) -> float:
     slowest = 0.0
     for path, headers in (("/healthz", {}), ("/metrics", {}), ("/", {}), ("/v1/labelers", key)):
         began = time.monotonic()
-        answer = httpx.get(f"{service.url}{path}", headers=headers, timeout=LATEST_S)
-        slowest = max(slowest, time.monotonic() - began)
+        while True:
+            answer = httpx.get(f"{service.url}{path}", headers=headers, timeout=DEADLINE_S if headers else LATEST_S)
+            taken = time.monotonic() - began
+            # A page has the places of all who need no key: where a burst has them it is asked for again, as told.
+            if path != "/" or answer.status_code != 503 or taken > LATEST_S:
+                break
+            time.sleep(0.1)
+        slowest = max(slowest, taken)
         assert answer.status_code == 200, (what, path, answer.text)
     return slowest
 
