@@ -51,6 +51,8 @@ class Impatient(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""
         self._end_waiting()
+        # uvicorn keeps a connection that was reset, with all that it holds, until it would have ended by itself.
+        self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
     def _wait(self) -> None:
