@@ -34,9 +34,13 @@ class Paced:
         """Whether an answer has begun."""
         self.read = self._sent = 0
         self._reading_s = self._sending_s = 0.0
+        self._is_complete = False
 
     async def receive(self) -> Message:
         """The next part of the body. Raises Problem: 408, after which the connection is closed, and 413."""
+        if self._is_complete:
+            # Only that the client leaves can come, for as long as its answer takes.
+            return await self._receive()
         allowed = GRACE_S + self.read / LOWEST_RATE - self._reading_s
         began = time.monotonic()
         try:
@@ -47,6 +51,7 @@ class Paced:
             raise Problem(HTTPStatus.REQUEST_TIMEOUT, "slow", detail, {"Connection": "close"}) from None
         self._reading_s += time.monotonic() - began
         self.read += len(message.get("body", b""))
+        self._is_complete = not message.get("more_body", False)
         if self.most is not None and self.read > self.most:
             raise too_large(self.most)
         return message

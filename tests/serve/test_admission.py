@@ -310,6 +310,21 @@ def test_a_slow_body_gets_408_and_its_connection_is_closed(quick: None, path: st
         assert 0.5 < took_s < 5
 
 
+def test_an_answer_may_take_longer_than_a_body(quick: None) -> None:
+    """Who waits for an answer sends nothing; Ray cancels a request whose `receive` ends."""
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        left = asyncio.create_task(receive())  # type: ignore[arg-type]
+        done, _ = await asyncio.wait({left}, timeout=2.5)
+        await answer(send, 500 if done else 200)
+        left.cancel()
+
+    with listening(door(slow)) as port:
+        head = request("/v1/label", "Content-Length: 1", "Connection: close")
+        assert until_closed(sent(port, head + b"a"))[0].startswith(b"HTTP/1.1 200")
+
+
 def test_a_body_as_fast_as_the_lowest_rate_is_taken(quick: None) -> None:
     with listening(door(echo)) as port, sent(port, request("/v1/label", f"Content-Length: {BODY}")) as connection:
         for _ in range(8):
