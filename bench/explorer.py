@@ -33,6 +33,7 @@ from typing import Any
 import cv2
 import httpx
 import numpy as np
+from playwright._impl._api_structures import SetCookieParam
 from playwright.sync_api import Browser, sync_playwright
 
 from bench.serving.servers import prefer
@@ -43,6 +44,8 @@ from lake.tables import Lake, now, to_table
 from lake.writer import Writer
 from models.builtin.pairs import clip_pairs
 from serve.api.overview import counted
+from serve.guard import COOKIE
+from serve.keys import Keys
 from serve.reading import Reading
 from serve.settings import Limits
 
@@ -150,13 +153,21 @@ def _commit(committer: Committer, rows: list[dict[str, Any]]) -> None:
     )
 
 
+_KEY = "bench"
+
+
 @contextmanager
-def serving(lake: Lake, world: str = "none", priority: int = 0) -> Iterator[str]:
-    """`worldlake serve` over a lake: where it answers."""
+def serving(lake: Lake, world: str = "none", priority: int = 0) -> Iterator[tuple[str, list[SetCookieParam]]]:
+    """`worldlake serve` over a lake: where it answers, and the cookie of a browser that has signed in there."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [PROGRAM, "serve", "--lake", lake.uri, "--port", str(port), "--world", world]
+    keys = Keys(lake)
+    if any(key.name == _KEY for key in keys.read()):
+        # Of a run that was killed.
+        keys.revoke(_KEY)
+    _, token = keys.create(_KEY, ("admin",), per_minute=1_000_000)
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)
     if priority:
@@ -167,10 +178,11 @@ def serving(lake: Lake, world: str = "none", priority: int = 0) -> Iterator[str]
             if process.poll() is not None:
                 raise SystemExit(f"worldlake serve ended with {process.returncode}")
             time.sleep(0.5)
-        yield url
+        yield url, [{"name": COOKIE, "value": token, "url": url}]
     finally:
         process.terminate()
         process.wait(60)
+        keys.revoke(_KEY)
 
 
 def _is_ready(url: str) -> bool:
@@ -190,11 +202,12 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-def visits(browser: Browser, url: str, path: str) -> list[float]:
+def visits(browser: Browser, url: str, cookies: list[SetCookieParam], path: str) -> list[float]:
     """Seconds of several visits of a page, each by a browser that has been nowhere."""
     taken = []
     for _ in range(VISITS):
         with browser.new_context(base_url=url) as context:
+            context.add_cookies(cookies)
             page = context.new_page()
             started = time.perf_counter()
             page.goto(path, wait_until="commit")
@@ -228,9 +241,9 @@ def measure(lake: Lake, priority: int) -> dict[str, Any]:
     }
     counts = {name: lake.dataset(name).count_rows() for name in ("videos", "triples", "rejections")}
     pages: dict[str, dict[str, float]] = {}
-    with serving(lake, priority=priority) as url, chromium() as browser:
+    with serving(lake, priority=priority) as (url, cookies), chromium() as browser:
         for name, path in PAGES.items():
-            taken = visits(browser, url, path.format(**ids))
+            taken = visits(browser, url, cookies, path.format(**ids))
             pages[name] = {"first_s": taken[0], "median_s": statistics.median(taken[1:]), "worst_s": max(taken[1:])}
             pages[name] = {key: round(value, 2) for key, value in pages[name].items()}
             print(name, pages[name])

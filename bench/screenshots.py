@@ -30,7 +30,7 @@ def main() -> None:
     rejected = lake.read("rejections", ["video_id", "dataset"])
     video = next(row["video_id"] for row in rejected.to_pylist() if row["dataset"] == "sample-world")
     clip = next(Path(chosen.lake).parent.glob("videos/**/*.mp4"))
-    with serving(lake, world="builtin") as url, chromium() as browser:
+    with serving(lake, world="builtin") as (url, cookies), chromium() as browser:
         for name, scheme, size, path in (
             ("overview", "light", DESKTOP, "/"),
             ("triples", "dark", DESKTOP, "/triples"),
@@ -39,6 +39,7 @@ def main() -> None:
             ("phone", "dark", PHONE, "/triples"),
         ):
             context = browser.new_context(base_url=url, color_scheme=scheme, viewport=size)  # type: ignore[arg-type]
+            context.add_cookies(cookies)
             page = context.new_page()
             page.goto(path)
             page.wait_for_selector("[data-ready]")

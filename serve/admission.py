@@ -1,22 +1,45 @@
-"""At the door, in Ray Serve's proxies: what is more than can wait is refused before any of it is read.
+"""At the door, in Ray Serve's proxies: who may not come in, or comes too slowly, costs the service nothing.
 
-A request that gets as far as an ingress costs ten times as much as this, so that a service that is asked for much more
-than it can do would be busy with refusing.
+Everything here is decided from headers alone, and a body is complete before an ingress hears of it. A request that gets
+as far as an ingress costs ten times as much as this.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.problems import busy
+from serve import connections, flow, pace
+from serve.guard import KeyRing, key_of, needs_key, refuse_other_sites
+from serve.keys import Key
+from serve.limits import Limits
+from serve.middleware import Named, audit_to_output, declared_bytes
+from serve.problems import Problem, busy, too_large
 
 if TYPE_CHECKING:
     # Settings import torch, which a proxy has no use for.
     from serve.settings import ServeSettings
+
+NAME, INGRESS = "worldlake", "Ingress"
+"""Of the application in Ray Serve, and of the deployment in it that answers HTTP."""
+READS = 32
+"""Requests of one key at once that read the lake: each takes a thread of the ingress, of which there are few."""
+ANONYMOUS = 32
+"""Requests at once that need no key: pages, signing in, /readyz."""
+_OF_MODELS = ("/v1/label", "/v1/predict", *flow.STREAMED)
+_ALWAYS = ("/healthz", "/metrics", "/-/healthz", "/-/routes")
+_ANONYMOUS_BYTES = 8 << 10
+"""Of a body that needs no key: a form with a key in it."""
+_BUFFERED_BYTES = 128 << 20
+"""Of all bodies that are received or worked on. One of images has a few MiB."""
 
 _AT_ONCE = "WORLDLAKE_AT_ONCE"
 _DEFAULT = "256"
@@ -32,39 +55,162 @@ def environment(settings: ServeSettings) -> dict[str, str]:
 
 
 def at_once(settings: ServeSettings) -> int:
-    """Requests that a service works on, or lets wait, at the same time."""
+    """Requests of one key that a service works on, or lets wait, at the same time."""
     return settings.queue * settings.replicas[1]
+
+
+def with_others(one: int) -> int:
+    """How many of something all keys may have together where one key may have so many: others find room beside it."""
+    return one + one // 4
 
 
 def middlewares() -> list[Middleware]:
     """What a proxy puts around everything that it serves."""
-    return [Middleware(Admission, at_once=int(os.environ.get(_AT_ONCE, _DEFAULT)))]
+    connections.install()
+    audit_to_output()
+    return [Middleware(Admission, at_once=int(os.environ.get(_AT_ONCE, _DEFAULT)), read_keys=_keys_of_the_service)]
+
+
+def _keys_of_the_service() -> list[Key]:
+    from ray.serve.handle import DeploymentHandle
+
+    keys: list[Key] = DeploymentHandle(INGRESS, NAME).keys.remote().result(timeout_s=5)
+    return keys
+
+
+class Shares:
+    """A number of places, of which no key may take all."""
+
+    def __init__(self, of_one: int, of_all: int) -> None:
+        self._of_one, self._free = of_one, of_all
+        self._taken: Counter[str] = Counter()
+
+    @contextmanager
+    def held(self, who: str, refusal: str) -> Iterator[Callable[[int], None]]:
+        """A function that takes places up to a number; they are given back when this is left."""
+        held = 0
+
+        def hold(count: int) -> None:
+            nonlocal held
+            if count > held:
+                self._take(who, count - held, refusal)
+                held = count
+
+        try:
+            yield hold
+        finally:
+            self._free += held
+            self._taken[who] -= held
+            if not self._taken[who]:
+                del self._taken[who]
+
+    def _take(self, who: str, count: int, refusal: str) -> None:
+        if count > self._free or self._taken[who] + count > self._of_one:
+            raise busy(refusal)
+        self._free -= count
+        self._taken[who] += count
 
 
 class Admission:
-    """An ASGI middleware that lets so many requests in at once. Whether a service is well can always be asked."""
+    """An ASGI middleware: keys first, then a place, then the body. Whether a service is well can always be asked."""
 
-    def __init__(self, app: ASGIApp, at_once: int) -> None:
-        self._app, self._free = app, at_once
+    def __init__(
+        self, app: ASGIApp, at_once: int, read_keys: Callable[[], list[Key]], limits: Limits | None = None
+    ) -> None:
+        """`read_keys` may block; `at_once` is of one key."""
+        self._app, self._limits = app, limits or Limits()
+        self._ring = KeyRing(read_keys)
+        self._places = Shares(at_once, with_others(at_once))
+        self._reads = Shares(READS, 4 * READS)
+        self._anonymous = Shares(ANONYMOUS, ANONYMOUS)
+        self._bytes = Shares(_BUFFERED_BYTES * 4 // 5, _BUFFERED_BYTES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or refuse it."""
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
-            await self._app(scope, receive, send)
-        elif self._free == 0:
-            await busy("too many requests at once").response(scope["path"])(scope, receive, send)
-        else:
-            self._free -= 1
-            try:
-                await self._answer(scope, receive, send)
-            finally:
-                self._free += 1
+        if scope["type"] != "http":
+            # The service has no other, and what is none of HTTP would hold a replica.
+            await send({"type": "websocket.close"})
+            return
+        named = Named(scope)
+        paced = pace.Paced(receive, named.once(send))
+        try:
+            await self._admit(scope, paced, named)
+        except Problem as problem:
+            if paced.has_begun:
+                connections.abort(send)
+            else:
+                await problem.response(scope["path"])(scope, receive, named.signed(paced.send))
+                named.record(problem.status, paced.read)
+        except pace.Left:
+            connections.abort(send)
+
+    async def _admit(self, scope: Scope, paced: pace.Paced, named: Named) -> None:
+        path, method, headers = scope["path"], scope["method"], Headers(scope=scope)
+        if path in _ALWAYS:
+            await self._answer(scope, _given(b""), paced.send)
+            return
+        refuse_other_sites(method, path, headers)
+        if needs_key(path):
+            key = key_of(await self._ring.keys(), headers)
+            named.key = key.name
+            await self._admit_key(key.key_id, scope, paced)
+            return
+        # Read without a place, so that slow ones do not keep others out.
+        body = await _body(scope, paced, _ANONYMOUS_BYTES) if method == "POST" else b""
+        answer: list[Message] = []
+
+        async def keep(message: Message) -> None:
+            answer.append(message)
+
+        with self._anonymous.held("", "too many visitors at once") as hold:
+            hold(1)
+            await self._answer(scope, _given(body), keep)
+        # Pages and scripts are small. Sent without a place, so that slow readers do not keep others out either.
+        for message in answer:
+            await paced.send(message)
+
+    async def _admit_key(self, who: str, scope: Scope, paced: pace.Paced) -> None:
+        places = self._places if scope["path"] in _OF_MODELS else self._reads
+        with places.held(who, "too many requests at once") as hold:
+            hold(1)
+            if scope["path"] in flow.STREAMED:
+                await self._stream(scope, paced)
+                return
+            with self._bytes.held(who, "too many large requests at once") as hold_bytes:
+                body = await _body(scope, paced, self._limits.body_bytes, hold_bytes)
+                await self._answer(scope, _given(body, paced.receive), paced.send)
+
+    async def _stream(self, scope: Scope, paced: pace.Paced) -> None:
+        _limit(scope, paced, self._limits.video_bytes)
+        gate = flow.Gate(paced.receive)
+
+        async def send(message: Message) -> None:
+            if message["type"] == flow.READ:
+                gate.grant(message)
+            else:
+                await paced.send(message, gate.report)
+
+        extended = {**scope, "extensions": {**scope.get("extensions", {}), flow.EXTENSION: {}}}
+        answering = asyncio.create_task(self._answer(extended, gate.receive, send))
+        pumping = asyncio.create_task(gate.pump())
+        try:
+            done, _ = await asyncio.wait({answering, pumping}, return_when=asyncio.FIRST_COMPLETED)
+            if pumping in done:
+                await pumping
+            await answering
+        finally:
+            answering.cancel()
+            pumping.cancel()
+            await asyncio.gather(answering, pumping, return_exceptions=True)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_begun = is_nowhere = False
 
         async def begin(message: Message) -> None:
             nonlocal has_begun, is_nowhere
+            if message["type"] == flow.READ:
+                await send(message)
+                return
             is_nowhere = is_nowhere or _is_nowhere(message)
             if not is_nowhere:
                 has_begun = True
@@ -72,12 +218,52 @@ class Admission:
 
         try:
             await self._app(scope, receive, begin)
+        except (pace.Left, Problem):
+            raise
         except Exception:
             if has_begun:
                 raise
         # When an ingress dies Ray Serve raises, or says nothing at all.
         if not has_begun:
-            await busy("the service is being started", 5).response(scope["path"])(scope, receive, send)
+            raise busy("the service is being started", 5)
+
+
+def _limit(scope: Scope, paced: pace.Paced, most: int) -> int:
+    """Let a body have so many bytes; returns how many it is said to have. Raises Problem where these are more."""
+    if (declared := declared_bytes(scope)) > most:
+        raise too_large(most)
+    paced.most = most
+    return declared
+
+
+async def _body(scope: Scope, paced: pace.Paced, most: int, hold: Callable[[int], None] = lambda size: None) -> bytes:
+    """The whole body. Raises what `hold` raises, which is told of its size before it is read."""
+    hold(_limit(scope, paced, most))
+    parts: list[bytes] = []
+    size, has_more = 0, True
+    while has_more:
+        message = await paced.receive()
+        if message["type"] == "http.disconnect":
+            raise pace.Left
+        parts.append(message.get("body", b""))
+        has_more = message.get("more_body", False)
+        size += len(parts[-1])
+        hold(size)
+    return b"".join(parts)
+
+
+def _given(body: bytes, receive: Receive | None = None) -> Receive:
+    """A `receive` that gives this body, and then what `receive` does; without one, nothing of the client is read."""
+    is_given = False
+
+    async def given() -> Message:
+        nonlocal is_given
+        if not is_given:
+            is_given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await (receive() if receive else asyncio.Future())
+
+    return given
 
 
 def _is_nowhere(message: Message) -> bool:

@@ -13,6 +13,8 @@ from pydantic import BaseModel
 from serve import problems
 from serve.api import health, label, lake, overview, predict, refused, runs, triples, video, videos
 from serve.explorer import pages
+from serve.flow import STREAMED, Flow
+from serve.guard import Authentication
 from serve.middleware import Envelope
 from serve.reading import Reading
 from serve.schemas import LabelIn, VideoIn
@@ -54,7 +56,10 @@ def build_app(services: Services) -> FastAPI:
     for group in (triples, lake, refused, overview, runs, videos):
         app.include_router(group.router(services.guard, reading))
     pages.install(app, services)
-    larger = {video.PATH: services.limits.video_bytes}
+    # The last one is the outermost: what nobody may ask is audited as well.
+    app.add_middleware(Flow, paths=STREAMED)
+    app.add_middleware(Authentication, guard=services.guard)
+    larger = dict.fromkeys(STREAMED, services.limits.video_bytes)
     app.add_middleware(Envelope, body_bytes=services.limits.body_bytes, larger=larger)
     _document(app)
     return app

@@ -39,13 +39,17 @@ class Refusal(Exception):
 class Client:
     """Asks one service. Images are the bytes of JPEG, PNG or WebP files.
 
+    `url` may be the address that `worldlake serve` prints where a lake has no keys; the token in it is the key.
+
     Every method raises Refusal where the service refuses, and httpx.TransportError where it is not there; both after
     `attempts` tries where waiting may help, which takes half a minute by default.
     """
 
     def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 60, attempts: int = 6) -> None:
+        asked = httpx.URL(url)
+        key = key or asked.params.get("token")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
+        self._http = httpx.Client(base_url=asked.copy_with(query=None), headers=headers, timeout=timeout_s)
         self._attempts, self._wait = attempts, time.sleep
 
     def label(

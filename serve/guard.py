@@ -1,96 +1,125 @@
-"""Who is asking: keys, scopes and rates, as a dependency of every endpoint.
+"""Who is asking: keys, scopes and rates, decided from the headers of a request before any of its body is read.
 
 A program sends its key in a header. A browser that has signed in sends it in a cookie, which other sites could make it
-send as well: `SameSite=Strict` forbids that, and so do we where the browser says who asks. Where nobody needs a key a
-site could still let its own name lead to this machine: then the browser takes us for that site, and `Host` names it.
+send as well: `SameSite=Strict` forbids that, and so do we where the browser says which site asks.
 """
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import hashlib
 import logging
 import math
-import re
+import secrets
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from fastapi import Request
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as Connection
 
 from serve.keys import Bucket, Key, Keys, Scope, find
 from serve.problems import Problem, busy
 
-_READ_EVERY_S = 10.0
-"""A key that was revoked is refused so much later at the latest."""
+_READ_EVERY_S = 4.0
+"""A proxy asks the service as seldom, so that a new or a revoked key is known everywhere within ten seconds."""
+_WAIT_S = 1.0
+"""For keys that are being read again; after that those read before decide."""
+_HOLD_S = 300.0
+"""Seconds for which keys hold that cannot be read again."""
+_SESSION_PER_MINUTE = 1_000_000
+"""The person who starts a service limits nobody else by asking it often."""
 
 COOKIE = "worldlake_key"
 """Holds the key of a browser that has signed in."""
 
-_HOLD_S = 300.0
-"""Seconds for which keys hold that cannot be read again."""
-
-LOCAL = ("127.0.0.1", "localhost", "[::1]")
-"""Names by which this machine calls itself."""
-
-_SAFE = ("GET", "HEAD", "OPTIONS")
+_SAFE = ("GET", "HEAD")
 _ASK = {"WWW-Authenticate": 'Bearer realm="worldlake"'}
 
 log = logging.getLogger("serve.guard")
 
 
+class KeyRing:
+    """Keys that are read again every few seconds, and hold for a while when they cannot be read."""
+
+    def __init__(self, read: Callable[[], list[Key]]) -> None:
+        """`read` may block: it runs on a thread of its own, so that busy reads of the lake do not delay it."""
+        self._read = read
+        self._keys: list[Key] = []
+        self._read_at = self._held_from = -math.inf
+        self._reading: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="keys")
+
+    async def keys(self) -> list[Key]:
+        """The keys. Raises Problem where they could not be read for too long."""
+        if time.monotonic() - self._read_at > _READ_EVERY_S:
+            if self._reading is None:
+                self._reading = asyncio.create_task(self._read_again())
+            await asyncio.wait({self._reading}, timeout=_WAIT_S)
+        if time.monotonic() - self._held_from > _HOLD_S:
+            raise busy("the keys of this service cannot be read", 5)
+        return self._keys
+
+    def read_now(self) -> None:
+        """Read the keys, however long that takes. Raises what that raises."""
+        self._keys = self._read()
+        self._read_at = self._held_from = time.monotonic()
+
+    async def _read_again(self) -> None:
+        began = time.monotonic()
+        try:
+            self._keys = await asyncio.get_running_loop().run_in_executor(self._thread, self._read)
+            self._held_from = began
+        except Exception as error:
+            # The request has no part in it, so what was read last holds; but a revoked key must not hold forever.
+            log.warning("keys cannot be read, those read before hold for a while: %s", error)
+        finally:
+            self._read_at, self._reading = time.monotonic(), None
+
+
 class Guard:
-    """Lets requests through. As long as a lake has no key, everybody who calls us by a name of `open_as` may do all."""
+    """Lets requests of keys through. As long as a lake has no key, `session` is the one that counts."""
 
-    def __init__(self, keys: Keys, *, open_as: Collection[str]) -> None:
-        self._source, self._open_as = keys, open_as
-        self._keys = keys.read()
-        self._read_at = time.monotonic()
-        self._unread_since = math.inf
+    def __init__(self, keys: Keys, session: Key | None) -> None:
+        """`session`: made for one run of the service, which prints its token; None: other machines can reach us."""
+        self._keys, self._session = keys, session
+        self._ring = KeyRing(self._read)
         self._buckets: dict[str, Bucket] = {}
+        # A file that holds no keys stops a service from starting; one that breaks later does not end it.
+        self._ring.read_now()
 
-    def require(self, scope: Scope) -> Callable[[Request], Awaitable[None]]:
-        """A dependency that raises Problem for requests whose key is missing, wrong, expired, under-scoped or busy."""
+    def _read(self) -> list[Key]:
+        return self._keys.read() or ([self._session] if self._session else [])
 
-        async def check(request: Request) -> None:
-            authorization = request.headers.get("Authorization", "")
-            if not authorization:
-                refuse_other_sites(request)
-            if not await self.is_open(request):
-                self._refuse_other_names()
-                request.state.key = key = self._key(_token(authorization, request.cookies.get(COOKIE)))
-                if not key.may(scope):
-                    raise Problem(HTTPStatus.FORBIDDEN, "scope", f"this needs a key with the scope {scope}")
-                self._take(key)
+    async def keys(self) -> list[Key]:
+        """The keys that count now, see `KeyRing.keys`."""
+        return await self._ring.keys()
 
-        return check
-
-    async def is_open(self, request: Request) -> bool:
-        """Whether nobody needs a key, and the request calls us by a name for which that holds."""
-        await self._read_again()
-        name = re.sub(r":\d*$", "", request.headers.get("Host", ""))
-        return not self._keys and name.lower() in self._open_as
-
-    def _refuse_other_names(self) -> None:
-        if self._open_as and not self._keys:
-            names = ", ".join(self._open_as)
-            detail = f"without keys this answers to {names} only: worldlake keys create NAME --scope read --lake LAKE"
-            raise Problem(HTTPStatus.FORBIDDEN, "host", detail)
+    async def admit(self, headers: Headers) -> Key:
+        """The key of a request. Raises Problem where it has none, one that does not count, or asks too often."""
+        key = key_of(await self.keys(), headers)
+        self._take(key)
+        return key
 
     async def sign_in(self, request: Request, token: str) -> None:
-        """Check the key that a person types in. Raises Problem where it is none, or asks too often."""
-        refuse_other_sites(request)
-        await self._read_again()
-        request.state.key = self._key(token.strip())
+        """Check the key that a person types in or that an address has. Raises Problem as `admit` does."""
+        request.state.key = _valid(await self.keys(), token.strip())
         self._take(request.state.key)
 
-    def _key(self, token: str) -> Key:
-        key = find(self._keys, token)
-        if key is None or (key.expires_at is not None and key.expires_at <= dt.datetime.now(dt.UTC)):
-            # One answer for all of these: it tells nobody which keys exist.
-            raise Problem(HTTPStatus.UNAUTHORIZED, "key", "this key is not valid: ask for a new one", _ASK)
-        return key
+    def require(self, scope: Scope) -> Callable[[Request], Awaitable[None]]:
+        """A dependency that raises Problem for requests whose key lacks a scope."""
+
+        async def check(request: Request) -> None:
+            if not request.state.key.may(scope):
+                raise Problem(HTTPStatus.FORBIDDEN, "scope", f"this needs a key with the scope {scope}")
+
+        return check
 
     def _take(self, key: Key) -> None:
         now = time.monotonic()
@@ -101,40 +130,78 @@ class Guard:
                 HTTPStatus.TOO_MANY_REQUESTS, "rate", f"this key may ask {key.per_minute} times a minute", after
             )
 
-    async def _read_again(self) -> None:
-        if time.monotonic() - self._read_at > _READ_EVERY_S:
-            # First, so that other requests do not all read as well while this takes its time.
-            self._read_at, began = math.inf, time.monotonic()
+
+class Authentication:
+    """An ASGI middleware that answers requests without a valid key. What follows it finds the key in `state`."""
+
+    def __init__(self, app: ASGIApp, guard: Guard) -> None:
+        self._app, self._guard = app, guard
+
+    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
+        """Serve a request, or refuse it before its body is read."""
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
             try:
-                self._keys = await asyncio.to_thread(self._source.read)
-                self._unread_since = math.inf
-            except Exception as error:
-                # The request has no part in it, so what was read last holds; but a key that was revoked not for ever.
-                log.warning("keys cannot be read, those read before hold for a while: %s", error)
-                self._unread_since = min(self._unread_since, began)
-            finally:
-                self._read_at = time.monotonic()
-        if time.monotonic() - self._unread_since > _HOLD_S:
-            raise busy("the keys of this service cannot be read", _READ_EVERY_S)
+                refuse_other_sites(scope["method"], scope["path"], headers)
+                if needs_key(scope["path"]):
+                    scope.setdefault("state", {})["key"] = await self._guard.admit(headers)
+            except Problem as problem:
+                await problem.response(scope["path"])(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
-def refuse_other_sites(request: Request) -> None:
-    """Raise Problem for a request that changes or costs something and that a page of another site has sent."""
-    if request.method in _SAFE:
-        return
-    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
-    # Browsers leave the first one out where a page came over plain HTTP from another machine.
-    is_ours = (
-        site == "same-origin" if site else origin is None or urlsplit(origin).netloc == request.headers.get("Host")
+def session_key() -> tuple[Key, str]:
+    """A key for one run of a service whose lake has none, and its token. It may do all, and is kept nowhere."""
+    secret, key_id = secrets.token_urlsafe(32), secrets.token_hex(6)
+    key = Key(
+        key_id=key_id,
+        name="session",
+        digest=hashlib.sha256(secret.encode()).hexdigest(),
+        scopes=("admin",),
+        per_minute=_SESSION_PER_MINUTE,
+        created_at=dt.datetime.now(dt.UTC),
     )
-    if not is_ours:
-        raise Problem(HTTPStatus.FORBIDDEN, "cross-site", "this came from a page of another site: it needs a key")
+    return key, f"wl_{key_id}_{secret}"
 
 
-def _token(authorization: str, cookie: str | None) -> str:
+def needs_key(path: str) -> bool:
+    """Whether a path costs something or reveals something of the lake: the API does, pages and health do not."""
+    return path.startswith("/v1/")
+
+
+def key_of(keys: list[Key], headers: Headers) -> Key:
+    """The key of a request, by its headers alone. Raises Problem where it has none, or one that does not count."""
+    authorization = headers.get("Authorization", "")
+    cookie = HTTPConnection({"type": "http", "headers": headers.raw}).cookies.get(COOKIE)
     if not authorization and cookie is None:
         raise Problem(HTTPStatus.UNAUTHORIZED, "no-key", "send a key: `Authorization: Bearer wl_...`", _ASK)
     kind, _, token = authorization.partition(" ")
     if authorization:
-        return token.strip() if kind.lower() == "bearer" else ""
-    return cookie or ""
+        return _valid(keys, token.strip() if kind.lower() == "bearer" else "")
+    return _valid(keys, cookie or "")
+
+
+def _valid(keys: list[Key], token: str) -> Key:
+    key = find(keys, token)
+    if key is None or (key.expires_at is not None and key.expires_at <= dt.datetime.now(dt.UTC)):
+        # One answer for all of these: it tells nobody which keys exist.
+        raise Problem(HTTPStatus.UNAUTHORIZED, "key", "this key is not valid: ask for a new one", _ASK)
+    return key
+
+
+def refuse_other_sites(method: str, path: str, headers: Headers) -> None:
+    """Raise Problem for what a page of another site has a browser send, whatever the method.
+
+    Its address may be opened from anywhere where it needs no key. A key in a header is none that a browser adds.
+    """
+    if "Authorization" in headers:
+        return
+    site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
+    # Browsers leave the first one out where a page came over plain HTTP from another machine.
+    is_ours = (
+        site in ("same-origin", "none") if site else origin is None or urlsplit(origin).netloc == headers.get("Host")
+    )
+    is_opened = (headers.get("Sec-Fetch-Mode"), headers.get("Sec-Fetch-Dest")) == ("navigate", "document")
+    if not is_ours and not (is_opened and method in _SAFE and not needs_key(path)):
+        raise Problem(HTTPStatus.FORBIDDEN, "cross-site", "this came from a page of another site: it needs a key")

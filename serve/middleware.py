@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import sys
 import time
 import uuid
 from collections.abc import Mapping
-from http import HTTPStatus
+from typing import Any
 
 from prometheus_client import Counter, Histogram
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.problems import Problem
+from serve.problems import Problem, too_large
 
 audit = logging.getLogger("serve.audit")
 
@@ -24,12 +27,68 @@ _HEADERS = {
     "form-action 'self'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+_ID = "X-Request-Id"
+_IDS = re.compile(r"[\w.:-]{1,100}", re.ASCII)
 REQUESTS = Counter("worldlake_requests_total", "Requests by endpoint and status", ("route", "status"))
 SECONDS = Histogram("worldlake_request_seconds", "Time to answer by endpoint", ("route",))
 
 
-class _BodyTooLarge(Exception):
-    pass
+def audit_to_output() -> None:
+    """Have this process write its audit log to its output, which Ray keeps."""
+    audit.setLevel(logging.INFO)
+    audit.handlers = [logging.StreamHandler(sys.stdout)]
+    # Its lines are JSON already: once is enough.
+    audit.propagate = False
+
+
+class Named:
+    """A request and its id: the one that it came with, or a new one, which what follows finds in its headers."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self.key: str | None = None
+        """The name of its key, once that is known."""
+        self._started = time.monotonic()
+        headers = Headers(scope=scope)
+        given = headers.get(_ID, "")
+        self._id = given if _IDS.fullmatch(given) else uuid.uuid4().hex
+        # X-Forwarded-For is said by whoever sends it: true only where a proxy of ours is in front of this.
+        self._forwarded = headers.get("X-Forwarded-For", "")[:200] or None
+        others = [(name, value) for name, value in scope["headers"] if name != _ID.lower().encode()]
+        scope["headers"] = [*others, (_ID.lower().encode(), self._id.encode())]
+
+    def signed(self, send: Send) -> Send:
+        """A `send` that adds the headers which every answer has."""
+
+        async def signed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(raw=list(message.get("headers", [])))
+                headers.update({**_HEADERS, _ID: self._id})
+                message = {**message, "headers": headers.raw}
+            await send(message)
+
+        return signed
+
+    def once(self, send: Send) -> Send:
+        """A `send` that leaves one id where Ray's proxy has added the same one again."""
+
+        async def once(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(raw=list(message.get("headers", [])))
+                headers[_ID] = self._id
+                message = {**message, "headers": headers.raw}
+            await send(message)
+
+        return once
+
+    def record(self, status: int, read: int) -> None:
+        """Write the line of this request in the audit log. `read`: bytes of its body."""
+        client = self._scope.get("client")
+        line: dict[str, Any] = {"request": self._id, "key": self.key, "client": client[0] if client else None}
+        if self._forwarded:
+            line["forwarded_for"] = self._forwarded
+        line |= {"method": self._scope["method"], "path": self._scope["path"], "status": int(status), "bytes": read}
+        audit.info(json.dumps(line | {"ms": round((time.monotonic() - self._started) * 1000)}))
 
 
 class Envelope:
@@ -41,56 +100,62 @@ class Envelope:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
-        if scope["type"] != "http":
+        if scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        else:
             await self._app(scope, receive, send)
-            return
-        most = self._larger.get(scope["path"], self._default)
-        started, status, read = time.monotonic(), 500, 0
-        has_begun = False
-        request_id = uuid.uuid4().hex
 
-        async def receive_counted() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > most:
-                raise _BodyTooLarge
-            return message
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal status, has_begun
-            if message["type"] == "http.response.start":
-                status, has_begun = message["status"], True
-                extra = {**_HEADERS, "X-Request-Id": request_id}
-                message["headers"] = [
-                    *message.get("headers", []),
-                    *((name.lower().encode(), value.encode()) for name, value in extra.items()),
-                ]
-            await send(message)
-
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        named, began = Named(scope), time.monotonic()
+        counted = _Counted(receive, send, self._larger.get(scope["path"], self._default))
+        signed = named.signed(counted.send)
         try:
-            if _declared(scope) > most:
-                raise _BodyTooLarge
-            await self._app(scope, receive_counted, send_with_headers)
-        except _BodyTooLarge:
-            if not has_begun:
-                problem = Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body", f"a request has at most {most:,} bytes")
-                await problem.response(scope["path"])(scope, receive, send_with_headers)
+            counted.refuse_more_than_allowed(declared_bytes(scope))
+            await self._app(scope, counted.receive, named.signed(counted.send_unless_refused))
+            counted.refuse_more_than_allowed(counted.read)
+        except Problem as problem:
+            if not counted.status:
+                await problem.response(scope["path"])(scope, receive, signed)
         finally:
-            taken = time.monotonic() - started
             # Routes, not paths: ids would make a series of every triple.
-            route = getattr(scope.get("route"), "path", "unknown")
+            route, status = getattr(scope.get("route"), "path", "unknown"), counted.status or 500
             REQUESTS.labels(route, status).inc()
-            SECONDS.labels(route).observe(taken)
+            SECONDS.labels(route).observe(time.monotonic() - began)
             key = scope.get("state", {}).get("key")
-            audit.info(
-                json.dumps(
-                    {"request": request_id, "key": key.name if key else None, "method": scope["method"]}
-                    | {"path": scope["path"], "status": status, "bytes": read, "ms": round(taken * 1000)}
-                )
-            )
+            named.key = key.name if key else None
+            named.record(status, counted.read)
 
 
-def _declared(scope: Scope) -> int:
+class _Counted:
+    """What is read of a request, and the status of its answer; None before that begins."""
+
+    def __init__(self, receive: Receive, send: Send, most: int) -> None:
+        self._receive, self._send, self._most = receive, send, most
+        self.read = 0
+        self.status: int | None = None
+
+    def refuse_more_than_allowed(self, size: int) -> None:
+        if size > self._most:
+            raise too_large(self._most)
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self.read += len(message.get("body", b""))
+        self.refuse_more_than_allowed(self.read)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self._send(message)
+
+    async def send_unless_refused(self, message: Message) -> None:
+        # FastAPI takes what ends the reading of a body for a body that cannot be read, and would answer 400.
+        if self.status or self.read <= self._most:
+            await self.send(message)
+
+
+def declared_bytes(scope: Scope) -> int:
+    """The size that a request says its body has; 0 where it does not say."""
     lengths = [value for name, value in scope["headers"] if name == b"content-length"]
     return int(lengths[0]) if lengths and lengths[0].isdigit() else 0

@@ -62,6 +62,11 @@ def busy(detail: str, retry_after_s: float = 1.0) -> Problem:
     return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "busy", detail, {"Retry-After": f"{max(1, round(retry_after_s))}"})
 
 
+def too_large(most: int) -> Problem:
+    """The body of a request has more bytes than are allowed."""
+    return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body", f"a request has at most {most:,} bytes")
+
+
 def internal() -> Problem:
     """A fault of ours."""
     return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "the service failed; its log says why")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +17,12 @@ from lake.errors import Refused
 from lake.tables import Lake
 from models.loading import best_device
 from models.world_loading import asked_size, load_image_tokenizer, world_folder
-from serve.admission import at_once
+from serve.admission import INGRESS, NAME, with_others
 from serve.answers import Answers
 from serve.app import build_app
-from serve.guard import LOCAL, Guard
-from serve.keys import Keys
-from serve.middleware import audit
+from serve.guard import Guard, session_key
+from serve.keys import Key, Keys
+from serve.middleware import audit_to_output
 from serve.replicas import Dynamics, World
 from serve.services import Remote, Services
 from serve.settings import ServeSettings
@@ -31,11 +30,12 @@ from serve.uploads import Uploads
 from serve.videos import Videos
 from serve.writing import Writer
 
-NAME = "worldlake"
 _DRAIN_S = 60.0
 """A replica that is stopped finishes what it has accepted, so long."""
-_READERS = 64
-"""Requests of an ingress that its proxies do not count: health, metrics, pages."""
+LOCAL = ("127.0.0.1", "localhost", "[::1]")
+"""Names by which this machine calls itself."""
+_NEVER_FULL = 4096
+"""Requests of an ingress. Its proxies count them, each for itself; health and metrics must find room beside those."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,15 @@ class Plan:
     policy: Policy
     world_size: int | None
     device: str
-    is_local: bool
-    """Only this machine can reach it."""
+    session: Key | None
+    """What counts while the lake has no key. None where other machines can reach the service."""
 
 
-def plan(lake: Lake, settings: ServeSettings, host: str) -> Plan:
+def plan(lake: Lake, settings: ServeSettings, session: Key | None) -> Plan:
     """Check everything before a model is loaded: for the cluster that Ray is connected to, else for this machine.
 
     Raises:
-        Refused, ModelRefused: a model, the policy or the lake cannot be used, or other machines could reach the
-            service and there are no keys.
+        Refused, ModelRefused: a model, the policy or the lake cannot be used.
     """
     device = settings.device or _best_device()
     labeler = resolve_labeler(settings.labeler, device)
@@ -66,7 +65,7 @@ def plan(lake: Lake, settings: ServeSettings, host: str) -> Plan:
     if settings.world is not None:
         folder, _ = world_folder(settings.world)
         size = load_image_tokenizer(folder, asked_size(settings.world, folder), "cpu").image_size
-    return Plan(lake, settings, labeler, policy, size, device, is_local=not refuse_open(lake, host))
+    return Plan(lake, settings, labeler, policy, size, device, session)
 
 
 def _best_device() -> str:
@@ -75,15 +74,19 @@ def _best_device() -> str:
     return "cuda" if ray.cluster_resources().get("GPU") else "cpu"
 
 
-def refuse_open(lake: Lake, host: str) -> bool:
-    """Whether other machines can reach a service at this address. Raises Refused where they could without a key."""
-    is_open = host not in LOCAL and f"[{host}]" not in LOCAL
-    if is_open and not Keys(lake).read():
+def session(lake: Lake, host: str) -> tuple[Key, str] | None:
+    """A key for this run of a service, and its token; None where the lake has keys.
+
+    Raises Refused where it has none and other machines can reach this address.
+    """
+    if Keys(lake).read():
+        return None
+    if host not in LOCAL and f"[{host}]" not in LOCAL:
         raise Refused(
             f"--host {host} lets other machines in, and there is no key: worldlake keys create NAME --scope label "
             f"--lake {lake.uri}"
         )
-    return is_open
+    return session_key()
 
 
 @serve.ingress()
@@ -91,11 +94,7 @@ class Ingress:
     """Reads requests, decodes uploads, asks the models, answers."""
 
     def __init__(self, plan: Plan, dynamics: Any, world: Any | None, writer: Any) -> None:
-        # To this process's output, which Ray keeps.
-        audit.setLevel(logging.INFO)
-        audit.addHandler(logging.StreamHandler(sys.stdout))
-        # Its lines are JSON already: once is enough.
-        audit.propagate = False
+        audit_to_output()
         settings = plan.settings
         quality = settings.labeler.sampling.jpeg_quality
         self._services = Services(
@@ -103,7 +102,7 @@ class Ingress:
             models=(remote := Remote(dynamics, world, writer)),
             writer=remote,
             answers=Answers(plan.lake),
-            guard=Guard(Keys(plan.lake), open_as=LOCAL if plan.is_local else ()),
+            guard=Guard(Keys(plan.lake), plan.session),
             uploads=Uploads(plan.labeler.image_size, quality, settings.limits.pixels),
             videos=Videos(plan.lake, plan.labeler, settings.limits, settings.sources),
             policy=plan.policy,
@@ -113,6 +112,10 @@ class Ingress:
             limits=settings.limits,
             write_here=Writer(plan.lake, plan.labeler, plan.policy).write_now,
         )
+
+    async def keys(self) -> list[Key]:
+        """The keys that count now, for proxies."""
+        return await self._services.guard.keys()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """What Ray Serve hands requests to."""
@@ -141,8 +144,8 @@ def bound(plan: Plan) -> Any:
         "ray_actor_options": {"num_cpus": 0, "num_gpus": 1 if plan.device == "cuda" else 0},
         # All that waits waits at a replica: a handle whose replicas are full asks them again ever more seldom, and
         # they idle meanwhile.
-        "max_ongoing_requests": settings.queue,
-        "max_queued_requests": settings.queue,
+        "max_ongoing_requests": with_others(settings.queue),
+        "max_queued_requests": with_others(settings.queue),
         "graceful_shutdown_timeout_s": _DRAIN_S,
         "health_check_timeout_s": 60,
     } | _scaling(settings)
@@ -159,14 +162,14 @@ def bound(plan: Plan) -> Any:
     # One: it alone decides about live pairs. A commit may have to wait for a lake that is away for minutes.
     writer = serve.deployment(Writer).options(
         ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=settings.queue,
-        max_queued_requests=settings.queue,
+        max_ongoing_requests=with_others(settings.queue),
+        max_queued_requests=with_others(settings.queue),
         graceful_shutdown_timeout_s=_DRAIN_S,
     )
     ingress = serve.deployment(Ingress).options(
+        name=INGRESS,
         ray_actor_options={"num_cpus": 0},
-        # As many as a proxy lets in; those beside them only read.
-        max_ongoing_requests=at_once(settings) + _READERS,
+        max_ongoing_requests=_NEVER_FULL,
         graceful_shutdown_timeout_s=_DRAIN_S,
     )
     return ingress.bind(plan, dynamics, world, writer.bind(plan.lake, plan.labeler, plan.policy))

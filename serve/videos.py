@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import tempfile
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,6 +31,8 @@ from serve.problems import Problem, bad_request, busy
 from serve.replicas import Rows
 from serve.settings import Limits
 from serve.writing import upload_columns
+
+Result = TypeVar("Result")
 
 SEGMENT_TIMEOUT_S = 120.0
 """For a minute of video."""
@@ -48,13 +53,29 @@ class Videos:
         """`sources`: `s3://` prefixes; what a request names must lie under one of them."""
         self._lake, self._labeler, self._limits = lake, labeler, limits
         self._sources = tuple(normalise(source) for source in sources)
-        self.turn = asyncio.Semaphore(limits.videos)
-        """To be held while a video is sampled."""
+        self._free = limits.videos
+        # Reads of the lake have other threads, so that a slow store or header holds none of them up.
+        self._threads = ThreadPoolExecutor(limits.videos, thread_name_prefix="videos")
 
-    def refuse_where_all_sample(self) -> None:
-        """Raise Problem where as many videos are being sampled as may be."""
-        if self.turn.locked():
-            raise busy(f"{self._limits.videos} videos are being sampled", 5)
+    @contextmanager
+    def place(self) -> Iterator[Path]:
+        """A folder for one video, from before it is received until its last pair. Raises Problem where all are taken.
+
+        So the videos of all requests together take no more disk than `videos` times `video_bytes`, and as much again
+        for a moment while a form is saved.
+        """
+        if not self._free:
+            raise busy(f"{self._limits.videos} videos are being received or sampled", 5)
+        self._free -= 1
+        try:
+            with tempfile.TemporaryDirectory(prefix="worldlake-video-", ignore_cleanup_errors=True) as folder:
+                yield Path(folder)
+        finally:
+            self._free += 1
+
+    async def run(self, function: Callable[..., Result], *args: object) -> Result:
+        """What a function returns that may block, on a thread for videos."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
     def find(self, uri: str) -> Entry:
         """The object that a request names. Raises Problem where it may not, or there is none."""
@@ -118,7 +139,7 @@ class Videos:
 
     async def sample(self, path: Path) -> AsyncGenerator[Rows, None]:
         """Rows of `stream.SAMPLES`, a segment at a time, under the id of the video's content."""
-        upload = await asyncio.to_thread(_upload, path)
+        upload = await self.run(_upload, path)
         stopped = threading.Event()
         sampler = SampleVideos(self._labeler, self._lake.storage, _Stopped(stopped), SEGMENT_TIMEOUT_S)
         work = pa.Table.from_pylist([{**upload, "uri": str(path), "etag": local_etag(path), "decided": []}], WORK)
@@ -127,7 +148,7 @@ class Videos:
             # A header may be silent about the length, or wrong; a still picture has segments without a pair.
             most = 2 + self._limits.video_seconds / self._labeler.settings.sampling.segment_s
             segments = 0
-            while (block := await asyncio.to_thread(next, blocks, None)) is not None:
+            while (block := await self.run(next, blocks, None)) is not None:
                 if (segments := segments + 1) > most:
                     raise self._too_long()
                 yield [{**row, **upload} for row in block.to_pylist()]

@@ -57,8 +57,8 @@ def serve(
     """Answer over HTTP: label frame pairs, predict what actions lead to, read the lake. Ctrl-C finishes and ends.
 
     http://HOST:PORT shows the lake, http://HOST:PORT/openapi.json describes the API. Labels are those of `worldlake
-    label` with the same model. Without keys only this machine is let in: worldlake keys create NAME --scope label
-    --lake LAKE
+    label` with the same model. Where the lake has no keys this prints an address with a token, for this machine only;
+    for others: worldlake keys create NAME --scope label --lake LAKE
     """
     from worldlake.serving import Options, run_service
 

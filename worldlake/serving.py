@@ -16,7 +16,7 @@ from lake.s3 import Unavailable
 from lake.tables import Lake
 from models.world_loading import WorldSettings
 from serve.admission import environment
-from serve.run import bound, plan, refuse_open, start, stop
+from serve.run import bound, plan, session, start, stop
 from serve.settings import ServeSettings
 from worldlake import console
 from worldlake.label import draining, labeler_settings
@@ -68,14 +68,14 @@ def run_service(lake: Lake, options: Options, host: str, port: int) -> None:
     if not has_cluster:
         _refuse_taken(host, port)
     lake.storage.check(lake.uri)
-    refuse_open(lake, host)
+    key, token = session(lake, host) or (None, None)
     # A cluster that runs already was started with these, or its proxies refuse nothing.
     os.environ.update(environment(settings))
     with draining(None) as (stopped, start_cluster):
         # A cluster is asked for its GPUs; Ray on this machine has this machine's, and what cannot be is refused before.
         if has_cluster:
             start_cluster()
-        checked = plan(lake, settings, host)
+        checked = plan(lake, settings, key)
         start_cluster()
         if stopped.is_set():
             return
@@ -85,6 +85,9 @@ def run_service(lake: Lake, options: Options, host: str, port: int) -> None:
             "Ctrl-C finishes and ends",
             markup=False,
         )
+        if token:
+            # In one line: a browser, or a program, is given it as it is.
+            console.out.print(f"open http://{host}:{port}/?token={token}", markup=False, soft_wrap=True)
         stopped.wait()
         # Ray ends with this process, or else it was there before: to end Serve first takes seconds, and ends in an
         # error of Ray's about its own controller, which it kills.
@@ -134,7 +137,7 @@ def application(args: dict[str, str]) -> Any:
     settings = Options(**{name: values[name] for name in Options.__dataclass_fields__}).settings()
     store = storage(values["endpoint_url"], values["region"], values["profile"])
     lake = _lake_with_a_key(lambda: open_lake(values["lake"], store))
-    return bound(plan(lake, settings.model_copy(update={"device": device}), _ANYWHERE))
+    return bound(plan(lake, settings.model_copy(update={"device": device}), None))
 
 
 def _lake_with_a_key(opened: Callable[[], Lake]) -> Lake:
@@ -142,7 +145,7 @@ def _lake_with_a_key(opened: Callable[[], Lake]) -> Lake:
     while True:
         try:
             lake = opened()
-            refuse_open(lake, _ANYWHERE)
+            session(lake, _ANYWHERE)
         except (Refused, Unavailable) as error:
             console.log.warning("the service waits: %s", error)
             time.sleep(_LOOK_S)

@@ -122,7 +122,7 @@ def _measure(
     alone_per_s = alone["per_s"]
     found: dict[str, Any] = {"closed": {}, "open": {}}
     # Until every process has started and every library is loaded.
-    warm = Load(f"{server.url}/v1/label", asked)
+    warm = Load(f"{server.url}/v1/label", asked, key=server.key)
     _run(warm, lambda: warm.closed(16, WARM_S), 0)
     computed = server.batches()
     for clients in CLIENTS:
@@ -152,7 +152,7 @@ def _measure(
 
 
 def _closed(server: Server, asked: Sequence[bytes], clients: int, seconds: float) -> dict[str, Any]:
-    load = Load(f"{server.url}/v1/label", asked)
+    load = Load(f"{server.url}/v1/label", asked, key=server.key)
     cpu_s = server.cpu_s()
     one = _run(load, lambda: load.closed(clients, WARM_S + seconds), seconds)
     # In all, with the seconds of warming: CPU is counted over these as well.
@@ -163,7 +163,7 @@ def _closed(server: Server, asked: Sequence[bytes], clients: int, seconds: float
 
 
 def _open(server: Server, asked: Sequence[bytes], per_s: float, seconds: float) -> dict[str, Any]:
-    load = Load(f"{server.url}/v1/label", asked)
+    load = Load(f"{server.url}/v1/label", asked, key=server.key)
     return {"asked_per_s": per_s} | _run(load, lambda: load.open(per_s, WARM_S + seconds), seconds)
 
 

@@ -18,7 +18,10 @@ import httpx
 import psutil
 
 from lake.tables import Lake
+from serve.keys import Keys
 
+PER_MINUTE = 10_000_000
+"""A rate that no load reaches."""
 NAMES = ("worldlake", "plain", "litserve")
 _METRICS_EVERY_S = 1 + int(os.environ.get("RAY_metrics_report_interval_ms", "10000")) / 1000  # noqa: SIM112
 """Ray's processes tell its metrics agent every ten seconds, unless told otherwise."""
@@ -32,6 +35,8 @@ class Server:
     url: str
     process: subprocess.Popen[bytes]
     log: Path
+    key: str | None = None
+    """Of a service that wants one."""
 
     def members(self) -> Iterator[psutil.Process]:
         """Its processes."""
@@ -105,9 +110,11 @@ def serving(name: str, model: str, folder: Path) -> Iterator[Server]:
         port = free.getsockname()[1]
     log = folder / f"{name}.batches"
     log.write_text("")
+    key = None
     if name == "worldlake":
         lake = Lake(str(folder / "lake"))
         lake.create()
+        _, key = Keys(lake).create("bench", ("admin",), per_minute=PER_MINUTE)
         program = [str(Path(sys.executable).with_name("worldlake")), "serve", "--lake", lake.uri, "--world", "none"]
     else:
         program = [sys.executable, "-m", "bench.serving.peers", name, "--log", str(log)]
@@ -119,7 +126,7 @@ def serving(name: str, model: str, folder: Path) -> Iterator[Server]:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             start_new_session=True,
         )
-    server = Server(name, f"http://127.0.0.1:{port}", process, log)
+    server = Server(name, f"http://127.0.0.1:{port}", process, log, key)
     try:
         _wait(server, folder / f"{name}.log")
         yield server

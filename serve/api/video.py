@@ -5,26 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from serve.api.label import Write, as_label, media_type, unsupported, write_mode
+from serve.flow import STREAMED
 from serve.problems import Problem, bad_request, internal, responses
 from serve.reading import asked
 from serve.replicas import Rows
 from serve.schemas import VideoIn, VideoTriple, WriteMode, encoded
 from serve.services import Services
-from serve.videos import save
+from serve.videos import Videos, save
 
-PATH = "/v1/label/video"
+(PATH,) = STREAMED
 
 log = logging.getLogger("serve.video")
 _BUSY_S = (0.5, 1, 2, 4, 8, 15)
@@ -58,6 +58,10 @@ def router(services: Services) -> APIRouter:
     """The endpoint."""
     api = APIRouter(tags=["label"], dependencies=[Depends(services.guard.require("label"))])
 
+    async def place() -> AsyncIterator[Path]:
+        with services.videos.place() as folder:
+            yield folder
+
     @api.post(
         PATH,
         summary="Label the frame pairs of a video, as server-sent events",
@@ -65,23 +69,20 @@ def router(services: Services) -> APIRouter:
         openapi_extra=_BODY,
         response_class=StreamingResponse,
     )
-    async def label_video(request: Request, write: Write = None) -> StreamingResponse:
-        services.videos.refuse_where_all_sample()
-        mode = write_mode(request, write)
-        folder = tempfile.TemporaryDirectory(prefix="worldlake-")
-        path = Path(folder.name, "video")
+    async def label_video(request: Request, write: Write = None, folder: Path = Depends(place)) -> Response:  # noqa: B008 - so FastAPI has it
+        videos, mode, path = services.videos, write_mode(request, write), folder / "video"
         if media_type(request) == "application/json":
-            entry = await asyncio.to_thread(services.videos.find, await _uri(request))
-            if (video_id := await asked(lambda: services.videos.catalogued(entry))) is not None:
+            entry = await videos.run(videos.find, await _uri(request))
+            if (video_id := await asked(lambda: videos.catalogued(entry))) is not None:
                 # A labelling run decides about it, under its own id.
                 mode = "no"
-                if (rows := await asked(lambda: services.videos.decided(video_id))) is not None:
-                    return _stream(_told(rows), folder)
-            await asyncio.to_thread(services.videos.fetch, entry, path)
+                if (rows := await asked(lambda: videos.decided(video_id))) is not None:
+                    return _stream(_told(rows))
+            await videos.run(videos.fetch, entry, path)
         else:
-            await _save(request, path)
-        await asyncio.to_thread(services.videos.check, path)
-        return _stream(_labelled(path, mode, services), folder)
+            await _save(request, path, videos)
+        await videos.run(videos.check, path)
+        return _stream(_labelled(path, mode, services))
 
     return api
 
@@ -94,35 +95,34 @@ async def _uri(request: Request) -> str:
         raise bad_request("invalid", f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}") from None
 
 
-async def _save(request: Request, path: Path) -> None:
+async def _save(request: Request, path: Path, videos: Videos) -> None:
     if media_type(request) != "multipart/form-data":
         raise unsupported(request)
     async with request.form(max_files=1, max_fields=0) as form:
         file = form.get("video")
         if not isinstance(file, UploadFile):
             raise bad_request("invalid", "send one file, video")
-        await asyncio.to_thread(save, file.file, path)
+        await videos.run(save, file.file, path)
 
 
-def _stream(events: AsyncIterator[str], folder: tempfile.TemporaryDirectory[str]) -> StreamingResponse:
+def _stream(events: AsyncIterator[str]) -> StreamingResponse:
     async def told() -> AsyncIterator[str]:
-        with folder:
-            try:
-                async for event in events:
-                    yield event
-            except Problem as problem:
-                yield _event("problem", problem.document(PATH))
-            except Exception:
-                # Its status is long sent; a stream that only stops would be taken for a broken connection.
-                log.exception("a video was not labelled to its end")
-                yield _event("problem", internal().document(PATH))
+        try:
+            async for event in events:
+                yield event
+        except Problem as problem:
+            yield _event("problem", problem.document(PATH))
+        except Exception:
+            # Its status is long sent; a stream that only stops would be taken for a broken connection.
+            log.exception("a video was not labelled to its end")
+            yield _event("problem", internal().document(PATH))
 
     return StreamingResponse(told(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
 async def _labelled(path: Path, mode: WriteMode, services: Services) -> AsyncIterator[str]:
     counts = {"sampled": 0, "accepted": 0, "rejected": 0, "failed": 0}
-    async with services.videos.turn, aclosing(services.videos.sample(path)) as segments:
+    async with aclosing(services.videos.sample(path)) as segments:
         async for rows in segments:
             pairs = [row for row in rows if row["obs"] is not None]
             broken = [row["message"] for row in rows if row["obs"] is None and row["scope"] == "video"]

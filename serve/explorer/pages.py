@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from serve.guard import COOKIE, refuse_other_sites
+from serve.guard import COOKIE
 from serve.problems import Problem
 from serve.services import Services
 
@@ -59,9 +59,24 @@ def _router(services: Services) -> APIRouter:
         )
         return HTMLResponse(content, status, _NO_CACHE)
 
+    async def entered(request: Request, token: str, next: str) -> Response:
+        try:
+            await services.guard.sign_in(request, token)
+        except Problem as problem:
+            return rendered(request, "login", problem.status, next=_within(next), problem=problem.detail)
+        response = RedirectResponse(_within(next), HTTPStatus.SEE_OTHER)
+        # A proxy that ends TLS says so; whoever else says so only keeps the cookie from themselves.
+        is_https = "https" in (request.url.scheme, request.headers.get("X-Forwarded-Proto", ""))
+        response.set_cookie(COOKIE, token.strip(), httponly=True, secure=is_https, samesite="strict")
+        return response
+
     for path, name in _PAGES.items():
 
-        async def page(request: Request, name: str = name) -> HTMLResponse:
+        async def page(request: Request, name: str = name) -> Response:
+            if token := request.query_params.get("token"):
+                # Away from the address, which is kept in a history and may be shown to others.
+                url = request.url.remove_query_params("token")
+                return await entered(request, token, f"{url.path}?{url.query}".rstrip("?"))
             return rendered(request, name)
 
         # Not as a decorator: FastAPI would take `name` for a parameter of the request.
@@ -69,27 +84,14 @@ def _router(services: Services) -> APIRouter:
 
     @pages.get("/login")
     async def login(request: Request, next: Annotated[str, Query(max_length=2000)] = "/") -> Response:
-        if await services.guard.is_open(request):
-            return RedirectResponse(_within(next), HTTPStatus.SEE_OTHER)
         return rendered(request, "login", next=_within(next))
 
     @pages.post("/login")
     async def sign_in(request: Request, key: _Key = "", next: _Next = "/") -> Response:
-        try:
-            await services.guard.sign_in(request, key)
-        except Problem as problem:
-            if problem.kind == "cross-site":
-                raise
-            return rendered(request, "login", problem.status, next=_within(next), problem=problem.detail)
-        response = RedirectResponse(_within(next), HTTPStatus.SEE_OTHER)
-        # A proxy that ends TLS says so; whoever else says so only keeps the cookie from themselves.
-        is_https = "https" in (request.url.scheme, request.headers.get("X-Forwarded-Proto", ""))
-        response.set_cookie(COOKIE, key.strip(), httponly=True, secure=is_https, samesite="strict")
-        return response
+        return await entered(request, key, next)
 
     @pages.post("/logout")
     async def log_out(request: Request) -> Response:
-        refuse_other_sites(request)
         response = RedirectResponse("/login", HTTPStatus.SEE_OTHER, {"Clear-Site-Data": '"cache"'})
         response.delete_cookie(COOKIE, httponly=True, samesite="strict")
         return response

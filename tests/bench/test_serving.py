@@ -18,13 +18,14 @@ from bench.serving.load import Load, Sample, summary
 from bench.serving.models import write
 from models.loading import ModelSettings, load_dynamics
 from serve.admission import Admission
+from serve.guard import session_key
 from serve.schemas import LabelIn
 
 TAKES_S = 0.05
 
 
 @pytest.fixture
-def url() -> Iterator[str]:
+def load() -> Iterator[Load]:
     """A server that does one thing after the other, and lets eight wait."""
     busy = asyncio.Lock()
 
@@ -34,27 +35,27 @@ def url() -> Iterator[str]:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"{}"})
 
+    key, token = session_key()
+    door = Admission(slow, at_once=8, read_keys=lambda: [key])
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        server = uvicorn.Server(uvicorn.Config(Admission(slow, at_once=8), lifespan="off", log_level="critical"))
+        server = uvicorn.Server(uvicorn.Config(door, lifespan="off", log_level="critical"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1/label"
+        yield Load(f"http://127.0.0.1:{listener.getsockname()[1]}/v1/label", [b"{}"], key=token)
         server.should_exit = True
         thread.join()
 
 
-def test_clients_wait_for_their_answers(url: str) -> None:
-    load = Load(url, [b"{}"])
+def test_clients_wait_for_their_answers(load: Load) -> None:
     asyncio.run(load.closed(4, 1.0))
     assert {one.status for one in load.samples} == {200}
     # Each waits for those of the three others.
     assert np.median([one.latency_s for one in load.samples]) >= 3 * TAKES_S
 
 
-def test_requests_come_whatever_becomes_of_those_before_and_count_from_when_they_were_due(url: str) -> None:
-    load = Load(url, [b"{}"])
+def test_requests_come_whatever_becomes_of_those_before_and_count_from_when_they_were_due(load: Load) -> None:
     asyncio.run(load.open(100, 1.0))
     found = summary(load.samples, 0, 1.0)
     assert 60 < found["sent"] < 140

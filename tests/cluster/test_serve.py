@@ -47,7 +47,7 @@ def test_a_worker_node_is_killed_under_load(nodes: Nodes, store: Seaweed, tmp_pa
         wait_until_ready(process, url, tmp_path / "log")
         victim = max(nodes.workers, key=lambda node: node.runs("ServeReplica:worldlake"))
         assert victim.runs("ServeReplica:worldlake")
-        assert_each_is_answered(under_load(url, victim, 180, key))
+        assert_each_is_answered(under_load(url, victim, key, 180))
         left = [nodes.head, *(node for node in nodes.workers if node is not victim)]
         # Two models, an ingress and a writer, as before.
         until(lambda: sum(node.runs("ServeReplica:worldlake") for node in left) == 4, 120)
@@ -126,7 +126,7 @@ def test_the_head_is_killed_under_load(bridge: Nodes, redis: str, store: Seaweed
         # Kubernetes sends requests to workers only.
         url = f"http://{bridge.workers[0].address}:{PORT}"
         began = time.monotonic()
-        samples = under_load(url, head, 180, key)
+        samples = under_load(url, head, key, 180)
         assert_each_is_answered(samples)
         gone, back = (moment - began for moment in head.away)
         meanwhile = [sample for sample in samples if gone + 3 < sample.sent_s < back - 3]

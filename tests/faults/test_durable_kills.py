@@ -17,7 +17,7 @@ import pytest
 
 from bench.serving.bodies import bodies
 from lake.tables import Lake
-from tests.faults.test_serve_kills import free_port, served, the, until
+from tests.faults.test_serve_kills import free_port, key_of, served, the, until
 
 CLIENTS = 4
 MORE = 2 * CLIENTS
@@ -31,6 +31,7 @@ class Clients:
     """Ask until they are answered, each request under a key of its own and every pair twice, at about the same time."""
 
     url: str
+    key: str
     bodies: list[bytes]
     acknowledged: dict[int, dict[str, Any]] = field(default_factory=dict)
     ends: threading.Event = field(default_factory=threading.Event)
@@ -49,6 +50,7 @@ class Clients:
     def ask(self, http: httpx.Client, number: int) -> dict[str, Any] | None:
         """The answer; None where the same request has to be sent again."""
         headers = {"Idempotency-Key": f"request {number}", "Content-Type": "application/json"}
+        headers["Authorization"] = f"Bearer {self.key}"
         body = self.bodies[number // 2 % len(self.bodies)]
         try:
             answer = http.post(f"{self.url}/v1/label?write=durable", content=body, headers=headers)
@@ -82,7 +84,7 @@ def test_what_is_acknowledged_is_in_the_lake_once_whatever_is_killed(tmp_path: P
     lake = Lake(str(tmp_path / "lake"))
     lake.create()
     port = free_port()
-    clients = Clients(f"http://127.0.0.1:{port}", bodies(200))
+    clients = Clients(f"http://127.0.0.1:{port}", key_of(tmp_path), bodies(200))
 
     def goes_on() -> None:
         wanted = len(clients.acknowledged) + MORE

@@ -20,8 +20,9 @@ import pytest
 
 from bench.serving.bodies import bodies
 from bench.serving.load import Load, Sample
-from bench.serving.servers import Server
+from bench.serving.servers import PER_MINUTE, Server
 from lake.tables import Lake
+from serve.keys import Keys
 from tests.serve.test_live import wait_until_ready
 from tests.worldlake.command import PROGRAM
 
@@ -46,16 +47,25 @@ def free_port() -> int:
     return port
 
 
+def key_of(folder: Path) -> str:
+    """A key of the lake in a folder, the same for every service there that follows."""
+    kept = folder / "token"
+    if not kept.exists():
+        kept.write_text(Keys(Lake(str(folder / "lake"))).create("clients", ("admin",), per_minute=PER_MINUTE)[1])
+    return kept.read_text()
+
+
 @contextmanager
 def served(folder: Path, port: int) -> Iterator[Server]:
     """A service of the lake in a folder, as its user starts it; nothing of it is left at the end."""
     command = [PROGRAM, "serve", "--lake", str(folder / "lake"), "--port", str(port), "--world", "none"]
     # Fewer than a request may have: it is answered nevertheless.
     command += ["--batch-pairs", "8"]
+    token = key_of(folder)
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         begins = log.tell()
-    made = Server("worldlake", f"http://127.0.0.1:{port}", process, folder / "log")
+    made = Server("worldlake", f"http://127.0.0.1:{port}", process, folder / "log", token)
     try:
         # Not what of a service that was killed just now still answers there.
         until(lambda: process.poll() is not None or b"answers at" in made.log.read_bytes()[begins:], 120)
@@ -81,7 +91,7 @@ class Victim(Protocol):
     def kill(self) -> object: ...
 
 
-def under_load(url: str, victim: Victim, timeout_s: float = 45, key: str | None = None) -> list[Sample]:
+def under_load(url: str, victim: Victim, key: str | None, timeout_s: float = 45) -> list[Sample]:
     """What became of every request of eight clients while a victim was killed, until all was well again."""
     load = Load(f"{url}/v1/label", bodies(BODIES), key=key)
     thread = threading.Thread(target=lambda: asyncio.run(load.closed(CLIENTS, timeout_s)))
@@ -127,13 +137,13 @@ def assert_each_is_answered(samples: list[Sample]) -> None:
 )
 def test_each_request_is_answered_and_the_service_recovers(server: Server, what: str) -> None:
     victim = the(server, what)
-    assert_each_is_answered(under_load(server.url, victim))
+    assert_each_is_answered(under_load(server.url, victim, server.key))
     until(lambda: any(one.pid != victim.pid for one in server.find(what)), 30)
 
 
 @pytest.mark.timeout(120)
 def test_a_proxy_takes_its_connections_along_and_comes_back(server: Server) -> None:
-    samples = under_load(server.url, the(server, "ProxyActor"))
+    samples = under_load(server.url, the(server, "ProxyActor"), server.key)
     lost = [one for one in samples if one.status == 0]
     assert lost
     # A connection that breaks is nothing that anybody could answer; no answer is half of one.
@@ -142,7 +152,7 @@ def test_a_proxy_takes_its_connections_along_and_comes_back(server: Server) -> N
 
 @pytest.mark.timeout(120)
 def test_what_is_too_much_is_refused_and_health_is_not(server: Server) -> None:
-    load = Load(f"{server.url}/v1/label", bodies(BODIES))
+    load = Load(f"{server.url}/v1/label", bodies(BODIES), key=server.key)
     thread = threading.Thread(target=lambda: asyncio.run(load.open(200, 10)))
     thread.start()
     until(lambda: any(one.status == 503 for one in load.samples), 10)
@@ -150,13 +160,14 @@ def test_what_is_too_much_is_refused_and_health_is_not(server: Server) -> None:
     thread.join()
     assert {one.status for one in load.samples} == {200, 503}
     assert_each_is_answered(load.samples)
-    again = Load(f"{server.url}/v1/label", bodies(BODIES))
+    again = Load(f"{server.url}/v1/label", bodies(BODIES), key=server.key)
     asyncio.run(again.closed(CLIENTS, 2))
     assert {one.status for one in again.samples} == {200}
 
 
 def test_a_request_may_be_larger_than_a_batch(server: Server) -> None:
     pair = json.loads(bodies(1)[0])["pairs"]
-    answer = httpx.post(f"{server.url}/v1/label", json={"pairs": pair * 32}, timeout=60)
+    key = {"Authorization": f"Bearer {server.key}"}
+    answer = httpx.post(f"{server.url}/v1/label", json={"pairs": pair * 32}, headers=key, timeout=60)
     assert answer.status_code == 200, answer.text
     assert len(answer.json()["labels"]) == 32

@@ -27,7 +27,7 @@ from models.protocols import Images
 from models.world_loading import WorldSettings, load_world
 from serve.answers import Answers
 from serve.app import build_app
-from serve.guard import LOCAL, Guard
+from serve.guard import Guard, session_key
 from serve.keys import Keys
 from serve.reading import Reading
 from serve.services import Services
@@ -40,6 +40,16 @@ from tests.lake.filled import Filled, fill
 LIMITS = Limits(
     body_bytes=1 << 20, pixels=1_000_000, pairs=8, candidates=8, rows=20, sql_rows=50, sql_seconds=3, video_seconds=30
 )
+
+
+SESSION, TOKEN = session_key()
+"""Of services whose lake has no keys."""
+
+
+def asking(services: Services) -> TestClient:
+    """A client of an application, with the token of its session."""
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    return TestClient(build_app(services), raise_server_exceptions=False, headers=headers)
 
 
 class InProcess:
@@ -103,7 +113,7 @@ def serve(lake: Lake, models: InProcess, sources: tuple[str, ...] = ()) -> Servi
         models=models,
         writer=WrittenHere(Writer(lake, labeler, policy)),
         answers=Answers(lake),
-        guard=Guard(Keys(lake), open_as=(*LOCAL, "testserver")),
+        guard=Guard(Keys(lake), SESSION),
         uploads=Uploads(labeler.image_size, labeler.settings.sampling.jpeg_quality, LIMITS.pixels),
         videos=Videos(lake, labeler, LIMITS, sources),
         policy=policy,
@@ -118,7 +128,7 @@ def serve(lake: Lake, models: InProcess, sources: tuple[str, ...] = ()) -> Servi
 def served(tmp_path_factory: pytest.TempPathFactory, models: InProcess) -> Iterator[Served]:
     filled = fill(Lake(str(tmp_path_factory.mktemp("served") / "lake")))
     services = serve(filled.lake, models)
-    with TestClient(build_app(services), raise_server_exceptions=False) as client:
+    with asking(services) as client:
         yield Served(services, client, filled)
     services.uploads.close()
 
@@ -150,7 +160,7 @@ def services(lake: Lake, models: InProcess) -> Iterator[Services]:
 
 @pytest.fixture
 def client(services: Services) -> Iterator[TestClient]:
-    with TestClient(build_app(services), raise_server_exceptions=False) as made:
+    with asking(services) as made:
         yield made
 
 

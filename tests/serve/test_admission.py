@@ -1,37 +1,181 @@
+"""What a proxy lets in, with small applications behind it, in this process or behind a real server."""
+
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import httpx
 import pytest
-from starlette.types import Receive, Scope, Send
+import uvicorn
+from starlette.responses import StreamingResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.admission import _DEFAULT, Admission, at_once, environment
+from serve import admission, connections, flow, pace
+from serve.admission import ANONYMOUS, READS, Admission, at_once, environment, with_others
+from serve.guard import session_key
+from serve.keys import Key
+from serve.limits import Limits
 from serve.settings import ServeSettings
 
+MINE, TOKEN = session_key()
+OTHERS, OTHER_TOKEN = session_key()
+BODY = 4096
 
-def test_no_more_are_let_in_than_are_told_and_health_always_is() -> None:
+
+def auth(token: str = TOKEN) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def door(app: ASGIApp, at_once: int = 2, keys: Callable[[], list[Key]] = lambda: [MINE, OTHERS]) -> Admission:
+    return Admission(app, at_once, keys, Limits(body_bytes=BODY, video_bytes=BODY * 1024))
+
+
+def asking(app: ASGIApp) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
+
+
+async def answer(send: Send, status: int = 200, body: bytes = b"") -> None:
+    await send({"type": "http.response.start", "status": status, "headers": []})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    message = await receive()
+    assert not message["more_body"]
+    await answer(send, body=message["body"])
+
+
+async def never(scope: Scope, receive: Receive, send: Send) -> None:
+    raise AssertionError("nobody should come so far")
+
+
+def test_a_key_has_its_places_others_have_theirs_and_health_needs_none() -> None:
     async def run() -> None:
         leave = asyncio.Event()
 
         async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["path"] == "/v1/label":
+            if scope["method"] == "POST" or scope["path"] == "/static/slow.js":
                 await leave.wait()
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            await send({"type": "http.response.body", "body": b""})
+            await answer(send)
 
-        transport = httpx.ASGITransport(Admission(slow, at_once=2))
-        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
-            inside = [asyncio.create_task(client.post("/v1/label")) for _ in range(2)]
+        async with asking(door(slow, at_once=4)) as client:
+            inside = [asyncio.create_task(client.post("/v1/label", headers=auth())) for _ in range(4)]
             await asyncio.sleep(0.1)
-            refused = await client.post("/v1/label")
+            refused = await client.post("/v1/predict", headers=auth())
             assert refused.status_code == 503
             assert refused.json()["type"] == "urn:worldlake:problem:busy"
             assert int(refused.headers["Retry-After"]) >= 1
-            assert (await client.get("/healthz")).status_code == 200
+            assert refused.headers["X-Content-Type-Options"] == "nosniff"
+            assert (await client.get("/v1/label", headers=auth(OTHER_TOKEN))).status_code == 200
+            # Those who need no key have places of their own, and health is asked outside all of them.
+            inside += [asyncio.create_task(client.get("/static/slow.js")) for _ in range(ANONYMOUS)]
+            await asyncio.sleep(0.1)
+            assert (await client.get("/")).status_code == 503
+            assert (await client.get("/healthz")).status_code == (await client.get("/metrics")).status_code == 200
+            assert (await client.get("/v1/label", headers=auth(OTHER_TOKEN))).status_code == 200
             leave.set()
-            assert [(await one).status_code for one in inside] == [200, 200]
-            assert (await client.post("/v1/label")).status_code == 200
+            assert {(await one).status_code for one in inside} == {200}
+            assert (await client.post("/v1/label", headers=auth())).status_code == 200
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("path", ["/v1/label", "/v1/sql", "/v1/label/video"])
+def test_without_a_key_no_byte_of_a_body_is_read(path: str) -> None:
+    async def run() -> list[Message]:
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        async def receive() -> Message:
+            raise AssertionError("the body was read")
+
+        for headers in ([], [(b"authorization", b"Bearer wl_000000000000_" + b"a" * 43)]):
+            scope = {"type": "http", "method": "POST", "path": path, "headers": list(headers)}
+            await door(never)(scope, receive, send)
+        return sent
+
+    assert [message["status"] for message in asyncio.run(run()) if "status" in message] == [401, 401]
+
+
+def test_a_page_of_another_site_is_refused_before_anything_else() -> None:
+    async def run() -> None:
+        async with asking(door(never)) as client:
+            cookies = {"Cookie": f"worldlake_key={TOKEN}", "Sec-Fetch-Site": "cross-site"}
+            for path in ("/v1/kept?keep=true", "/readyz", "/openapi.json"):
+                assert (await client.get(path, headers=cookies)).status_code == 403
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("is_chunked", [True, False])
+@pytest.mark.parametrize("path", ["/v1/sql", "/v1/label", "/login"])
+def test_a_body_that_is_too_large_gets_413_however_it_is_sent(path: str, is_chunked: bool) -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield bytes(1024)
+
+    async def run() -> None:
+        async with asking(door(never)) as client:
+            content = parts() if is_chunked else bytes(20 * 1024)
+            refused = await client.post(path, headers=auth(), content=content)
+            assert (refused.status_code, refused.json()["type"]) == (413, "urn:worldlake:problem:body")
+
+    asyncio.run(run())
+
+
+def test_reads_of_one_key_do_not_take_the_threads_of_all() -> None:
+    async def run() -> None:
+        leave = asyncio.Event()
+
+        async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+            await leave.wait()
+            await answer(send)
+
+        async with asking(door(slow, at_once=256)) as client:
+            inside = [asyncio.create_task(client.get("/v1/triples", headers=auth())) for _ in range(READS)]
+            await asyncio.sleep(0.1)
+            assert (await client.get("/v1/labelers", headers=auth())).status_code == 503
+            # Neither other keys nor the models wait for these.
+            inside += [
+                asyncio.create_task(client.get("/v1/triples", headers=auth(OTHER_TOKEN))),
+                asyncio.create_task(client.post("/v1/label", headers=auth())),
+            ]
+            await asyncio.sleep(0.1)
+            leave.set()
+            assert {(await one).status_code for one in inside} == {200}
+
+    asyncio.run(run())
+
+
+def test_bodies_have_a_budget_of_which_no_key_takes_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "_BUFFERED_BYTES", 2 * BODY)
+
+    async def run() -> None:
+        leave = asyncio.Event()
+
+        async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+            await leave.wait()
+            await answer(send)
+
+        async with asking(door(slow, at_once=8)) as client:
+            inside = asyncio.create_task(client.post("/v1/label", headers=auth(), content=bytes(BODY)))
+            await asyncio.sleep(0.1)
+            refused = await client.post("/v1/label", headers=auth(), content=bytes(BODY))
+            assert refused.status_code == 503
+            assert "large" in refused.json()["detail"]
+            other = asyncio.create_task(client.post("/v1/label", headers=auth(OTHER_TOKEN), content=bytes(BODY)))
+            await asyncio.sleep(0.1)
+            leave.set()
+            assert [(await one).status_code for one in (inside, other)] == [200, 200]
+            # Given back.
+            assert (await client.post("/v1/label", headers=auth(), content=bytes(BODY))).status_code == 200
 
     asyncio.run(run())
 
@@ -43,12 +187,11 @@ def test_an_ingress_that_dies_is_a_problem_as_well(raises: bool) -> None:
             raise RuntimeError("the actor died")
 
     async def run() -> None:
-        transport = httpx.ASGITransport(Admission(died, at_once=1))
-        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
-            answer = await client.post("/v1/label")
-        assert answer.status_code == 503
-        assert answer.json()["instance"] == "/v1/label"
-        assert int(answer.headers["Retry-After"]) >= 1
+        async with asking(door(died)) as client:
+            found = await client.post("/v1/label", headers=auth())
+        assert found.status_code == 503
+        assert found.json()["instance"] == "/v1/label"
+        assert int(found.headers["Retry-After"]) >= 1
 
     asyncio.run(run())
 
@@ -61,16 +204,250 @@ def test_an_application_that_is_not_there_yet_is_no_missing_page(content_type: s
         await send({"type": "http.response.body", "body": b"{}"})
 
     async def run() -> None:
-        transport = httpx.ASGITransport(Admission(answers, at_once=1))
-        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
-            answer = await client.post("/v1/label")
-        assert answer.status_code == status
-        assert answer.headers["content-type"] == "application/problem+json"
-        assert ("Retry-After" in answer.headers) == (status == 503)
+        async with asking(door(answers)) as client:
+            found = await client.post("/v1/label", headers=auth())
+        assert found.status_code == status
+        assert found.headers["content-type"] == "application/problem+json"
+        assert ("Retry-After" in found.headers) == (status == 503)
+
+    asyncio.run(run())
+
+
+def test_keys_that_nobody_can_tell_yet_are_a_problem_of_the_moment() -> None:
+    def unknown() -> list[Key]:
+        raise RuntimeError("there is no ingress")
+
+    async def run() -> None:
+        async with asking(door(never, keys=unknown)) as client:
+            found = await client.get("/v1/labelers", headers=auth())
+        assert (found.status_code, found.json()["type"]) == (503, "urn:worldlake:problem:busy")
 
     asyncio.run(run())
 
 
 def test_a_proxy_that_is_not_told_lets_in_what_default_settings_do() -> None:
-    assert str(at_once(ServeSettings())) == _DEFAULT
-    assert environment(ServeSettings(replicas=(1, 3)))["WORLDLAKE_AT_ONCE"] == str(3 * int(_DEFAULT))
+    assert str(at_once(ServeSettings())) == admission._DEFAULT
+    assert environment(ServeSettings(replicas=(1, 3)))["WORLDLAKE_AT_ONCE"] == str(3 * int(admission._DEFAULT))
+    assert with_others(256) == 320
+
+
+@contextlib.contextmanager
+def listening(app: ASGIApp) -> Iterator[int]:
+    """A port at which a server as Ray's proxies start it answers."""
+    connections.install()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(512)
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="critical"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join()
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "GRACE_S", 1.0)
+    monkeypatch.setattr(connections, "HEADERS_S", 1.0)
+
+
+def sent(port: int, content: bytes) -> socket.socket:
+    made = socket.create_connection(("127.0.0.1", port), timeout=20)
+    made.sendall(content)
+    return made
+
+
+def until_closed(connection: socket.socket) -> tuple[bytes, float]:
+    """What came until the other side closed, and after how many seconds that was."""
+    began, found = time.monotonic(), bytearray()
+    with contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(1 << 16):
+            found += part
+    return bytes(found), time.monotonic() - began
+
+
+def request(path: str, *headers: str, method: str = "POST", token: str = TOKEN) -> bytes:
+    return "\r\n".join(
+        [f"{method} {path} HTTP/1.1", "Host: a", f"Authorization: Bearer {token}", *headers, "", ""]
+    ).encode()
+
+
+@pytest.mark.parametrize("first", [b"", b"G", b"GET / HTTP/1.1\r\nHost: a\r\nX-"])
+def test_headers_that_do_not_come_end_a_connection(quick: None, first: bytes) -> None:
+    with listening(door(echo)) as port:
+        assert 0.5 < until_closed(sent(port, first))[1] < 5
+        # Also those of a second request, and of one that sends a byte now and then.
+        if first:
+            with sent(port, request("/v1/label", method="GET")) as connection:
+                assert b"200 OK" in connection.recv(1000)
+                connection.sendall(first)
+                assert 0.5 < until_closed(connection)[1] < 4
+        with sent(port, b"GET / HTTP/1.1\r\nHost: a\r\nX-") as connection, contextlib.suppress(OSError):
+            for _ in range(20):
+                connection.sendall(b"x")
+                time.sleep(0.25)
+            pytest.fail("a header a byte at a time was waited for")
+
+
+@pytest.mark.parametrize("path", ["/v1/label", "/v1/label/video", "/login"])
+@pytest.mark.parametrize("framing", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
+def test_a_slow_body_gets_408_and_its_connection_is_closed(quick: None, path: str, framing: str) -> None:
+    async def reads(scope: Scope, receive: Receive, send: Send) -> None:
+        if flow.EXTENSION in scope.get("extensions", {}):
+            await send({"type": flow.READ, "bytes": flow.WINDOW})
+        while (await receive()).get("more_body"):
+            pass
+        await answer(send)
+
+    with listening(door(reads)) as port:
+        first = b"1\r\na\r\n" if "chunked" in framing else b"a"
+        found, took_s = until_closed(sent(port, request(path, framing) + first))
+        assert found.startswith(b"HTTP/1.1 408 ")
+        assert b"connection: close" in found
+        assert 0.5 < took_s < 5
+
+
+def test_an_answer_may_take_longer_than_a_body(quick: None) -> None:
+    """Who waits for an answer sends nothing; Ray cancels a request whose `receive` ends."""
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        left = asyncio.create_task(receive())  # type: ignore[arg-type]
+        done, _ = await asyncio.wait({left}, timeout=2.5)
+        await answer(send, 500 if done else 200)
+        left.cancel()
+
+    with listening(door(slow)) as port:
+        head = request("/v1/label", "Content-Length: 1", "Connection: close")
+        assert until_closed(sent(port, head + b"a"))[0].startswith(b"HTTP/1.1 200")
+
+
+def test_a_body_as_fast_as_the_lowest_rate_is_taken(quick: None) -> None:
+    with listening(door(echo)) as port, sent(port, request("/v1/label", f"Content-Length: {BODY}")) as connection:
+        for _ in range(8):
+            connection.sendall(b"a" * (BODY // 8))
+            time.sleep(0.1)
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_a_slow_reader_loses_its_place_and_its_answer(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "LOWEST_RATE", 4 << 20)
+    large = bytes(32 << 20)
+    ended = threading.Event()
+
+    async def tells(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": large})
+        finally:
+            ended.set()
+
+    with listening(door(tells, at_once=1)) as port, sent(port, request("/v1/label", method="GET")) as reader:
+        time.sleep(0.3)
+        busy = until_closed(sent(port, request("/v1/label", "Connection: close", method="GET")))[0]
+        assert busy.startswith(b"HTTP/1.1 503"), "the first has the only place"
+        assert ended.wait(10)
+        time.sleep(0.2)
+        got, _ = until_closed(sent(port, request("/v1/label", "Connection: close", method="GET")))
+        assert len(got) > len(large), "a reader that reads gets its answer, and the place is free again"
+        assert len(until_closed(reader)[0]) < len(large)
+
+
+def test_slow_readers_of_pages_keep_nobody_out(quick: None) -> None:
+    with listening(door(lambda scope, receive, send: answer(send, body=bytes(8 << 20)))) as port:
+        request = b"GET /static/vendor/large.js HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+        with contextlib.ExitStack() as readers:
+            for _ in range(2 * ANONYMOUS):
+                readers.enter_context(sent(port, request))
+                time.sleep(0.02)
+            assert until_closed(sent(port, request))[0].startswith(b"HTTP/1.1 200")
+
+
+class Between:
+    """As Ray Serve is: it takes whatever it gets, and passes it on through queues without a limit."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._held = self.most_held = 0
+
+    def _hold(self, message: Message, sign: int) -> Message:
+        self._held += sign * len(message.get("body", b""))
+        self.most_held = max(self.most_held, self._held)
+        return message
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        to_app: asyncio.Queue[Message] = asyncio.Queue()
+        to_client: asyncio.Queue[Message] = asyncio.Queue()
+
+        async def take() -> None:
+            while True:
+                to_app.put_nowait(self._hold(await receive(), 1))
+
+        async def give() -> Message:
+            return self._hold(await to_app.get(), -1)
+
+        async def put(message: Message) -> None:
+            to_client.put_nowait(self._hold(message, 1))
+
+        taking, answering = asyncio.create_task(take()), asyncio.create_task(self._app(scope, give, put))
+        is_complete = False
+        while not is_complete:
+            message = self._hold(await to_client.get(), -1)
+            await send(message)
+            is_complete = message["type"] == "http.response.body" and not message.get("more_body")
+        await answering
+        taking.cancel()
+
+
+def test_large_bodies_and_answers_wait_for_the_other_side() -> None:
+    """No more than a window is on its way between a proxy and a replica, whichever of them is slow."""
+    size, read, given = 16 * flow.WINDOW, [0], [0]
+
+    async def stream() -> AsyncIterator[bytes]:
+        for _ in range(size // 65536):
+            yield bytes(65536)
+            given[0] += 65536
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        has_more = True
+        while has_more:
+            message = await receive()
+            read[0] += len(message["body"])
+            has_more = message["more_body"]
+            await asyncio.sleep(0.005)
+        await StreamingResponse(stream())(scope, receive, send)
+
+    path = flow.STREAMED[0]
+    between = Between(flow.Flow(app, [path]))
+    with (
+        listening(door(between)) as port,
+        sent(port, request(path, f"Content-Length: {2 * flow.WINDOW}", "Connection: close")) as client,
+    ):
+        client.sendall(bytes(2 * flow.WINDOW))
+        time.sleep(1.5)
+        assert read[0] == 2 * flow.WINDOW
+        # The client has read nothing yet: what was made is a window, and what sockets hold.
+        assert 0 < given[0] < size
+        found, _ = until_closed(client)
+        assert len(found) > size == given[0]
+        assert between.most_held <= flow.WINDOW + (128 << 10)
+
+
+@pytest.mark.parametrize("kind", ["websocket"])
+def test_what_is_none_of_http_is_closed(kind: str) -> None:
+    async def run() -> list[Message]:
+        messages: list[Message] = []
+
+        async def send(message: Message) -> None:
+            messages.append(message)
+
+        async def receive() -> Message:
+            return {"type": "websocket.connect"}
+
+        await door(never)({"type": kind, "path": "/v1/label", "headers": []}, receive, send)
+        return messages
+
+    assert [message["type"] for message in asyncio.run(run())] == ["websocket.close"]

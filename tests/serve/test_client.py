@@ -23,7 +23,7 @@ from serve.app import build_app
 from serve.client import Client, Refusal
 from serve.problems import busy
 from serve.schemas import VideoTriple
-from tests.serve.conftest import Served
+from tests.serve.conftest import TOKEN, Served
 
 Pairs = list[tuple[bytes, bytes, str]]
 
@@ -44,7 +44,8 @@ def listening(app: FastAPI) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def client(served: Served) -> Iterator[Client]:
     for url in listening(build_app(served.services)):
-        with Client(url, attempts=2) as client:
+        # As `worldlake serve` prints it.
+        with Client(f"{url}/?token={TOKEN}", attempts=2) as client:
             yield client
 
 

@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from serve.app import build_app
-from tests.serve.conftest import Served
+from tests.serve.conftest import TOKEN, Served
 
 # Not its expectation that what fits a schema is accepted: an image that is none, and SQL that is none, fit it.
 CHECKS = (
@@ -46,6 +46,6 @@ def test_answers_are_those_that_are_documented(served: Served, mode: GenerationM
         @given(operation.as_strategy(generation_mode=mode))
         @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), database=None)
         def ask(case: Any) -> None:
-            case.call_and_validate(checks=CHECKS)
+            case.call_and_validate(checks=CHECKS, headers={"Authorization": f"Bearer {TOKEN}"})
 
         ask()

@@ -29,12 +29,11 @@ from lake.tables import Lake
 from models.protocols import Annotation, Images
 from models.sample_world import write_folder
 from serve.api.video import PATH
-from serve.app import build_app
 from serve.problems import ProblemDocument
 from serve.schemas import LabelOut
 from serve.settings import Limits
 from tests.media import VP9, ffmpeg, real_clips
-from tests.serve.conftest import InProcess, close, serve
+from tests.serve.conftest import InProcess, asking, close, serve
 from tests.serve.test_video import events, upload
 
 Pairs = list[tuple[bytes, bytes, str]]
@@ -153,7 +152,7 @@ class Never:
 def client(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     services = serve(lake, Quick())
     lasting = Lasting(services.videos._labeler, lake.storage, Never(), LATEST_S / 2)
-    with prober(lake.storage, LATEST_S / 2) as probing, TestClient(build_app(services)) as made:
+    with prober(lake.storage, LATEST_S / 2) as probing, asking(services) as made:
         monkeypatch.setattr("serve.videos.prober", lambda storage: nullcontext(probing))
         monkeypatch.setattr("serve.videos.SampleVideos", lambda *settings: lasting)
         yield made

@@ -27,7 +27,7 @@ from serve.guard import COOKIE
 from serve.keys import Keys
 from serve.settings import Limits
 from tests.lake.filled import LABELERS, Filled, fill, jpeg
-from tests.serve.conftest import InProcess, serve
+from tests.serve.conftest import TOKEN, InProcess, serve
 from tests.serve.test_client import listening
 
 CHROMIUM = shutil.which("chromium")
@@ -104,6 +104,7 @@ def explorer(started: Explorer) -> Explorer:
 def page(browser: Browser, explorer: Explorer) -> Iterator[Page]:
     """A fresh visitor; the test fails if the browser has complained of anything that it does not expect."""
     context = browser.new_context(base_url=explorer.url, viewport={"width": 1280, "height": 900})
+    context.add_cookies([{"name": COOKIE, "value": TOKEN, "url": explorer.url}])
     page = context.new_page()
     watch(page, explorer.complaints)
     yield page
@@ -286,6 +287,7 @@ def test_every_page_is_accessible_and_fits_a_phone(browser: Browser, explorer: E
     context = browser.new_context(
         base_url=explorer.url, color_scheme=scheme, viewport={"width": 390, "height": 844}, reduced_motion="reduce"
     )
+    context.add_cookies([{"name": COOKIE, "value": TOKEN, "url": explorer.url}])
     page = context.new_page()
     watch(page, explorer.complaints)
     for path in explorer.paths:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import subprocess
@@ -27,7 +28,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def service(lake: str, models: object, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def service(lake: str, models: object, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -37,10 +38,20 @@ def service(lake: str, models: object, tmp_path: Path) -> Iterator[tuple[subproc
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(process, url, tmp_path / "log")
-        yield process, url
+        until_printed(tmp_path / "log", "?token=")
+        (token,) = re.findall(rf"^open {url}/[?]token=(wl_[\w-]+)$", (tmp_path / "log").read_text(), re.MULTILINE)
+        yield process, url, token
     finally:
         process.kill()
         process.wait()
+
+
+def until_printed(log: Path, text: str) -> None:
+    for _ in range(100):
+        if text in log.read_text():
+            return
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
@@ -56,16 +67,19 @@ def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> N
 
 
 def test_requests_share_batches_and_each_gets_its_own_labels(
-    service: tuple[subprocess.Popen[bytes], str], pairs: Pairs
+    service: tuple[subprocess.Popen[bytes], str, str], pairs: Pairs
 ) -> None:
-    process, url = service
+    process, url, token = service
+    key = {"Authorization": f"Bearer {token}"}
 
     def ask(row: int) -> str | None:
-        answer = httpx.post(f"{url}/v1/label", json=body([pairs[row]]), timeout=60)
+        answer = httpx.post(f"{url}/v1/label", json=body([pairs[row]]), headers=key, timeout=60)
         assert answer.status_code == 200, answer.text
         action: str | None = answer.json()["labels"][0]["action"]
         return action
 
+    assert httpx.post(f"{url}/v1/label", json=body(pairs[:1])).status_code == 401
+    assert "Set-Cookie" in httpx.get(f"{url}/", params={"token": token}).headers
     rows = list(range(len(pairs))) * 3
     with ThreadPoolExecutor(12) as threads:
         together = list(threads.map(ask, rows))

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi.testclient import TestClient
 
 from lake.commits import Committer
 from lake.runs import Run
 from lake.tables import Lake, now, to_table
 from lake.writer import Writer
-from serve.app import build_app
 from tests.lake.filled import LABELERS, fill
-from tests.serve.conftest import InProcess, Served, serve
+from tests.serve.conftest import InProcess, Served, asking, serve
 
 
 def get(served: Served, path: str, status: int = 200, **parameters: Any) -> Any:
@@ -123,7 +121,7 @@ def test_an_upload_that_was_labelled_live_is_shown_too(tmp_path: Path, models: I
     row = {"triple_id": "x", "video_id": "upload", "uri": "upload:1", "dataset": "live", "action": "a", "obs_pts": 0}
     committer.commit([lake.write_file(to_table("rejections", [row]), "rejections", "live")])
     services = serve(lake, models)
-    with TestClient(build_app(services)) as client:
+    with asking(services) as client:
         video = client.get("/v1/videos/upload").json()
     services.uploads.close()
     assert (video["uri"], video["dataset"], video["accepted"], video["rejected"]) == ("upload:1", "live", 0, 1)

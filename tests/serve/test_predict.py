@@ -59,3 +59,11 @@ def test_predictions_are_those_of_the_library(served: Served, pairs: Pairs) -> N
 def test_a_bad_request_is_a_problem(served: Served, pairs: Pairs, changes: dict[str, Any], kind: str) -> None:
     answer = ask(served, pairs, **changes)
     assert (answer.status_code, answer.json()["type"]) == (422, f"urn:worldlake:problem:{kind}")
+
+
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/sql", "/login"])
+def test_a_chunked_body_that_is_too_large_gets_413_where_fastapi_reads_it(served: Served, path: str) -> None:
+    content = iter([b"x" * 1000] * 1100)
+    kind = "application/x-www-form-urlencoded" if path == "/login" else "application/json"
+    answer = served.client.post(path, content=content, headers={"content-type": kind})
+    assert (answer.status_code, answer.json()["type"]) == (413, "urn:worldlake:problem:body")

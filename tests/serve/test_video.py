@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 from httpx import Response
@@ -21,11 +28,13 @@ from lake.ids import triple_id
 from lake.storage import Entry
 from lake.tables import Lake, now, to_table
 from models.sample_world import write_folder
+from serve.api.video import PATH
 from serve.app import build_app
 from serve.services import Services
 from tests.conftest import Bucket
 from tests.media import Medium
-from tests.serve.conftest import InProcess, close, serve
+from tests.serve.conftest import TOKEN, InProcess, asking, close, serve
+from tests.serve.test_client import listening
 
 
 @pytest.fixture(scope="module")
@@ -88,18 +97,78 @@ def test_what_is_no_short_video_is_refused_in_one_line(
             assert events(answer)[-1][0] in ("done", "problem")
 
 
-def test_more_videos_than_are_sampled_at_once_are_refused_before_they_are_read(
+def until(condition: Callable[[], bool], timeout_s: float) -> None:
+    waits_until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < waits_until
+        time.sleep(0.02)
+
+
+def folders() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("worldlake-video-*"))
+
+
+def test_more_videos_than_have_a_place_are_refused_before_they_are_read(
     client: TestClient, services: Services, clip: Path
 ) -> None:
-    for _ in range(services.limits.videos):
-        client.portal.call(services.videos.turn.acquire)
-    answer = upload(client, clip)
-    assert (answer.status_code, answer.json()["type"]) == (503, "urn:worldlake:problem:busy")
-    assert answer.headers["Retry-After"]
-    services.videos.turn.release()
-    assert events(upload(client, clip))[-1][0] == "done"
-    # Given back at the end, so that the next one is not refused.
-    assert events(upload(client, clip))[-1][0] == "done"
+    there, parts = folders(), []
+
+    def body() -> Iterator[bytes]:
+        parts.append(1)
+        yield b"--a\r\n"
+
+    with ExitStack() as taken:
+        for _ in range(services.limits.videos):
+            taken.enter_context(services.videos.place())
+        answer = client.post(PATH, content=body(), headers={"Content-Type": "multipart/form-data; boundary=a"})
+        assert (answer.status_code, answer.json()["type"]) == (503, "urn:worldlake:problem:busy")
+        assert answer.headers["Retry-After"]
+    # Given back at the end, so that the next ones are not refused.
+    for _ in range(services.limits.videos + 1):
+        assert events(upload(client, clip))[-1][0] == "done"
+    for content, status in (({"files": {"video": b"none"}}, 422), ({"json": {"uri": "/etc/passwd"}}, 422)):
+        for _ in range(services.limits.videos + 1):
+            assert client.post(PATH, **content).status_code == status
+    assert folders() == there, "nothing is left on the disk"
+
+
+def test_ten_videos_at_once_take_the_places_of_two(services: Services, clip: Path) -> None:
+    """A place is taken before a video is received, not when it is sampled: disk and memory have a bound."""
+    there, most = folders(), 0
+
+    def send(url: str) -> int:
+        def slowly() -> Iterator[bytes]:
+            content = clip.read_bytes()
+            yield b'--a\r\nContent-Disposition: form-data; name="video"; filename="v"\r\n\r\n' + content[:100]
+            time.sleep(2)
+            yield content[100:] + b"\r\n--a--\r\n"
+
+        headers = {"Content-Type": "multipart/form-data; boundary=a", "Authorization": f"Bearer {TOKEN}"}
+        return httpx.post(f"{url}{PATH}", content=slowly(), headers=headers, timeout=60).status_code
+
+    for url in listening(build_app(services)):
+        with ThreadPoolExecutor(10) as threads:
+            sent = [threads.submit(send, url) for _ in range(10)]
+            while not all(one.done() for one in sent):
+                most = max(most, len(folders() - there))
+                # Reads of the lake are not held up.
+                assert httpx.get(f"{url}/readyz", timeout=5).status_code == 200
+                time.sleep(0.2)
+        assert sorted(one.result() for one in sent) == [200] * 2 + [503] * 8
+    assert most == services.limits.videos
+    assert folders() == there
+
+
+def test_a_client_that_leaves_gives_its_place_back(services: Services, clip: Path) -> None:
+    there = folders()
+    for url in listening(build_app(services)):
+        for _ in range(services.limits.videos + 1):
+            host = urlsplit(url)
+            with socket.create_connection((host.hostname, host.port)) as leaving:
+                head = f"POST {PATH} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 1000\r\n"
+                leaving.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=a\r\n\r\n--a\r\n")
+                until(lambda: folders() != there, 10)
+            until(lambda: folders() == there, 10)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +195,7 @@ def test_nothing_is_fetched_from_elsewhere(
         yield []
 
     monkeypatch.setattr("lake.storage.StorageConfig.pages", pages)
-    with TestClient(build_app(services), raise_server_exceptions=False) as client:
+    with asking(services) as client:
         answer = client.post("/v1/label/video", json={"uri": uri})
     # Keys of S3 have no parents: two dots are part of a name under the allowed prefix, which does not exist.
     is_inside = uri.startswith("s3://allowed/footage/")
@@ -145,7 +214,7 @@ def test_a_folder_that_is_named_as_a_video_is_not_listed_to_its_end(
         raise AssertionError("a second page of millions of objects was asked for")
 
     monkeypatch.setattr("lake.storage.StorageConfig.pages", pages)
-    with TestClient(build_app(services), raise_server_exceptions=False) as client:
+    with asking(services) as client:
         assert client.post("/v1/label/video", json={"uri": "s3://allowed/footage"}).status_code == 404
     close(services)
 
@@ -162,7 +231,7 @@ def test_a_catalogued_video_is_told_and_never_written(bucket: Bucket, models: In
     catalog.ingest(lake, [f"{bucket.uri}/videos"])
     (video,) = lake.read("videos", ["video_id", "uri"]).to_pylist()
     services = serve(lake, models, sources=(f"{bucket.uri}/videos",))
-    with TestClient(build_app(services), raise_server_exceptions=False) as client:
+    with asking(services) as client:
         ask = {"url": "/v1/label/video?write=durable", "json": {"uri": video["uri"]}}
         live = events(client.post(**ask))
         assert live[-1][1]["sampled"] > 1

@@ -26,7 +26,7 @@ from serve.keys import Keys
 from serve.services import Services
 from serve.soon import DROPPED
 from serve.writing import WriteFailed, Writer
-from tests.serve.conftest import InProcess, as_base64, close, serve, writer_of
+from tests.serve.conftest import InProcess, as_base64, asking, close, serve, writer_of
 
 Pairs = list[tuple[bytes, bytes, str]]
 
@@ -192,7 +192,7 @@ def test_a_writer_that_starts_takes_over_and_the_one_before_goes_on_later(
     lake: Lake, models: InProcess, pairs: Pairs
 ) -> None:
     first, second = serve(lake, models), serve(lake, models)
-    with TestClient(build_app(first)) as a, TestClient(build_app(second)) as b:
+    with asking(first) as a, asking(second) as b:
         for client, part in ((a, pairs[:2]), (b, pairs[1:4]), (a, pairs[3:6])):
             assert ask(client, part).status_code == 200
     ids = [row["triple_id"] for row in rows(lake, "triples", "rejections")]
