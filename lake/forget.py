@@ -32,8 +32,9 @@ from lake.storage import join, normalise
 from lake.tables import Lake
 from lake.writer import Writer, raise_fences
 
-# `reviews` first, as they are found by the triples.
-_ORDER = ("reviews", "tokens", "triples", "rejections", "progress", "failures", "videos", "runs")
+# `progress` first: while it calls a video finished all its pairs are there, also when this was killed half-way and the
+# video brought back. `reviews` before the triples, by which they are found.
+_ORDER = ("progress", "reviews", "tokens", "triples", "rejections", "failures", "videos", "runs")
 _IDS_PER_DELETE = 10_000
 _FILES_AT_ONCE = 16
 # Answers that a service keeps for clients who ask again; they repeat labels of uploads.

@@ -76,16 +76,26 @@ def _compact(lake: Lake, name: str, cluster: bool) -> Maintained:
 
 def _delete_old(lake: Lake, keep: timedelta) -> dict[str, int]:
     before = now() - keep
-    old, orphans = {}, {}
+    deleted = delete_orphans(lake, before)
     for name in TABLES:
-        old[name], orphans[name] = old_files(lake, name, before)
-    if any(orphans.values()):
-        # Whoever wrote them may be paused, about to commit them. Then it is fenced, and its run begins again.
+        removed, _ = old_files(lake, name, before)
+        delete_files(lake, {name: removed})
+        deleted[name] += len(removed)
+    return deleted
+
+
+def delete_orphans(lake: Lake, before: datetime) -> dict[str, int]:
+    """Delete files that no commit named and that are older than a time; how many, by table.
+
+    Whoever wrote them may be paused, about to commit them, and clocks may differ by more than a day. So only what was
+    there before new fences and is unnamed behind them goes: nobody can commit it any more.
+    """
+    listed = {name: old_files(lake, name, before)[1] for name in TABLES}
+    if any(listed.values()):
         raise_fences(lake)
-        orphans = {name: sorted({*orphans[name]} & {*old_files(lake, name, before)[1]}) for name in TABLES}
-    doomed = {name: [*old[name], *orphans[name]] for name in TABLES}
-    delete_files(lake, doomed)
-    return {name: len(paths) for name, paths in doomed.items()}
+        listed = {name: sorted({*paths} & {*old_files(lake, name, before)[1]}) for name, paths in listed.items()}
+        delete_files(lake, listed)
+    return {name: len(paths) for name, paths in listed.items()}
 
 
 def old_files(lake: Lake, name: str, before: datetime) -> tuple[list[str], list[str]]:

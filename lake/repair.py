@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from lake.errors import Refused
 from lake.forget import Forgotten, delete_files, find_left, sweep_until_clean
 from lake.log import Log, Named, Stored, read_commit, stored
-from lake.maintenance import KEEP_HOURS, old_files
+from lake.maintenance import KEEP_HOURS, delete_orphans, old_files
 from lake.runs import Run, new_run_id
 from lake.schemas import DECISIONS, TABLES
 from lake.tables import DataFile, Lake, now
@@ -37,7 +37,7 @@ class Damage:
     count: int
     examples: list[str]
     remedy: str
-    repair: Callable[[], None] = field(repr=False, compare=False)
+    repair: Callable[[], object] = field(repr=False, compare=False)
 
     def text(self) -> str:
         """One line for people."""
@@ -247,7 +247,7 @@ def _reopen(lake: Lake, found: set[tuple[str, str]]) -> None:
 def _orphans(lake: Lake) -> Iterator[Damage]:
     """Files that no commit ever named, of runs that were killed."""
     before = now() - timedelta(hours=KEEP_HOURS)
+    delete = partial(delete_orphans, lake, before)
     for name in TABLES:
         if orphans := old_files(lake, name, before)[1]:
-            delete = partial(delete_files, lake, {name: orphans})
             yield Damage("files that no commit names", name, len(orphans), orphans[:_EXAMPLES], "delete them", delete)
