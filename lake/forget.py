@@ -111,7 +111,7 @@ class Left:
 
     def sweep(self, result: Forgotten) -> None:
         """Delete it, table by table; raises Fenced where another one does."""
-        writer = Writer(self.lake)
+        writer, trainings = Writer(self.lake), [run for run in states(self.lake) if run.kind.startswith("train")]
         for name in _ORDER:
             for column, values in self.rows[name].items():
                 for chunk in _chunks(values):
@@ -120,7 +120,7 @@ class Left:
             files = stored(self.lake, name)
             log = Log(self.lake, name, files)
             doomed = _holding(self.lake, name, files.keys() - log.newest.keys(), self.away, self.triples)
-            result.unpinned += _unpinned(self.lake, name, [log.named[path] for path in doomed if path in log.named])
+            result.unpinned += _unpinned(trainings, name, [log.named[path] for path in doomed if path in log.named])
             delete_files(self.lake, {name: doomed})
             result.deleted += len(doomed)
             Log(self.lake, name, stored(self.lake, name)).clean()
@@ -259,16 +259,11 @@ def _uri(what: str) -> str:
         return what
 
 
-def _unpinned(lake: Lake, name: str, deleted: list[list[Named]]) -> list[str]:
+def _unpinned(trainings: list[RunState], name: str, deleted: list[list[Named]]) -> list[str]:
     """Trainings whose pinned version of a table named one of the files."""
     spans = [span for files in deleted for span in files]
-    return [
-        run.run_id
-        for run in states(lake)
-        if run.kind.startswith("train")
-        and (version := run.tables_read.get(name)) is not None
-        and any(span.is_in(int(version)) for span in spans)
-    ]
+    pins = [(run.run_id, int(run.tables_read[name])) for run in trainings if name in run.tables_read]
+    return [run_id for run_id, version in pins if any(span.is_in(version) for span in spans)]
 
 
 def delete_files(lake: Lake, paths: dict[str, list[str]]) -> None:

@@ -4,6 +4,7 @@ Rewriting never touches what the committer relies on: its application transactio
 either committed or younger than what is deleted.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -76,9 +77,9 @@ def _compact(lake: Lake, name: str, cluster: bool) -> Maintained:
 
 def _delete_old(lake: Lake, keep: timedelta) -> dict[str, int]:
     before = now() - keep
-    deleted = delete_orphans(lake, before)
+    deleted, pins = delete_orphans(lake, before), pinned_versions(lake)
     for name in TABLES:
-        removed, _ = old_files(lake, name, before)
+        removed, _ = old_files(lake, name, before, pins)
         delete_files(lake, {name: removed})
         deleted[name] += len(removed)
     return deleted
@@ -90,19 +91,21 @@ def delete_orphans(lake: Lake, before: datetime) -> dict[str, int]:
     Whoever wrote them may be paused, about to commit them, and clocks may differ by more than a day. So only what was
     there before new fences and is unnamed behind them goes: nobody can commit it any more.
     """
-    listed = {name: old_files(lake, name, before)[1] for name in TABLES}
+    listed = {name: old_files(lake, name, before, {})[1] for name in TABLES}
     if any(listed.values()):
         raise_fences(lake)
-        listed = {name: sorted({*paths} & {*old_files(lake, name, before)[1]}) for name, paths in listed.items()}
+        listed = {name: sorted({*paths} & {*old_files(lake, name, before, {})[1]}) for name, paths in listed.items()}
         delete_files(lake, listed)
     return {name: len(paths) for name, paths in listed.items()}
 
 
-def old_files(lake: Lake, name: str, before: datetime) -> tuple[list[str], list[str]]:
-    """Data files that no version needs which is kept: those removed, and those never named, before a time."""
+def old_files(lake: Lake, name: str, before: datetime, pins: Mapping[str, list[int]]) -> tuple[list[str], list[str]]:
+    """Data files that no version needs which is kept: those removed, and those never named, before a time.
+
+    ``pins`` are the versions that are kept beside the newest, by table.
+    """
     files = stored(lake, name)
     log = Log(lake, name, files)
-    pins = _pinned_versions(lake, name)
     removed, orphans = [], []
     for path, file in files.items():
         if not file.is_data or path in log.newest:
@@ -111,7 +114,7 @@ def old_files(lake: Lake, name: str, before: datetime) -> tuple[list[str], list[
         if spans is None:
             if _is_older(file, before):
                 orphans.append(path)
-        elif not any(span.is_in(pin) for span in spans for pin in pins) and log.removed_at(path) < before:
+        elif not any(span.is_in(pin) for span in spans for pin in pins.get(name, ())) and log.removed_at(path) < before:
             removed.append(path)
     return removed, orphans
 
@@ -120,8 +123,11 @@ def _is_older(file: Stored, before: datetime) -> bool:
     return file.modified_at is not None and file.modified_at < before
 
 
-def _pinned_versions(lake: Lake, name: str) -> list[int]:
-    """The versions of a table that trainings read."""
-    return [
-        int(run.tables_read[name]) for run in states(lake) if run.kind.startswith("train") and name in run.tables_read
-    ]
+def pinned_versions(lake: Lake) -> dict[str, list[int]]:
+    """By table, the versions that trainings read."""
+    pins: dict[str, list[int]] = {}
+    for run in states(lake):
+        if run.kind.startswith("train"):
+            for name, version in run.tables_read.items():
+                pins.setdefault(name, []).append(int(version))
+    return pins

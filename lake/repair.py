@@ -249,5 +249,5 @@ def _orphans(lake: Lake) -> Iterator[Damage]:
     before = now() - timedelta(hours=KEEP_HOURS)
     delete = partial(delete_orphans, lake, before)
     for name in TABLES:
-        if orphans := old_files(lake, name, before)[1]:
+        if orphans := old_files(lake, name, before, {})[1]:
             yield Damage("files that no commit names", name, len(orphans), orphans[:_EXAMPLES], "delete them", delete)

@@ -325,7 +325,7 @@ def _prober(*args: object) -> Iterator[_Headers]:
 
 
 def interleave(lake: Lake, source: Path, seed: int, rounds: int = 5) -> list[dict[str, str]]:
-    """One lake from its beginning, and commands beside each other in some rounds, each of which has to keep every promise.
+    """One lake from its beginning, and rounds of commands beside each other; each has to keep every promise.
 
     Returns how the commands of every round ended.
     """
