@@ -70,8 +70,8 @@ def _timed(call: Callable[[int], None]) -> float:
 
 
 def _child(code: Path, uri: str, **environment: str) -> dict[str, float]:
-    # The measuring is this file's, whatever state of the code it measures.
-    command = [sys.executable, __file__, "--measure", uri]
+    # The measuring is this file's, whatever state of the code it measures; -P keeps this folder off its path.
+    command = [sys.executable, "-P", __file__, "--measure", uri]
     env = {**os.environ, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1", **environment}
     out = subprocess.run(command, cwd=code, env=env, capture_output=True, text=True, check=True).stdout
     found: dict[str, float] = json.loads(out)
