@@ -31,7 +31,8 @@ _NUMBERED = (("videos", "video_id"), *((name, "triple_id") for name in DECISIONS
 
 @dataclass
 class Videos:
-    """A folder of videos: `back` is catalogued in another state, `new` not at all, `broken` and `bad` are no videos."""
+    """A folder of videos: `back` is again as it was before the newest state that a lake has of it, `other` in a state
+    that it does not have, `new` not in it at all; `broken`, which it has, and `bad` are no videos."""
 
     folder: Path
     back: str = field(init=False)
@@ -51,17 +52,19 @@ def template(folder: Path) -> tuple[Lake, Videos]:
     videos = Videos(folder / "videos")
     clips = sorted(write_folder(folder / "clips", range(3)))
     videos.folder.mkdir()
+    lake = Lake(str(folder / "lake"))
+    # Each in a file of its own.
     for clip, path in zip(clips, (videos.back, videos.other), strict=False):
         shutil.copy(clip, path)
+        ingest(lake, [path], dataset="d", layout="folder")
     Path(videos.broken).write_bytes(b"no video")
-    lake = Lake(str(folder / "lake"))
-    ingest(lake, [str(videos.folder)], dataset="d", layout="folder")
     _decide(lake)
     # Touched, catalogued, and touched back: the next ingest replaces a row.
     before = Path(videos.back).stat()
     os.utime(videos.back)
     ingest(lake, [str(videos.folder)], dataset="d", layout="folder")
     os.utime(videos.back, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.utime(videos.other)
     shutil.copy(clips[2], videos.new)
     Path(videos.bad).write_bytes(b"no video either")
     return lake, videos
