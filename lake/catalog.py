@@ -16,6 +16,7 @@ from deltalake import DeltaTable, Transaction
 
 from lake import forgotten, layouts
 from lake.errors import Fenced, Refused
+from lake.forget import Forgotten, find_left, sweep_until_clean
 from lake.ids import video_id
 from lake.manifest import NOT_TEXT, Place, Unusable, check_split, is_text, read_manifest
 from lake.probe import TIMEOUT_S, Header, ProbeError, Prober, prober
@@ -155,7 +156,10 @@ def _ingest_source(
             try:
                 found = _ingest_page(session, source, videos, probing, again)
             except Fenced:
-                # What was read of these videos may be forgotten by now: once more, by what the lake says now.
+                # What was read of these videos may be forgotten by now: once more, by what the lake says now. delta-rs
+                # has written them into a file before its commit was refused.
+                if find_left(lake):
+                    sweep_until_clean(lake, [], Forgotten(0))
                 session = _Session(lake)
                 continue
             for name, count in found.items():

@@ -6,11 +6,11 @@ class Refused(Exception):
 
 
 class Superseded(Exception):
-    """Another committer of the same labeler has taken over; nothing more may be committed by this one."""
+    """Another process has taken over; nothing more may be committed by this one (exit code 1)."""
 
 
 class Fenced(Superseded):
-    """A `forget` or a `repair` came by and ended every open writer; nothing more may be committed by this one."""
+    """A `forget` or a `repair` came by and ended every open writer; run the command again (exit code 1)."""
 
 
 class Stalled(Exception):

@@ -26,6 +26,7 @@ from lake.tables import DataFile, Lake, now
 from lake.writer import Writer, raise_fences
 
 _EXAMPLES = 3
+_MISSING = "missing table"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def repair(lake: Lake, *, take_over: bool = False) -> list[Damage]:
     done: list[Damage] = []
     # Before the record of this run, which needs the tables. What cannot be opened has no writer to spare.
     while found := [damage for name in TABLES for damage in _logs(lake, name)]:
-        done += _repaired(found)
+        # Missing tables last: creating them opens all the others.
+        done += _repaired(sorted(found, key=lambda damage: damage.kind == _MISSING))
     if found := list(_files(lake, "runs")):
         raise_fences(lake)
         done += _repaired(found)
@@ -119,7 +121,7 @@ def _logs(lake: Lake, name: str) -> Iterator[Damage]:
         yield Damage("half-written commits", name, len(broken), broken[:_EXAMPLES], remedy, fix)
         return
     if not versions:
-        yield Damage("missing table", name, 1, [lake.table_uri(name)], "create it", lake.create)
+        yield Damage(_MISSING, name, 1, [lake.table_uri(name)], "create it", lake.create)
 
 
 def _broken_commits(lake: Lake, name: str, files: dict[str, Stored]) -> list[str]:

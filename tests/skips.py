@@ -27,6 +27,7 @@ EXPECTED = (
     "needs the right to mount a tmpfs",
     "needs root, to mount a small disk",
     "network namespaces need root",
+    "PID namespaces need root",
     "needs root and debootstrap",
 )
 

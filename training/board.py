@@ -14,7 +14,7 @@ class News:
     """What the workers told since the driver looked last."""
 
     lines: list[dict[str, Any]] = field(default_factory=list)
-    refusal: str | None = None
+    refusal: Exception | None = None
     exported: dict[str, str] | None = None
     """sha256 by file name of the model that was written; None: it was not, as the training stopped before its end."""
 
@@ -27,8 +27,8 @@ class _Board:
     def log(self, line: dict[str, Any]) -> None:
         self._news.lines.append(line)
 
-    def refuse(self, message: str) -> None:
-        self._news.refusal = message
+    def refuse(self, reason: Exception) -> None:
+        self._news.refusal = reason
 
     def exported(self, hashes: dict[str, str]) -> None:
         self._news.exported = hashes

@@ -329,7 +329,7 @@ class _Driver:
                 self._note(news, journal)
                 if news.refusal:
                     fitting.wait(None)
-                    raise Refused(news.refusal)
+                    raise news.refusal
                 if ended:
                     break
         fitting.raise_error()

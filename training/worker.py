@@ -65,7 +65,7 @@ def work(config: dict[str, Any]) -> None:
     except (Refused, ModelRefused, Superseded) as error:
         # All workers refuse at the same place (see `together`), so none of them waits for this one.
         if _rank() == 0:
-            ray.get(job.board.refuse.remote(str(error)))
+            ray.get(job.board.refuse.remote(error))
 
 
 def _train(job: Job) -> None:
@@ -172,7 +172,8 @@ def save(trainer: Trainer, checkpoints: Checkpoints, step: int) -> None:
     """Write a checkpoint of what was trained in `step` steps. All workers have to call it, and all refuse if one does.
 
     Raises:
-        Refused: there is no room for it, or another process works on the run now.
+        Refused: there is no room for it.
+        Superseded: another process works on the run now.
     """
     weights: Tensors = {}
     moments: Tensors = {}
@@ -264,16 +265,16 @@ def _upload(job: Job, folder: str) -> None:
 def together(call: Callable[[], T]) -> T:
     """Call it on every worker; where one refuses, all do, for the same reason."""
     result: Any = None
-    problem = None
+    problem: Exception | None = None
     try:
         result = call()
     except (Refused, ModelRefused, Superseded) as error:
-        problem = str(error)
+        problem = error
     problems = [problem] * _workers()
     if _workers() > 1:
         dist.all_gather_object(problems, problem)
     if first := next(filter(None, problems), None):
-        raise Refused(first)
+        raise first
     return result  # type: ignore[no-any-return]
 
 

@@ -63,9 +63,9 @@ def main() -> None:
     except UsageError as error:
         command = error.ctx.command_path if error.ctx else "worldlake"
         code = _say(f"{error.format_message()} (see `{command} --help`)", 2)
-    except (Refused, ModelRefused, Superseded) as error:
+    except (Refused, ModelRefused) as error:
         code = _say(str(error), 2)
-    except (Unavailable, Stalled) as error:
+    except (Unavailable, Stalled, Superseded) as error:
         code = _say(str(error), 1)
     except (typer.Abort, KeyboardInterrupt):
         code = _say("interrupted; what was committed stays, the same command goes on from there", 1)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from lake import runs
 from lake.tables import Lake
 from tests.conftest import Bucket
 from tests.training.command import Training
@@ -88,6 +89,33 @@ def test_a_killed_process_changes_nothing(
     check(run, undisturbed, tuple(range(1, STEPS)) if role == "driver" else ())
 
 
+@pytest.mark.timeout(600)
+def test_a_second_training_of_a_name_ends_a_paused_first_one(
+    tmp_path: Path, lake: Lake, model: Path, undisturbed: dict[str, np.ndarray], name: str
+) -> None:
+    paused = Training(lake.uri, model, name, tmp_path, *OPTIONS)
+    paused.wait_for_step(20)
+    # Its workers go on until they look whose the name is.
+    paused.process.send_signal(signal.SIGSTOP)
+    time.sleep(runs.LIVE_FOR.total_seconds())
+    second = Training(lake.uri, model, name, tmp_path, *OPTIONS)
+    code, output = second.wait()
+    assert code == 0, output
+    before = _contents(second.folder)
+    paused.process.send_signal(signal.SIGCONT)
+    code, output = paused.wait()
+    assert code == 1, output
+    [line] = [line for line in output.splitlines() if line.startswith("worldlake: ")]
+    assert f"another process has taken over train/{name}" in line
+    assert _contents(second.folder) == before
+    check(second, undisturbed, tuple(range(1, STEPS)))
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    files = [*folder.glob("checkpoint-*/*"), *folder.glob("model/*")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_one_of_two_workers_is_killed(tmp_path: Path, lake: Lake, model: Path, name: str) -> None:
@@ -159,7 +187,7 @@ def test_a_store_that_is_away_for_half_a_minute(
     lake = Lake(f"{bucket.uri}/lake")
     add_triples(lake, 13)
     run = Training(lake.uri, model, name, tmp_path, *OPTIONS, "--out", f"{bucket.uri}/models")
-    filesystem, path = lake.storage.filesystem(f"{bucket.uri}/models/{name}/checkpoint-00000010/state.json")
+    filesystem, path = lake.storage.filesystem(f"{bucket.uri}/models/{name}/checkpoint-0001-00000010/state.json")
     until = time.monotonic() + 300
     while filesystem.get_file_info(path).size is None:
         assert time.monotonic() < until

@@ -18,6 +18,7 @@ import ray
 from safetensors.numpy import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lake.commits import Claim
 from lake.errors import Refused
 from lake.runs import states
 from lake.tables import Lake, now
@@ -66,7 +67,7 @@ def run(lake: Lake, wanted: WorldTraining, name: str, **options: Any) -> Summary
 
 
 def weights(lake: Lake, name: str, step: int = STEPS) -> dict[str, np.ndarray]:
-    return load_file(Path(lake.uri) / "models" / name / f"checkpoint-{step:08d}" / "weights.safetensors")
+    return load_file(Path(lake.uri) / "models" / name / f"checkpoint-0001-{step:08d}" / "weights.safetensors")
 
 
 def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray], tolerance: float = 1e-6) -> None:
@@ -99,7 +100,10 @@ def test_a_run_leaves_a_model_a_log_and_its_lineage(lake: Lake, model: Path, und
     events.Reload()
     assert [round(event.value, 4) for event in events.Scalars("train/loss")] == [round(x["loss"], 4) for x in lines]
     # The last two checkpoints are kept.
-    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-00000004", "checkpoint-00000006"]
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == [
+        "checkpoint-0001-00000004",
+        "checkpoint-0001-00000006",
+    ]
 
     [row] = [row for row in lake.read("runs", ["run_id", "kind", "status", "model_hashes", "tables_read", "config"])
              .to_pylist() if row["run_id"] == "undisturbed" and row["status"] == "finished"]  # fmt: skip
@@ -181,7 +185,7 @@ def test_tokens_are_made_once(lake: Lake, model: Path, undisturbed: Summary) -> 
     version = lake.table("tokens").version()
     told: list[int] = []
     make_tokens(
-        lake, ids["triple_id"].combine_chunks(), lake.table("triples").version(), model, None, "again",
+        Writer(lake), ids["triple_id"].combine_chunks(), lake.table("triples").version(), model, None, "again",
         threading.Event(), told.append,
     )  # fmt: skip
     assert lake.table("tokens").version() == version
@@ -196,13 +200,15 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_good(tmp_path
     poisoned = ids[int(Order([(np.arange(20), 1.0)], wanted.seed).between(7, 8)[0])]
     with pytest.raises(Refused, match=r"step 4: the loss is nan .*the checkpoint of step 2 is kept.*peak_lr"):
         run(_with_poison(lake, model, poisoned), wanted, "nan")
-    assert Checkpoints(lake.storage, f"{lake.uri}/models/nan").newest().step == 2  # type: ignore[union-attr]
+    checkpoints = Checkpoints(lake.storage, f"{lake.uri}/models/nan", Claim(lake, "train/nan"))
+    assert checkpoints.newest().step == 2  # type: ignore[union-attr]
     assert [state.status for state in states(lake) if state.run_id == "nan"] == ["failed"]
 
 
 def _with_poison(lake: Lake, model: Path, poisoned: str) -> Lake:
     ids = lake.read("triples", ["triple_id"])["triple_id"].combine_chunks()
-    make_tokens(lake, ids, lake.table("triples").version(), model, None, "tokens", threading.Event(), lambda done: None)
+    version, never = lake.table("triples").version(), threading.Event()
+    make_tokens(Writer(lake), ids, version, model, None, "tokens", never, lambda done: None)
     rows = lake.read("tokens", lake.dataset("tokens").schema.names, pc.field("triple_id") == poisoned).to_pylist()
     # Of two rows of a triple the first counts, whichever that is: there must be one only.
     keep = lake.read("tokens", lake.dataset("tokens").schema.names, pc.field("triple_id") != poisoned).to_pylist()
@@ -232,11 +238,11 @@ def test_a_checkpoint_of_another_architecture_is_refused(
 def test_a_checkpoint_that_was_interrupted_is_passed_over(lake: Lake, undisturbed: Summary, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(Path(lake.uri) / "models" / "undisturbed", out)
-    checkpoints = Checkpoints(lake.storage, str(out))
+    checkpoints = Checkpoints(lake.storage, str(out), Claim(lake, "train/run"))
     assert checkpoints.newest().step == 6  # type: ignore[union-attr]
-    (out / "checkpoint-00000006" / "optimizer.safetensors").write_bytes(b"half")
+    (out / "checkpoint-0001-00000006" / "optimizer.safetensors").write_bytes(b"half")
     assert checkpoints.newest().step == 4  # type: ignore[union-attr]
-    (out / "checkpoint-00000004" / "state.json").unlink()
+    (out / "checkpoint-0001-00000004" / "state.json").unlink()
     assert checkpoints.newest() is None
 
 

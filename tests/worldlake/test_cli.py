@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lake.catalog import ingest
+from lake.errors import Fenced, Superseded
 from lake.tables import Lake
 from models.sample_world import write_folder
 from tests.conftest import Bucket
@@ -183,6 +184,20 @@ def test_a_panic_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         cli.main()
     said = capsys.readouterr().err.strip().splitlines()
     assert (ended.value.code, len(said), "unwrap" in said[0]) == (1, 1, True)
+
+
+@pytest.mark.parametrize("error", [Fenced, Superseded])
+def test_a_command_that_another_one_ended_is_worth_running_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: type[Exception]
+) -> None:
+    def ended_by_another(**_: object) -> None:
+        raise error("videos were forgotten meanwhile:\nrun the command again")
+
+    monkeypatch.setattr(cli, "app", ended_by_another)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr().err
+    assert (ended.value.code, said) == (1, "worldlake: videos were forgotten meanwhile: run the command again\n")
 
 
 def test_version() -> None:
