@@ -13,13 +13,16 @@ import secrets
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from lake.errors import Refused
 from lake.storage import Entry, is_s3, join
-from lake.tables import Lake
+
+if TYPE_CHECKING:
+    # Tables import Delta Lake and its engine, which a proxy has no use for.
+    from lake.tables import Lake
 
 Scope = Literal["label", "predict", "read", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)

@@ -28,7 +28,7 @@ from serve.services import Remote, Services
 from serve.settings import ServeSettings
 from serve.uploads import Uploads
 from serve.videos import Videos
-from serve.writing import Writer
+from serve.writing import LiveWriter
 
 _DRAIN_S = 60.0
 """A replica that is stopped finishes what it has accepted, so long."""
@@ -110,7 +110,7 @@ class Ingress:
             dynamics_size=plan.labeler.image_size,
             world_size=plan.world_size,
             limits=settings.limits,
-            write_here=Writer(plan.lake, plan.labeler, plan.policy).write_now,
+            write_here=LiveWriter(plan.lake, plan.labeler, plan.policy).write_now,
         )
 
     async def keys(self) -> list[Key]:
@@ -160,7 +160,7 @@ def bound(plan: Plan) -> Any:
         drawn = max(settings.batch_pairs, limits.candidates)
         world = serve.deployment(World).options(**shared).bind(settings.world, plan.device, drawn, wait_s)
     # One: it alone decides about live pairs. A commit may have to wait for a lake that is away for minutes.
-    writer = serve.deployment(Writer).options(
+    writer = serve.deployment(LiveWriter).options(
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=with_others(settings.queue),
         max_queued_requests=with_others(settings.queue),

@@ -51,7 +51,7 @@ class Writing(Protocol):
     """Whoever writes into the lake."""
 
     async def write(self, rows: Rows) -> Rows:
-        """See `writing.Writer.write`, of one request."""
+        """See `writing.LiveWriter.write`, of one request."""
         ...
 
 

@@ -62,7 +62,7 @@ class WriteFailed(Exception):
     """The lake cannot be written now; the same request may succeed in a while."""
 
 
-class Writer:
+class LiveWriter:
     """Writes labelled and verified rows (`stream.VERIFIED`): accepted ones to `triples`, others to `rejections`.
 
     A deployment of one replica. Ray starts another when it dies, which reads what was written and goes on.

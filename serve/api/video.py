@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ from serve.videos import Videos, save
 log = logging.getLogger("serve.video")
 _BUSY_S = (0.5, 1, 2, 4, 8, 15)
 """Waits while other requests are labelled: a stream that has begun does not give up at the first."""
+
+_Place = tuple[Path, AsyncExitStack]
+"""A folder, and what has to end before another request may have its place."""
 
 _BODY: dict[str, Any] = {
     "requestBody": {
@@ -58,9 +61,10 @@ def router(services: Services) -> APIRouter:
     """The endpoint."""
     api = APIRouter(tags=["label"], dependencies=[Depends(services.guard.require("label"))])
 
-    async def place() -> AsyncIterator[Path]:
+    async def place() -> AsyncIterator[_Place]:
         with services.videos.place() as folder:
-            yield folder
+            async with AsyncExitStack() as ending:
+                yield folder, ending
 
     @api.post(
         PATH,
@@ -69,7 +73,8 @@ def router(services: Services) -> APIRouter:
         openapi_extra=_BODY,
         response_class=StreamingResponse,
     )
-    async def label_video(request: Request, write: Write = None, folder: Path = Depends(place)) -> Response:  # noqa: B008 - so FastAPI has it
+    async def label_video(request: Request, write: Write = None, place: _Place = Depends(place)) -> Response:  # noqa: B008 - so FastAPI has it
+        folder, ending = place
         videos, mode, path = services.videos, write_mode(request, write), folder / "video"
         if media_type(request) == "application/json":
             entry = await videos.run(videos.find, await _uri(request))
@@ -77,12 +82,12 @@ def router(services: Services) -> APIRouter:
                 # A labelling run decides about it, under its own id.
                 mode = "no"
                 if (rows := await asked(lambda: videos.decided(video_id))) is not None:
-                    return _stream(_told(rows))
+                    return _stream(_told(rows), ending)
             await videos.run(videos.fetch, entry, path)
         else:
             await _save(request, path, videos)
         await videos.run(videos.check, path)
-        return _stream(_labelled(path, mode, services))
+        return _stream(_labelled(path, mode, services), ending)
 
     return api
 
@@ -105,11 +110,12 @@ async def _save(request: Request, path: Path, videos: Videos) -> None:
         await videos.run(save, file.file, path)
 
 
-def _stream(events: AsyncIterator[str]) -> StreamingResponse:
-    async def told() -> AsyncIterator[str]:
+def _stream(events: AsyncGenerator[str], ending: AsyncExitStack) -> StreamingResponse:
+    async def told() -> AsyncGenerator[str]:
         try:
-            async for event in events:
-                yield event
+            async with aclosing(events):
+                async for event in events:
+                    yield event
         except Problem as problem:
             yield _event("problem", problem.document(PATH))
         except Exception:
@@ -117,10 +123,13 @@ def _stream(events: AsyncIterator[str]) -> StreamingResponse:
             log.exception("a video was not labelled to its end")
             yield _event("problem", internal().document(PATH))
 
-    return StreamingResponse(told(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    # Of a client that leaves nothing else ends the stream before its place is another's.
+    stream = told()
+    ending.push_async_callback(stream.aclose)
+    return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
-async def _labelled(path: Path, mode: WriteMode, services: Services) -> AsyncIterator[str]:
+async def _labelled(path: Path, mode: WriteMode, services: Services) -> AsyncGenerator[str]:
     counts = {"sampled": 0, "accepted": 0, "rejected": 0, "failed": 0}
     async with aclosing(services.videos.sample(path)) as segments:
         async for rows in segments:
@@ -150,7 +159,7 @@ async def _decided(pairs: Rows, mode: WriteMode, services: Services) -> Rows:
     return await services.within(None, work)
 
 
-async def _told(rows: Rows) -> AsyncIterator[str]:
+async def _told(rows: Rows) -> AsyncGenerator[str]:
     counts = {"sampled": 0, "accepted": 0, "rejected": 0, "failed": 0}
     for row in rows:
         yield _triple(row, counts)

@@ -95,7 +95,7 @@ def test_what_is_acknowledged_is_in_the_lake_once_whatever_is_killed(tmp_path: P
         ending.callback(clients.ends.set)
         asking = [threads.submit(clients.run) for _ in range(CLIENTS)]
         for _ in range(rounds):
-            for what in ("Writer", "Dynamics"):
+            for what in ("LiveWriter", "Dynamics"):
                 goes_on()
                 the(server, f"ServeReplica:worldlake:{what}").kill()
             goes_on()
@@ -120,7 +120,7 @@ def test_what_was_promised_soon_is_written_when_a_service_without_its_writer_is_
     lake.create()
     acknowledged: list[str] = []
     with served(tmp_path, free_port()) as server, httpx.Client(timeout=60) as http:
-        the(server, "ServeReplica:worldlake:Writer").kill()
+        the(server, "ServeReplica:worldlake:LiveWriter").kill()
         for body in bodies(8):
             answer = http.post(
                 f"{server.url}/v1/label?write=soon", content=body, headers={"Content-Type": "application/json"}

@@ -34,7 +34,7 @@ from serve.services import Services
 from serve.settings import Limits
 from serve.uploads import Uploads
 from serve.videos import Videos
-from serve.writing import Writer
+from serve.writing import LiveWriter
 from tests.lake.filled import Filled, fill
 
 LIMITS = Limits(
@@ -95,7 +95,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> InProcess:
 class WrittenHere:
     """`serve.services.Writing` in this process."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: LiveWriter) -> None:
         self.writer = writer
         self._alone = asyncio.Lock()
 
@@ -111,7 +111,7 @@ def serve(lake: Lake, models: InProcess, sources: tuple[str, ...] = ()) -> Servi
     return Services(
         lake=lake,
         models=models,
-        writer=WrittenHere(Writer(lake, labeler, policy)),
+        writer=WrittenHere(LiveWriter(lake, labeler, policy)),
         answers=Answers(lake),
         guard=Guard(Keys(lake), SESSION),
         uploads=Uploads(labeler.image_size, labeler.settings.sampling.jpeg_quality, LIMITS.pixels),
@@ -164,7 +164,7 @@ def client(services: Services) -> Iterator[TestClient]:
         yield made
 
 
-def writer_of(services: Services) -> Writer:
+def writer_of(services: Services) -> LiveWriter:
     assert isinstance(services.writer, WrittenHere)
     return services.writer.writer
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
@@ -21,9 +22,9 @@ from lake.errors import Refused
 from lake.tables import Lake
 from serve.app import build_app
 from serve.guard import COOKIE, Guard
-from serve.keys import SCOPES, Bucket, Keys, find
+from serve.keys import SCOPES, Bucket, Key, Keys, find
 from tests.conftest import Bucket as StoreBucket
-from tests.serve.conftest import TOKEN, InProcess, Served, serve
+from tests.serve.conftest import SESSION, TOKEN, InProcess, Served, close, serve
 from tests.serve.key_races import keys_of, raced
 
 
@@ -101,11 +102,28 @@ def test_nobody_is_let_in_without_a_key_or_the_token_of_the_session(
         Keys(lake).revoke("first")
         assert get(client, token) == (401, "key")
     services.uploads.close()
-    # Also of a lake whose keys were deleted: who can write into it lets nobody in.
-    services = replace(services, guard=Guard(Keys(lake), None))
-    with TestClient(build_app(services)) as client:
-        assert get(client, None) == (401, "no-key")
-        assert get(client, TOKEN) == (401, "key")
+
+
+@pytest.mark.parametrize("session", [SESSION, None])
+def test_deleting_every_key_of_a_lake_opens_no_service(
+    lake: Lake, models: InProcess, monkeypatch: pytest.MonkeyPatch, session: Key | None
+) -> None:
+    """A rule of a bucket, or somebody who may write there, can empty the folder of keys: nobody gets in by that."""
+    tokens = [Keys(lake).create(scope, (scope,))[1] for scope in SCOPES]
+    monkeypatch.setattr("serve.guard._READ_EVERY_S", 0)
+    services = replace(serve(lake, models), guard=Guard(Keys(lake), session))
+    app = build_app(services)
+    with TestClient(app) as client:
+        assert get(client, tokens[-1]) == (200, "")
+        shutil.rmtree(Path(lake.uri, "_serve/keys"))
+        for path, operations in app.openapi()["paths"].items():
+            for method in operations if path.startswith("/v1/") else []:
+                assert client.request(method, path).status_code == 401
+                for token in tokens:
+                    headers = {"Authorization": f"Bearer {token}"}
+                    assert client.request(method, path, headers=headers).status_code == 401
+        assert get(client, TOKEN) == ((200, "") if session else (401, "key"))
+    close(services)
 
 
 def test_no_route_but_those_of_pages_and_health_is_answered_without_a_key(served: Served) -> None:

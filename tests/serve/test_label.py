@@ -114,7 +114,8 @@ def test_a_picture_that_is_cut_off_is_no_picture(served: Served, pairs: Pairs) -
     ("arguments", "status", "kind"),
     [
         ({"json": {"pairs": []}}, 422, "invalid"),
-        ({"json": {"pairs": [{"obs": "%%%", "next_obs": ""}]}}, 422, "image"),
+        ({"json": {"pairs": [{"obs": "%%%", "next_obs": ""}]}}, 422, "invalid"),
+        ({"json": {"pairs": [{"obs": "", "next_obs": ""}]}}, 422, "image"),
         ({"json": {"pairs": [{"obs": "a", "next_obs": ""}]}}, 422, "invalid"),
         ({"json": {"pairs": [{"obs": "", "next_obs": "", "extra": 1}]}}, 422, "invalid"),
         ({"content": b"{", "headers": {"content-type": "application/json"}}, 422, "invalid"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import subprocess
@@ -9,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,8 +19,10 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 from httpx import Response
+from starlette.types import Message
 
 from labeling.annotate import decode_images
+from labeling.sample import SampleVideos
 from labeling.sampling import SamplingSettings
 from labeling.segments import sample_video
 from lake import catalog
@@ -31,6 +34,7 @@ from models.sample_world import write_folder
 from serve.api.video import PATH
 from serve.app import build_app
 from serve.services import Services
+from serve.videos import Videos
 from tests.conftest import Bucket
 from tests.media import Medium
 from tests.serve.conftest import TOKEN, InProcess, asking, close, serve
@@ -104,14 +108,21 @@ def until(condition: Callable[[], bool], timeout_s: float) -> None:
         time.sleep(0.02)
 
 
-def folders() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob("worldlake-video-*"))
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where videos are kept meanwhile: a folder that no other process of this machine uses, so it can be counted."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def folders(places: Path) -> set[Path]:
+    return set(places.glob("worldlake-video-*"))
 
 
 def test_more_videos_than_have_a_place_are_refused_before_they_are_read(
-    client: TestClient, services: Services, clip: Path
+    client: TestClient, services: Services, clip: Path, places: Path
 ) -> None:
-    there, parts = folders(), []
+    parts: list[int] = []
 
     def body() -> Iterator[bytes]:
         parts.append(1)
@@ -129,12 +140,12 @@ def test_more_videos_than_have_a_place_are_refused_before_they_are_read(
     for content, status in (({"files": {"video": b"none"}}, 422), ({"json": {"uri": "/etc/passwd"}}, 422)):
         for _ in range(services.limits.videos + 1):
             assert client.post(PATH, **content).status_code == status
-    assert folders() == there, "nothing is left on the disk"
+    assert folders(places) == set(), "nothing is left on the disk"
 
 
-def test_ten_videos_at_once_take_the_places_of_two(services: Services, clip: Path) -> None:
+def test_ten_videos_at_once_take_the_places_of_two(services: Services, clip: Path, places: Path) -> None:
     """A place is taken before a video is received, not when it is sampled: disk and memory have a bound."""
-    there, most = folders(), 0
+    most = 0
 
     def send(url: str) -> int:
         def slowly() -> Iterator[bytes]:
@@ -150,25 +161,72 @@ def test_ten_videos_at_once_take_the_places_of_two(services: Services, clip: Pat
         with ThreadPoolExecutor(10) as threads:
             sent = [threads.submit(send, url) for _ in range(10)]
             while not all(one.done() for one in sent):
-                most = max(most, len(folders() - there))
+                most = max(most, len(folders(places)))
                 # Reads of the lake are not held up.
                 assert httpx.get(f"{url}/readyz", timeout=5).status_code == 200
                 time.sleep(0.2)
         assert sorted(one.result() for one in sent) == [200] * 2 + [503] * 8
     assert most == services.limits.videos
-    assert folders() == there
+    assert folders(places) == set()
 
 
-def test_a_client_that_leaves_gives_its_place_back(services: Services, clip: Path) -> None:
-    there = folders()
+def test_a_client_that_leaves_gives_its_place_back(services: Services, clip: Path, places: Path) -> None:
     for url in listening(build_app(services)):
         for _ in range(services.limits.videos + 1):
             host = urlsplit(url)
             with socket.create_connection((host.hostname, host.port)) as leaving:
                 head = f"POST {PATH} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 1000\r\n"
                 leaving.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=a\r\n\r\n--a\r\n")
-                until(lambda: folders() != there, 10)
-            until(lambda: folders() == there, 10)
+                until(lambda: folders(places) != set(), 10)
+            until(lambda: folders(places) == set(), 10)
+
+
+def test_a_place_is_given_back_when_sampling_has_ended(
+    services: Services, clip: Path, places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the client leaves while it is sent something: the process that samples ends before the place does."""
+    order: list[str] = []
+    close, place = SampleVideos.close, Videos.place
+
+    def closing(self: SampleVideos) -> None:
+        close(self)
+        order.append("sampled")
+
+    @contextmanager
+    def placed(self: Videos) -> Iterator[Path]:
+        with place(self) as folder:
+            yield folder
+        order.append("free")
+
+    monkeypatch.setattr(SampleVideos, "close", closing)
+    monkeypatch.setattr(Videos, "place", placed)
+
+    async def leave() -> None:
+        left = asyncio.Event()
+        body = b'--a\r\nContent-Disposition: form-data; name="video"; filename="v"\r\n\r\n' + clip.read_bytes()
+        messages = iter([{"type": "http.request", "body": body + b"\r\n--a--\r\n", "more_body": False}])
+
+        async def receive() -> Message:
+            if (message := next(messages, None)) is not None:
+                return message
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            if message.get("body"):
+                left.set()
+                await asyncio.Future()
+
+        headers = [
+            (b"content-type", b"multipart/form-data; boundary=a"),
+            (b"authorization", f"Bearer {TOKEN}".encode()),
+        ]
+        scope = {"type": "http", "method": "POST", "path": PATH, "headers": headers, "query_string": b""}
+        await build_app(services)(scope, receive, send)
+        await asyncio.sleep(1)
+
+    asyncio.run(leave())
+    assert order == ["sampled", "free"]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from serve.app import build_app
 from serve.keys import Keys
 from serve.services import Services
 from serve.soon import DROPPED
-from serve.writing import WriteFailed, Writer
+from serve.writing import LiveWriter, WriteFailed
 from tests.serve.conftest import InProcess, as_base64, asking, close, serve, writer_of
 
 Pairs = list[tuple[bytes, bytes, str]]
@@ -162,16 +162,16 @@ def test_what_waits_is_written_when_the_service_ends(
     lake: Lake, services: Services, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serve.soon._DRAIN_S", 0.2)
-    another = Writer(lake, writer_of(services)._labeler, services.policy)
+    another = LiveWriter(lake, writer_of(services)._labeler, services.policy)
     monkeypatch.setattr(writer_of(services), "write_now", fails)
-    with TestClient(build_app(replace(services, write_here=another.write_now))) as client:
+    with asking(replace(services, write_here=another.write_now)) as client:
         assert ask(client, pairs[:3], "soon").status_code == 200
         before = lost(client)
         assert rows(lake, "triples", "rejections") == []
     another.close()
     assert len(rows(lake, "triples", "rejections")) == 3
     monkeypatch.setattr("serve.soon._ATTEMPTS_AT_THE_END", 1)
-    with TestClient(build_app(replace(services, write_here=fails))) as client:
+    with asking(replace(services, write_here=fails)) as client:
         assert ask(client, pairs[3:5], "soon").status_code == 200
     assert DROPPED._value.get() == before + 2
 
