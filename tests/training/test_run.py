@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -230,6 +231,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(
         save_file(found, path)
         state = json.loads((checkpoint / "state.json").read_text())
         state["bytes"]["weights.safetensors"] = path.stat().st_size
+        state["sha256"]["weights.safetensors"] = hashlib.sha256(path.read_bytes()).hexdigest()
         (checkpoint / "state.json").write_text(json.dumps(state))
     with pytest.raises(Refused, match=r"is of another model: 1 weights differ, such as lm_head.weight"):
         run(lake, settings(model), "other", out=str(out))
