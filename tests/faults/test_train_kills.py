@@ -95,14 +95,17 @@ def test_a_second_training_of_a_name_ends_a_paused_first_one(
 ) -> None:
     paused = Training(lake.uri, model, name, tmp_path, *OPTIONS)
     paused.wait_for_step(20)
-    # Its workers go on until they look whose the name is.
-    paused.process.send_signal(signal.SIGSTOP)
+    # Its worker, too: alone it would train to the end meanwhile.
+    stopped = [process for role in ("driver", "worker") for process in paused.find(role)]
+    for process in stopped:
+        process.suspend()
     time.sleep(runs.LIVE_FOR.total_seconds())
     second = Training(lake.uri, model, name, tmp_path, *OPTIONS)
     code, output = second.wait()
     assert code == 0, output
     before = _contents(second.folder)
-    paused.process.send_signal(signal.SIGCONT)
+    for process in stopped:
+        process.resume()
     code, output = paused.wait()
     assert code == 1, output
     [line] = [line for line in output.splitlines() if line.startswith("worldlake: ")]

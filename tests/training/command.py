@@ -67,13 +67,14 @@ class Training:
         """Kill -9 the driver, a worker or a feeder, waiting for one to appear; False when the run ended first."""
         until = time.monotonic() + timeout_s
         while self.process.poll() is None and time.monotonic() < until:
-            for process in self._find(role)[:1]:
+            for process in self.find(role)[:1]:
                 process.send_signal(signal.SIGKILL)
                 return True
             time.sleep(0.05)
         return False
 
-    def _find(self, role: str) -> list[psutil.Process]:
+    def find(self, role: str) -> list[psutil.Process]:
+        """Its processes of a role: driver, worker or feeder."""
         if role == "driver":
             return [psutil.Process(self.process.pid)]
         return [member for member in self._members() if _NAMES[role] in " ".join(_cmdline(member))]
