@@ -81,7 +81,7 @@ def _keys_of_the_service() -> list[Key]:
 
 @cache
 def _asking_for_keys() -> DeploymentHandle[Any]:
-    """One for the life of a proxy: each handle has tasks that follow its deployment, and they never end."""
+    """One for the life of a proxy: what a handle makes to follow its deployment stays when it is dropped."""
     from ray.serve.handle import DeploymentHandle
 
     return DeploymentHandle(INGRESS, NAME).keys

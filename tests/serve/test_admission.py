@@ -455,7 +455,7 @@ def test_what_is_none_of_http_is_closed(kind: str) -> None:
 
 
 def test_a_proxy_makes_one_handle_however_often_it_asks_for_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each handle of Ray Serve has tasks that follow its deployment until the process ends."""
+    """What a handle of Ray Serve makes to follow its deployment stays when the handle is dropped."""
     made: list[MagicMock] = []
 
     def handle(*_: str) -> MagicMock:
