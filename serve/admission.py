@@ -11,7 +11,8 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
@@ -25,6 +26,8 @@ from serve.middleware import Named, audit_to_output, declared_bytes
 from serve.problems import Problem, busy, too_large
 
 if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
     # Settings import torch, which a proxy has no use for.
     from serve.settings import ServeSettings
 
@@ -72,10 +75,16 @@ def middlewares() -> list[Middleware]:
 
 
 def _keys_of_the_service() -> list[Key]:
+    keys: list[Key] = _asking_for_keys().remote().result(timeout_s=5)
+    return keys
+
+
+@cache
+def _asking_for_keys() -> DeploymentHandle[Any]:
+    """One for the life of a proxy: what a handle makes to follow its deployment stays when it is dropped."""
     from ray.serve.handle import DeploymentHandle
 
-    keys: list[Key] = DeploymentHandle(INGRESS, NAME).keys.remote().result(timeout_s=5)
-    return keys
+    return DeploymentHandle(INGRESS, NAME).keys
 
 
 class Shares:

@@ -3,7 +3,8 @@
     git worktree add /tmp/before COMMIT
     python -m bench.serving.compare --before /tmp/before --out bench/results/door.json
 
-Both services run at the same time and are asked in turn, so that what else the machine does slows both alike.
+Both services run at the same time and are asked in turn, so that what else the machine does slows both alike. Each has
+a lake and a key of its own, made by its own code.
 """
 
 from __future__ import annotations
@@ -28,10 +29,18 @@ import httpx
 from bench.serving.bodies import bodies
 from bench.serving.servers import PER_MINUTE
 from lake.tables import Lake
-from serve.keys import Keys
 
 HERE = Path(__file__).parents[2]
 STARTS_S = 180.0
+PROGRAM = [sys.executable, "-c", "from worldlake.cli import main; main()"]
+
+
+def key_of(code: Path, lake: str) -> str:
+    """The token of a new key, made as the code in a folder makes them."""
+    command = [*PROGRAM, "keys", "create", "bench", "--lake", lake, "--scope", "admin", "--per-minute", str(PER_MINUTE)]
+    environment = {**os.environ, "PYTHONPATH": str(code)}
+    made = subprocess.run(command, cwd=code, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return made.stdout.strip()
 
 
 @contextmanager
@@ -40,8 +49,7 @@ def serving(code: Path, lake: str) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    program = "from worldlake.cli import main; main()"
-    command = [sys.executable, "-c", program, "serve", "--lake", lake, "--world", "none", "--port", str(port)]
+    command = [*PROGRAM, "serve", "--lake", lake, "--world", "none", "--port", str(port)]
     environment = {**os.environ, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, cwd=code, env=environment, stdout=quiet, stderr=quiet, start_new_session=True)
@@ -76,12 +84,13 @@ def main() -> None:
     kinds = {"/healthz": None, "/": None, "/v1/labelers": None, "/v1/sql": sql, "/v1/label": label}
     found: dict[str, dict[str, float]] = {}
     with ExitStack() as open_, tempfile.TemporaryDirectory() as folder:
-        lake = Lake(f"{folder}/lake")
-        lake.create()
-        _, key = Keys(lake).create("bench", ("admin",), per_minute=PER_MINUTE)
-        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-        urls = [open_.enter_context(serving(code, lake.uri)) for code in (options.before.resolve(), HERE)]
-        clients = [open_.enter_context(httpx.Client(base_url=url, headers=headers, timeout=60)) for url in urls]
+        clients = []
+        for name, code in (("before", options.before.resolve()), ("after", HERE)):
+            lake = Lake(f"{folder}/{name}")
+            lake.create()
+            headers = {"Authorization": f"Bearer {key_of(code, lake.uri)}", "Content-Type": "application/json"}
+            url = open_.enter_context(serving(code, lake.uri))
+            clients.append(open_.enter_context(httpx.Client(base_url=url, headers=headers, timeout=60)))
         for path, body in kinds.items():
             taken: tuple[list[float], list[float]] = ([], [])
             # The first ones start processes and open tables.

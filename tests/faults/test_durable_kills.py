@@ -122,9 +122,8 @@ def test_what_was_promised_soon_is_written_when_a_service_without_its_writer_is_
     with served(tmp_path, free_port()) as server, httpx.Client(timeout=60) as http:
         the(server, "ServeReplica:worldlake:LiveWriter").kill()
         for body in bodies(8):
-            answer = http.post(
-                f"{server.url}/v1/label?write=soon", content=body, headers={"Content-Type": "application/json"}
-            )
+            headers = {"Content-Type": "application/json", "Authorization": f"Bearer {server.key}"}
+            answer = http.post(f"{server.url}/v1/label?write=soon", content=body, headers=headers)
             assert answer.status_code == 200, answer.text
             acknowledged += [label["triple_id"] for label in answer.json()["labels"]]
         server.process.terminate()

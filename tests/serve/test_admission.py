@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from unittest.mock import MagicMock
 
 import httpx
 import pytest
@@ -451,3 +452,21 @@ def test_what_is_none_of_http_is_closed(kind: str) -> None:
         return messages
 
     assert [message["type"] for message in asyncio.run(run())] == ["websocket.close"]
+
+
+def test_a_proxy_makes_one_handle_however_often_it_asks_for_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a handle of Ray Serve makes to follow its deployment stays when the handle is dropped."""
+    made: list[MagicMock] = []
+
+    def handle(*_: str) -> MagicMock:
+        made.append(MagicMock())
+        made[-1].keys.remote().result.return_value = []
+        return made[-1]
+
+    monkeypatch.setattr("ray.serve.handle.DeploymentHandle", handle)
+    admission._asking_for_keys.cache_clear()
+    try:
+        assert [admission._keys_of_the_service() for _ in range(3)] == [[]] * 3
+    finally:
+        admission._asking_for_keys.cache_clear()
+    assert len(made) == 1
