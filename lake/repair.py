@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 import pyarrow.compute as pc
 
-from lake.errors import Refused
+from lake.errors import Fenced, Refused
 from lake.forget import Forgotten, delete_files, find_left, sweep_until_clean
 from lake.log import Log, Named, Stored, read_commit, stored
 from lake.maintenance import KEEP_HOURS, delete_orphans, old_files
@@ -80,12 +80,12 @@ def repair(lake: Lake, *, take_over: bool = False) -> list[Damage]:
         done += _repaired(sorted(found, key=lambda damage: damage.kind == _MISSING))
     if found := list(_files(lake, "runs")):
         raise_fences(lake)
-        done += _repaired(found)
+        done += _repaired(lake, found)
     with Run(lake, new_run_id(), "repair", {}, tables_read={"videos": 0}, take_over=take_over) as run:
         if found := check(lake):
             raise_fences(lake)
         while found:
-            done += _repaired(found)
+            done += _repaired(lake, found)
             if len(done) > _MOST:
                 raise Refused(f"the lake is damaged again as soon as it is repaired: {found[0].text()}")
             found = check(lake)
@@ -98,9 +98,15 @@ def repair(lake: Lake, *, take_over: bool = False) -> list[Damage]:
 _MOST = 200
 
 
-def _repaired(found: list[Damage]) -> list[Damage]:
+def _repaired(lake: Lake, found: list[Damage]) -> list[Damage]:
     for damage in found:
-        damage.repair()
+        try:
+            damage.repair()
+        except Fenced:
+            # delta-rs has written rows into a file before its commit was refused, and they may be forgotten by now.
+            if find_left(lake):
+                sweep_until_clean(lake, [], Forgotten(0))
+            raise
     return found
 
 

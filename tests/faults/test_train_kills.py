@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lake import runs
 from lake.tables import Lake
 from tests.conftest import Bucket
 from tests.training.command import Training
@@ -87,36 +86,6 @@ def test_a_killed_process_changes_nothing(
     assert code == 0, output
     # A driver takes along what it was told in its last second.
     check(run, undisturbed, tuple(range(1, STEPS)) if role == "driver" else ())
-
-
-@pytest.mark.timeout(600)
-def test_a_second_training_of_a_name_ends_a_paused_first_one(
-    tmp_path: Path, lake: Lake, model: Path, undisturbed: dict[str, np.ndarray], name: str
-) -> None:
-    paused = Training(lake.uri, model, name, tmp_path, *OPTIONS)
-    paused.wait_for_step(20)
-    # Its worker, too: alone it would train to the end meanwhile.
-    stopped = [process for role in ("driver", "worker") for process in paused.find(role)]
-    for process in stopped:
-        process.suspend()
-    time.sleep(runs.LIVE_FOR.total_seconds())
-    second = Training(lake.uri, model, name, tmp_path, *OPTIONS)
-    code, output = second.wait()
-    assert code == 0, output
-    before = _contents(second.folder)
-    for process in stopped:
-        process.resume()
-    code, output = paused.wait()
-    assert code == 1, output
-    [line] = [line for line in output.splitlines() if line.startswith("worldlake: ")]
-    assert f"another process has taken over train/{name}" in line
-    assert _contents(second.folder) == before
-    check(second, undisturbed, tuple(range(1, STEPS)))
-
-
-def _contents(folder: Path) -> dict[str, bytes]:
-    files = [*folder.glob("checkpoint-*/*"), *folder.glob("model/*")]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.mark.long

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lake.commits import Claim
-from lake.errors import Refused
+from lake.errors import Refused, Superseded
 from lake.runs import states
 from lake.tables import Lake, now
 from lake.writer import Writer
@@ -235,6 +235,21 @@ def test_a_checkpoint_of_another_architecture_is_refused(
         (checkpoint / "state.json").write_text(json.dumps(state))
     with pytest.raises(Refused, match=r"is of another model: 1 weights differ, such as lm_head.weight"):
         run(lake, settings(model), "other", out=str(out))
+
+
+def test_a_run_whose_name_another_process_claims_ends_with_its_next_checkpoint(lake: Lake, model: Path) -> None:
+    claims: list[Claim] = []
+
+    def overtake(line: dict[str, Any]) -> None:
+        if not claims and line.get("step", 0) >= 1:
+            claims.append(Claim(lake, "train/claimed"))
+
+    with pytest.raises(Superseded, match="another process has taken over train/claimed"):
+        run(lake, settings(model, steps=2000, checkpoint_every=5), "claimed", progress=overtake)
+    folder = Path(lake.uri) / "models" / "claimed"
+    assert {path.name[:15] for path in folder.glob("checkpoint-*")} <= {"checkpoint-0001"}
+    assert not (folder / "model").exists()
+    claims[0].check()
 
 
 def test_a_checkpoint_that_was_interrupted_is_passed_over(lake: Lake, undisturbed: Summary, tmp_path: Path) -> None:
