@@ -77,7 +77,7 @@ def repair(lake: Lake, *, take_over: bool = False) -> list[Damage]:
     # Before the record of this run, which needs the tables. What cannot be opened has no writer to spare.
     while found := [damage for name in TABLES for damage in _logs(lake, name)]:
         # Missing tables last: creating them opens all the others.
-        done += _repaired(sorted(found, key=lambda damage: damage.kind == _MISSING))
+        done += _repaired(lake, sorted(found, key=lambda damage: damage.kind == _MISSING))
     if found := list(_files(lake, "runs")):
         raise_fences(lake)
         done += _repaired(lake, found)
