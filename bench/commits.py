@@ -75,13 +75,27 @@ def _child(code: Path, uri: str, **environment: str) -> dict[str, float]:
     return found
 
 
+def _labeled(code: Path, videos: Path, uri: str) -> dict[str, float]:
+    """Milliseconds that a whole labeling run takes, for each pair that it decides, without the start of Ray."""
+    program = "from worldlake.cli import main; main()"
+    command = [sys.executable, "-P", "-c", program, "label", str(videos), "--lake", uri, "--json"]
+    env = {**os.environ, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1"}
+    out = subprocess.run(command, cwd=code, env=env, capture_output=True, text=True, check=True).stdout
+    done = json.loads(out[out.index("{") :])
+    pairs = done["counts"]["accepted"] + done["counts"]["rejected"]
+    return {f"labeling, for each of {pairs} pairs": 1000 * done["seconds"] / pairs}
+
+
 def main() -> None:
     """Print milliseconds (medians of rounds) and how many times as long they are as before."""
+    from bench.labeling import FIRST_SEED
+    from models.sample_world import write_folder
     from tests.seaweed import Seaweed
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, required=True, help="folder of another state of the code")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clips", type=int, default=24, help="of the sample world, to label (default: 24)")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
     states: dict[str, tuple[Path, dict[str, str]]] = {
@@ -89,6 +103,8 @@ def main() -> None:
     }  # fmt: skip
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
     with tempfile.TemporaryDirectory(dir=options.out.parent if options.out else None) as folder:
+        videos = Path(folder) / "videos"
+        write_folder(videos, range(FIRST_SEED, FIRST_SEED + options.clips))
         server = Seaweed(Path(folder) / "seaweed")
         server.start()
         server.client().create_bucket(Bucket="lakes")
@@ -98,6 +114,8 @@ def main() -> None:
                     for state, (code, switches) in states.items():
                         uri = f"{root}/{state}-{round_}"
                         measured = _child(code, uri, **environment, **switches)
+                        if store == "folder" and not switches:
+                            measured |= _labeled(code, videos, f"{uri}-labeled")
                         found.setdefault(store, {}).setdefault(state, []).append(measured)
         finally:
             server.stop()
@@ -111,7 +129,7 @@ def _summary(found: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, A
     rows = []
     for store, states in found.items():
         for kind in states["now"][0]:
-            ms = {state: median(one[kind] for one in rounds) for state, rounds in states.items()}
+            ms = {state: median(one[kind] for one in rounds) for state, rounds in states.items() if kind in rounds[0]}
             ratio = median(
                 now[kind] / before[kind] for now, before in zip(states["now"], states["before"], strict=True)
             )
