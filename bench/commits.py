@@ -137,7 +137,7 @@ def _summary(found: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, A
                 {"store": store, "kind": kind, "ms": {k: round(v, 1) for k, v in ms.items()}, "ratio": round(ratio, 2)}
             )
     return {
-        "command": "python -m bench.commits --before /tmp/before --out bench/results/commits.json",
+        "command": " ".join(["python -m bench.commits", *sys.argv[1:]]),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
         "rows": rows,
     }
