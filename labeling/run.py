@@ -25,7 +25,8 @@ from labeling.policy import Policy
 from labeling.stop import Stop
 from labeling.stream import WORK
 from lake.commits import Committer
-from lake.errors import Refused, Stalled
+from lake.errors import Fenced, Refused, Stalled
+from lake.forget import sweep_files
 from lake.metrics import PAIRS, QUEUE, REFRESH_S, STAGE_WORKERS, VIDEOS
 from lake.runs import Run, new_run_id, refuse_second_run
 from lake.s3 import Unavailable
@@ -146,6 +147,10 @@ def label(
         try:
             driver.label(list_again)
             run.status = summary.status = "drained" if stop.is_set() else "finished"
+        except Fenced:
+            # What the workers wrote and nobody will commit may be forgotten by now.
+            sweep_files(lake)
+            raise
         finally:
             status = "failed" if run.status == "running" else run.status
             log.info("run ends", extra={**of_run, "status": status, "counts": driver.ledger.counts})

@@ -8,7 +8,6 @@ process remembers: a `forget` that was killed is completed by the next one, or b
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ from lake.forgotten import Tombstones, tombstones
 from lake.log import Log, Named, stored
 from lake.runs import Run, RunState, new_run_id, states
 from lake.schemas import DECISIONS, TABLES
-from lake.storage import join, normalise
+from lake.storage import join
 from lake.tables import Lake
 from lake.writer import Writer, raise_fences
 
@@ -39,7 +38,6 @@ _IDS_PER_DELETE = 10_000
 _FILES_AT_ONCE = 16
 # Answers that a service keeps for clients who ask again; they repeat labels of uploads.
 _ANSWERS = "_serve/answers"
-_REDACTED = "(forgotten)"
 
 
 @dataclass
@@ -127,6 +125,22 @@ class Left:
         _delete_answers(self.lake)
 
 
+def sweep_files(lake: Lake) -> None:
+    """Delete files that no newest version names and that hold a row with a tombstone, as fenced writers leave them.
+
+    It takes no fence: who may still commit has read the tombstones, and writes no such file.
+    """
+    left = find_left(lake)
+    delete_files(lake, left.files)
+
+
+def clean_logs(lake: Lake) -> None:
+    """Take what was forgotten out of the logs, where a `forget` was killed before it did."""
+    if tombstones(lake).uris:
+        for name in TABLES:
+            Log(lake, name, stored(lake, name)).clean()
+
+
 def find_left(lake: Lake) -> Left:
     """Look through every table and every file for what has a tombstone."""
     away = tombstones(lake)
@@ -147,8 +161,9 @@ def _rows(lake: Lake, name: str, away: Tombstones, triples: frozenset[str]) -> d
         ids = lake.read(name, ["triple_id"])["triple_id"].to_pylist()
         found: dict[str, list[str]] = {"triple_id": sorted(triples.intersection(ids))}
     elif name == "runs":
-        runs = lake.read(name, ["run_id", "config"]).to_pylist()
-        found = {"run_id": sorted({row["run_id"] for row in runs if _redacted(row["config"], away) != row["config"]})}
+        rows = lake.read(name, ["run_id", "config"]).to_pylist()
+        named = {row["run_id"] for row in rows if forgotten.redacted(row["config"], away) != row["config"]}
+        found = {"run_id": sorted(named)}
     else:
         doomed = _doomed(lake.dataset(name), away)
         # What has no id, as a listing that failed, goes by its uri.
@@ -205,7 +220,7 @@ def _holds(lake: Lake, name: str, path: str, away: Tombstones, triples: frozense
     if name == "reviews":
         return not triples.isdisjoint(rows["triple_id"].to_pylist())
     if name == "runs":
-        return any(_redacted(config, away) != config for config in rows["config"].to_pylist())
+        return any(forgotten.redacted(config, away) != config for config in rows["config"].to_pylist())
     return bool(pc.any(_covered(rows, away)).as_py())
 
 
@@ -223,7 +238,7 @@ def _delete_rows(lake: Lake, writer: Writer, name: str, column: str, values: lis
         kept = []
         if name == "runs":
             rows = lake.dataset(name, table).to_table(filter=mine).to_pylist()
-            kept = [{**row, "config": _redacted(row["config"], away)} for row in rows]
+            kept = [{**row, "config": forgotten.redacted(row["config"], away)} for row in rows]
         count = lake.dataset(name, table).scanner(columns=[column], filter=mine).count_rows()
         if not count:
             return 0
@@ -241,22 +256,6 @@ def _delete_rows(lake: Lake, writer: Writer, name: str, column: str, values: lis
 
 class _Changed(Exception):
     """A table has a newer version than the one whose rows were read."""
-
-
-def _redacted(config: str | None, away: Tombstones) -> str | None:
-    """The configuration of a run without sources that have a tombstone."""
-    parsed = json.loads(config or "{}")
-    sources = parsed.get("sources")
-    if not isinstance(sources, list) or not any(away.covers(_uri(one)) for one in sources):
-        return config
-    return json.dumps(parsed | {"sources": [_REDACTED if away.covers(_uri(one)) else one for one in sources]})
-
-
-def _uri(what: str) -> str:
-    try:
-        return normalise(what)
-    except Refused:
-        return what
 
 
 def _unpinned(trainings: list[RunState], name: str, deleted: list[list[Named]]) -> list[str]:
@@ -285,7 +284,7 @@ def _delete_answers(lake: Lake) -> None:
 
 def _resolve(lake: Lake, what: str) -> list[tuple[str, str]]:
     """(uri, video_id) of the videos that an id, a uri or a data set name means."""
-    uri = _uri(what)
+    uri = forgotten.normal(what)
     named = (pc.field("video_id") == what) | pc.field("uri").isin([what, uri])
     # Pairs of images are labeled without a video, and a video that could never be read is in `failures` only.
     places = {"videos": named | (pc.field("dataset") == what), "triples": named | (pc.field("dataset") == what)}

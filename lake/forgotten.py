@@ -7,6 +7,7 @@ uri: a file that was only touched must not come back as another video.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -14,11 +15,14 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from lake.errors import Refused
 from lake.ids import video_id
+from lake.storage import normalise
 from lake.tables import Lake, now
 from lake.writer import Writer
 
 STAGE = "forget"
+_REDACTED = "(forgotten)"
 _FORGOTTEN, _BROUGHT_BACK = "Forgotten", "BroughtBack"
 
 
@@ -74,6 +78,27 @@ def bring_back(writer: Writer, uris: Iterable[str]) -> None:
     known = tombstones(writer.lake)
     message = "brought back by `worldlake ingest --forgotten`"
     writer.append("failures", [_row(key(uri), _BROUGHT_BACK, message, known) for uri in uris])
+
+
+def redacted(config: str | None, away: Tombstones) -> str | None:
+    """The configuration of a run (JSON) without sources that have a tombstone."""
+    if not away.uris or '"sources"' not in (config or ""):
+        return config
+    parsed = json.loads(config or "{}")
+    sources = parsed["sources"] if isinstance(parsed.get("sources"), list) else []
+    # Those of a training are selections, and name no file.
+    doomed = [one for one in sources if isinstance(one, str) and away.covers(normal(one))]
+    if not doomed:
+        return config
+    return json.dumps(parsed | {"sources": [_REDACTED if one in doomed else one for one in sources]})
+
+
+def normal(what: str) -> str:
+    """A uri in the spelling of the tables, where it has one."""
+    try:
+        return normalise(what)
+    except Refused:
+        return what
 
 
 def _row(one: str, error_type: str, message: str, known: Tombstones, video: str | None = None) -> dict[str, Any]:

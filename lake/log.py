@@ -19,6 +19,7 @@ from urllib.parse import unquote
 import pyarrow.fs as pafs
 
 from lake.durable import UNFINISHED
+from lake.errors import Refused
 from lake.s3 import patiently
 from lake.storage import join
 from lake.tables import Lake
@@ -26,6 +27,10 @@ from lake.tables import Lake
 _COMMIT = re.compile(r"_delta_log/(\d{20})\.json")
 _CHECKPOINT = re.compile(r"_delta_log/(\d{20})\.checkpoint.*\.parquet")
 _AT_ONCE = 16
+
+
+class BrokenLog(Refused):
+    """A log from which nothing can be told."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +83,19 @@ class Log:
     """The commits of one table."""
 
     def __init__(self, lake: Lake, name: str, files: dict[str, Stored]) -> None:
-        """Read the log; `files` is what `stored` returned. Raises ValueError where a commit is not whole."""
+        """Read the log; `files` is what `stored` returned.
+
+        Raises:
+            BrokenLog: a commit is missing or not whole. Nothing may be deleted by such a log.
+        """
         self._lake, self._name = lake, name
         self._files = files
         versions = {int(match[1]): path for path in files if (match := _COMMIT.fullmatch(path))}
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             contents = list(pool.map(lambda version: read_commit(lake, name, versions[version]), sorted(versions)))
+        if versions and sorted(versions) != list(range(max(versions) + 1)):
+            missing = next(version for version in range(max(versions)) if version not in versions)
+            raise BrokenLog(f"{name}/{commit_path(missing)} is missing: restore it from a backup of {lake.uri}")
         self.commits = dict(zip(sorted(versions), contents, strict=True))
         self.named = _named(self.commits)
 
@@ -132,8 +144,8 @@ class Log:
         for version, actions in unclean.items():
             content = "\n".join(json.dumps(action, separators=(",", ":")) for action in actions)
             self._lake.storage.put(join(self._lake.table_uri(self._name), commit_path(version)), content.encode())
-        if unclean:
-            self._drop_checkpoints()
+        # Also where nothing is unclean: whoever cleaned them may have been killed before this.
+        self._drop_checkpoints()
         return len(unclean)
 
     def _drop_checkpoints(self) -> None:
@@ -147,11 +159,14 @@ class Log:
 
 
 def read_commit(lake: Lake, name: str, path: str) -> list[dict[str, Any]]:
-    """The actions of a commit of a table. Raises ValueError where it was not written whole."""
+    """The actions of a commit of a table. Raises BrokenLog where it was not written whole."""
     content = lake.storage.get(join(lake.table_uri(name), path)) or b""
-    actions = [json.loads(line) for line in content.splitlines() if line.strip()]
+    try:
+        actions = [json.loads(line) for line in content.splitlines() if line.strip()]
+    except ValueError:
+        actions = []
     if not actions:
-        raise ValueError(f"{name}/{path} is empty")
+        raise BrokenLog(f"{name}/{path} was not written whole: run `worldlake repair --lake {lake.uri}`")
     return actions
 
 

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from deltalake.exceptions import CommitFailedError
 
 from lake.errors import Refused
-from lake.forget import Forgotten, delete_files, find_left, sweep_until_clean
+from lake.forget import Forgotten, clean_logs, delete_files, find_left, sweep_files, sweep_until_clean
 from lake.log import Log, Stored, stored
 from lake.runs import Run, find_alive, new_run_id, states
 from lake.schemas import TABLES
@@ -55,8 +55,11 @@ def maintain(lake: Lake, *, cluster: bool = False, keep_hours: int = KEEP_HOURS)
             for name, count in _delete_old(lake, timedelta(hours=keep_hours)).items():
                 done[name].deleted = count
             if find_left(lake):
-                # Files of a process that was paused while a `forget` went through.
+                # Of a `forget` that was killed.
                 sweep_until_clean(lake, [], Forgotten(0))
+        # Files of a process that was paused while a `forget` went through, a compaction perhaps.
+        sweep_files(lake)
+        clean_logs(lake)
         return done
 
 

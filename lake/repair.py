@@ -15,10 +15,11 @@ from typing import Any
 
 import duckdb
 import pyarrow.compute as pc
+from deltalake.transaction import AddAction, RemoveAction
 
 from lake.errors import Fenced, Refused
-from lake.forget import Forgotten, delete_files, find_left, sweep_until_clean
-from lake.log import Log, Named, Stored, read_commit, stored
+from lake.forget import Forgotten, clean_logs, delete_files, find_left, sweep_files, sweep_until_clean
+from lake.log import BrokenLog, Log, Named, Stored, read_commit, stored
 from lake.maintenance import KEEP_HOURS, delete_orphans, old_files
 from lake.runs import Run, new_run_id
 from lake.schemas import DECISIONS, TABLES
@@ -89,6 +90,7 @@ def repair(lake: Lake, *, take_over: bool = False) -> list[Damage]:
             if len(done) > _MOST:
                 raise Refused(f"the lake is damaged again as soon as it is repaired: {found[0].text()}")
             found = check(lake)
+        clean_logs(lake)
         run.counts |= Counter({f"{damage.kind} ({damage.table})": damage.count for damage in done})
         run.config |= {"repaired": [damage.row() for damage in done]}
     return done
@@ -104,8 +106,7 @@ def _repaired(lake: Lake, found: list[Damage]) -> list[Damage]:
             damage.repair()
         except Fenced:
             # delta-rs has written rows into a file before its commit was refused, and they may be forgotten by now.
-            if find_left(lake):
-                sweep_until_clean(lake, [], Forgotten(0))
+            sweep_files(lake)
             raise
     return found
 
@@ -115,7 +116,7 @@ def _logs(lake: Lake, name: str) -> Iterator[Damage]:
     files = stored(lake, name)
     try:
         versions = Log(lake, name, files).commits
-    except ValueError:
+    except BrokenLog as error:
         broken = _broken_commits(lake, name, files)
         newest = max(path for path in files if path.startswith("_delta_log/") and path.endswith(".json"))
         if broken == [newest]:
@@ -123,6 +124,7 @@ def _logs(lake: Lake, name: str) -> Iterator[Damage]:
             fix = partial(delete_files, lake, {name: broken})
         else:
             remedy = "none here: restore these files from a backup of the lake"
+            broken = broken or [str(error)]
             fix = partial(_give_up, lake, broken)
         yield Damage("half-written commits", name, len(broken), broken[:_EXAMPLES], remedy, fix)
         return
@@ -136,7 +138,7 @@ def _broken_commits(lake: Lake, name: str, files: dict[str, Stored]) -> list[str
         if path.startswith("_delta_log/") and path.endswith(".json"):
             try:
                 read_commit(lake, name, path)
-            except ValueError:
+            except BrokenLog:
                 broken.append(path)
     return broken
 
@@ -149,27 +151,32 @@ def _files(lake: Lake, name: str) -> Iterator[Damage]:
     """Files that the newest version names and that are gone or of another size."""
     files = stored(lake, name)
     log = Log(lake, name, files)
-    lost = [one for path, one in log.newest.items() if path not in files or files[path].bytes != one.bytes]
+    lost = _lost(log, files)
     if lost:
         replaced = {path: span for one in lost for path, span in log.replaced_by(one).items() if path in files}
         remedy = "take it out of the table"
         if replaced:
             remedy += f"; bring back {len(replaced)} files that it was made from"
         examples = [one.path for one in lost[:_EXAMPLES]]
-        drop = partial(_drop, lake, name, lost, files, replaced)
-        yield Damage("missing files", name, len(lost), examples, remedy, drop)
+        yield Damage("missing files", name, len(lost), examples, remedy, partial(_drop, lake, name))
 
 
-def _drop(lake: Lake, name: str, lost: list[Named], files: dict[str, Stored], replaced: dict[str, Named]) -> None:
-    # Whatever has another size goes, so that delta-rs finds it missing, too.
-    delete_files(lake, {name: [one.path for one in lost if one.path in files]})
-    table = lake.table(name)
-    opened = table.version()
-    table.repair()
-    lake.flush(name, opened)
-    if replaced:
-        back = [DataFile(name, path, span.bytes, 0, now(), "{}", ()) for path, span in replaced.items()]
-        Writer(lake).commit(name, back)
+def _drop(lake: Lake, name: str) -> None:
+    """Take out what is lost and bring back what it was made from, in one commit."""
+    files = stored(lake, name)
+    log = Log(lake, name, files)
+    lost = _lost(log, files)
+    replaced = {path: span for one in lost for path, span in log.replaced_by(one).items() if path in files}
+    at = int(now().timestamp() * 1000)
+    gone: list[AddAction | RemoveAction] = [
+        RemoveAction(path=one.path, data_change=True, deletion_timestamp=at, size=one.bytes) for one in lost
+    ]
+    back = [DataFile(name, path, span.bytes, 0, now(), "{}", ()) for path, span in replaced.items()]
+    Writer(lake).commit(name, back, also_actions=gone)
+
+
+def _lost(log: Log, files: dict[str, Stored]) -> list[Named]:
+    return [one for path, one in log.newest.items() if path not in files or files[path].bytes != one.bytes]
 
 
 def _forgotten(lake: Lake) -> Iterator[Damage]:

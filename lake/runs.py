@@ -28,6 +28,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from lake.errors import Fenced, Refused
+from lake.forgotten import redacted, tombstones
 from lake.metrics import RUN_IDLE
 from lake.schemas import TABLES
 from lake.storage import is_s3, join
@@ -287,6 +288,8 @@ class Run:
         # That a run began and how it ended is on record also when a `forget` has ended its other writing.
         while True:
             self._writer.fences = fences(self.lake, ["runs"])
+            # A source may have been forgotten since the run began.
+            row["config"] = redacted(row["config"], tombstones(self.lake))
             with suppress(Fenced):
                 return self._writer.append("runs", [row])
 

@@ -9,6 +9,7 @@ import io
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -246,7 +247,9 @@ class StorageConfig(BaseModel):
             bucket, key = split_s3(uri)
             s3.patiently(lambda: self.s3_client().delete_object(Bucket=bucket, Key=key))
         else:
-            Path(uri).unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                Path(uri).unlink()
+                durable.flush_folder(Path(uri).parent)
 
     def verify(self, uri: str, etag: str) -> None:
         """Raise ``SourceChanged`` when a local file is no longer the one of this etag; an S3 copy cannot change."""

@@ -21,6 +21,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from pyarrow import fs
 
 from lake.errors import Fenced, Superseded
+from lake.log import Log, stored
 from lake.metrics import COMMIT_RETRIES
 from lake.s3 import final_error
 from lake.schemas import TABLES
@@ -51,15 +52,15 @@ def raise_fences(lake: Lake, on_retry: Note = lambda message: None) -> None:
         OSError, DeltaError: a table cannot be written, also after minutes of trying.
     """
     for name in TABLES:
-        fence = uuid4().hex
+        fence, first = uuid4().hex, list[int]()
 
-        def write(name: str = name, fence: str = fence) -> None:
+        def write(name: str = name, fence: str = fence, first: list[int] = first) -> None:
             table = lake.table(name)
+            first.append(table.version())
             # After a lost answer it is there already.
             if fence_of(table) != fence:
-                opened = table.version()
                 table.alter.set_table_properties({FENCE: fence}, raise_if_not_exists=False)
-                lake.flush(name, opened)
+            lake.flush(name, first[0])
 
         _patiently(lake, name, write, on_retry, "maintenance")
 
@@ -124,8 +125,11 @@ class Writer:
         version: int | None = None,
         check: Check = lambda table: None,
         also: Sequence[Transaction] = (),
+        also_actions: Sequence[AddAction | RemoveAction] = (),
     ) -> None:
         """Make files part of a table, all or none, as the `version` of this writer's transaction (default: the next).
+
+        `also` and `also_actions` are transactions and actions of the same commit.
 
         Raises:
             Fenced: a `forget` came by since this writer opened; nothing was committed.
@@ -135,15 +139,18 @@ class Writer:
 
         def write(table: DeltaTable, properties: CommitProperties) -> None:
             self._check_files(name, files)
-            actions: list[AddAction | RemoveAction] = [file.as_action() for file in files]
+            actions = [*also_actions, *(file.as_action() for file in files)]
             table.create_write_transaction(actions, mode="append", schema=table.schema(), commit_properties=properties)
 
         try:
             self._through(name, version or self._next(), check, write, also)
         except Fenced:
-            # Nobody can commit them any more, and they may hold what was forgotten.
+            # Nobody can commit them any more, and they may hold what was forgotten. But those of a commit whose answer
+            # was lost, and that a successor has followed, are in the table.
+            named = Log(self.lake, name, stored(self.lake, name)).named
             for file in files:
-                self.lake.storage.delete(join(self.lake.table_uri(name), file.path))
+                if file.path not in named:
+                    self.lake.storage.delete(join(self.lake.table_uri(name), file.path))
             raise
 
     def _next(self) -> int:
@@ -159,16 +166,18 @@ class Writer:
         also: Sequence[Transaction],
     ) -> None:
         properties = CommitProperties(app_transactions=[Transaction(self.app_id, version), *also])
+        first: list[int] = []
 
         def attempt() -> None:
             table = self.lake.table(name)
-            opened = table.version()
+            # Of the first attempt: one whose answer was lost has to be on the disk, too.
+            first.append(table.version())
             # The answer may have been lost after the commit went through.
             if table.transaction_version(self.app_id) != version:
                 self._refuse_fenced(name, table)
                 check(table)
                 write(table, properties)
-            self.lake.flush(name, opened)
+            self.lake.flush(name, first[0])
 
         _patiently(self.lake, name, attempt, self._on_retry, self._source)
 

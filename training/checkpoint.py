@@ -114,6 +114,8 @@ class Checkpoints:
                 state = json.loads(file.read())
         except (FileNotFoundError, ValueError):
             return None
+        if "sha256" not in state:
+            return None
         infos = filesystem.get_file_info([f"{path}/{file}" for file in state["bytes"]])
         sizes = [info.size for info in infos]
         return Found(state["step"], name, state["sha256"]) if sizes == list(state["bytes"].values()) else None

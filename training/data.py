@@ -13,6 +13,7 @@ import ray
 import ray.data
 
 from lake.errors import Refused
+from lake.forgotten import tombstones
 from lake.schemas import TABLES
 from lake.tables import Lake
 from training.order import Indices
@@ -40,6 +41,16 @@ class Chosen:
         if not all(len(indices) for indices, _ in sources):
             raise Refused("no image of a source can be read: see the table failures, stages tokenize and decode")
         return Chosen(self.table.filter(pa.array(stays)), sources)
+
+
+def entombed(lake: Lake, version: int) -> pa.Array:
+    """The triples of a version whose videos are forgotten."""
+    away = tombstones(lake)
+    if not away.uris:
+        return pa.array([], pa.string())
+    table = at_version(lake, "triples", version)
+    rows = lake.dataset("triples", table).to_table(columns=["triple_id", "uri", "video_id"]).to_pylist()
+    return pa.array([row["triple_id"] for row in rows if away.covers(row["uri"], row["video_id"])], pa.string())
 
 
 def choose(lake: Lake, sources: Sequence[Source], versions: Mapping[str, int]) -> Chosen:

@@ -34,7 +34,7 @@ from lake.writer import Writer
 from models.loading import resolve
 from models.world_loading import WorldSettings, load_image_tokenizer, tokenizer_id, world_folder
 from training.board import News, new_board
-from training.data import Chosen, choose, read
+from training.data import Chosen, choose, entombed, read
 from training.dynamics import PAIR_COLUMNS, model_settings
 from training.feed import DecodePairs, Rows, decode_tokens
 from training.fitting import Fitting, refuse_too_few
@@ -235,6 +235,8 @@ class _Driver:
     def train(self, record: _Record | None, start_cluster: Callable[[], None]) -> None:
         versions = self._books.tables_read
         chosen = choose(self._lake, self._settings.sources, versions)
+        # A `forget` that is under way has entombed what it has yet to delete, and a pinned version may hold it, too.
+        chosen = chosen.without(entombed(self._lake, versions["triples"]))
         start_cluster()
         gpus = refuse_too_few(self._settings)
         if isinstance(self._settings, WorldTraining) and not self._make_tokens(chosen):

@@ -157,7 +157,7 @@ def test_a_file_of_another_size_than_its_worker_wrote_is_never_committed(lake: L
     content = path.read_bytes()
     path.write_bytes({"half": content[: len(content) // 2], "empty": b"", "longer": content + b"\0"}[change])
     with pytest.raises(FileNotFoundError, match=f"not of {len(content)} bytes"):
-        committer.commit({"triples": [file]})
+        committer.commit([file])
     assert decided(lake) == []
 
 

@@ -15,13 +15,14 @@ from lake import forgotten
 from lake.commits import Committer
 from lake.errors import Fenced, Refused
 from lake.forget import forget
+from lake.log import Log
 from lake.maintenance import maintain
 from lake.repair import check
 from lake.runs import Run, states
 from lake.schemas import TABLES
 from lake.storage import join
 from lake.tables import Lake, now, to_table
-from lake.writer import Writer
+from lake.writer import Writer, raise_fences
 from tests.lake.filled import LABELERS, Filled, fill
 from tests.lake.traces import traces
 
@@ -34,7 +35,8 @@ def filled(place: str) -> Filled:
 def pin(lake: Lake, run_id: str) -> None:
     """Record a training with the pins that `training.run` makes."""
     versions = {name: lake.table(name).version() for name in ("triples", "videos", "tokens")}
-    with Run(lake, run_id, "train", {}, tables_read=versions):
+    # Its sources are selections, unlike those of an ingest.
+    with Run(lake, run_id, "train", {"sources": [{"datasets": ["one"], "factor": 1.0}]}, tables_read=versions):
         pass
 
 
@@ -183,3 +185,44 @@ def test_a_run_that_is_alive_is_spared_unless_it_is_taken_over(tmp_path: Path) -
         forget(lake, filled.videos[0], take_over=True)
         with pytest.raises(Fenced):
             committer.commit([lake.write_file(to_table("progress", [{"video_id": "v"}]), "progress", "working")])
+
+
+def test_a_run_that_was_paused_does_not_name_what_was_forgotten_at_its_end(filled: Filled) -> None:
+    lake, uri = filled.lake, identity(filled.lake, filled.videos[0])["uri"]
+    with Run(lake, "paused", "ingest", {"sources": [uri]}):
+        forget(lake, uri, take_over=True)
+    assert traces(lake, [uri, json.dumps(uri)[1:-1]]) == []
+
+
+def test_files_of_a_commit_that_a_successor_followed_stay_where_a_fence_comes_by(tmp_path: Path) -> None:
+    """The answer of the commit was lost, and the application transaction is the successor's by now."""
+    lake = fill(Lake(str(tmp_path)), videos=1).lake
+    first = Committer(lake, LABELERS[0], "first")
+    first.fence()
+    rows = [{"triple_id": "t", "video_id": "v", "labeler_id": LABELERS[0], "labeled_at": now()}]
+    file = lake.write_file(to_table("triples", rows), "triples", "first")
+    first.commit([file])
+    raise_fences(lake)
+    Committer(lake, LABELERS[0], "successor").fence()
+    with pytest.raises(Fenced):
+        first.writer.commit("triples", [file], first.epoch << 32 | 1)
+    assert "t" in lake.dataset("triples").to_table()["triple_id"].to_pylist()
+
+
+def test_what_a_killed_forget_left_in_checkpoints_goes_with_the_next_repair(
+    filled: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, video = filled.lake, filled.videos[0]
+    uri = identity(lake, video)["uri"]
+    maintain(lake)
+
+    def killed(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Log, "_drop_checkpoints", killed)
+        with pytest.raises(KeyboardInterrupt):
+            forget(lake, uri)
+    forget(lake, uri)
+    maintain(lake)
+    assert traces(lake, [uri, json.dumps(uri)[1:-1], video]) == []

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deltalake import DeltaTable
 
 from lake import forgotten
 from lake.commits import Committer
 from lake.errors import Refused
 from lake.log import Log, stored
 from lake.maintenance import maintain
-from lake.repair import check, repair
+from lake.repair import _drop, check, repair
 from lake.runs import Run, states
 from lake.schemas import TABLES
 from lake.storage import join
@@ -149,6 +150,34 @@ def test_a_log_that_is_damaged_in_its_middle_is_refused_with_the_remedy(tmp_path
     assert [one.kind for one in check(lake)] == ["half-written commits"]
     with pytest.raises(Refused, match="backup"):
         repair(lake)
+
+
+def test_a_log_with_a_gap_is_refused_and_nothing_is_deleted_by_it(tmp_path: Path) -> None:
+    lake = fill(Lake(str(tmp_path)), videos=1).lake
+    maintain(lake)
+    (tmp_path / "triples" / "_delta_log" / f"{1:020}.json").unlink()
+    assert [one.kind for one in check(lake)] == ["half-written commits"]
+    for command in (repair, maintain):
+        with pytest.raises(Refused, match="backup"):
+            command(lake)
+
+
+def test_a_repair_that_is_killed_keeps_what_it_brings_back(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = filled.lake
+    rows = lake.dataset("triples").count_rows()
+    maintain(lake)
+    lake.storage.delete(join(lake.table_uri("triples"), newest(lake, "triples")[0]))
+
+    def killed(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DeltaTable, "create_write_transaction", killed)
+        with pytest.raises(KeyboardInterrupt):
+            _drop(lake, "triples")
+    assert check(lake)
+    repair(lake)
+    assert lake.dataset("triples").count_rows() == rows
 
 
 def test_no_repair_beside_a_run_that_is_alive_and_none_where_no_lake_is(tmp_path: Path) -> None:
