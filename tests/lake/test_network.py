@@ -13,6 +13,7 @@ from lake.s3 import Unavailable
 from lake.sql import query
 from lake.storage import StorageConfig
 from lake.tables import Lake
+from lake.writer import Writer
 from tests.conftest import Bucket
 from tests.proxies import NAME, Proxy, Tls, certificates
 
@@ -44,7 +45,7 @@ def use_every_client(bucket: Bucket) -> None:
     """Create a lake (deltalake), write a file (pyarrow), list and read (boto3), query (DuckDB over pyarrow)."""
     lake = Lake(f"{bucket.uri}/lake{uuid4().hex}")
     lake.create()
-    lake.append("reviews", [{"triple_id": "0"}])
+    Writer(lake).append("reviews", [{"triple_id": "0"}])
     with query(lake, "SELECT triple_id FROM reviews") as result:
         assert result.read_all()["triple_id"].to_pylist() == ["0"]
     filesystem, path = lake.storage.filesystem(f"{lake.uri}/file")

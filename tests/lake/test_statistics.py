@@ -46,7 +46,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
     committer = Committer(made, "labeler", "run")
     committer.fence()
     files = [made.write_file(to_table("triples", rows(number)), "triples", "run") for number in range(len(VALUES))]
-    committer.commit({"triples": files})
+    committer.commit(files)
     return made
 
 

@@ -21,6 +21,7 @@ from lake.schemas import TABLES
 from lake.sql import query
 from lake.storage import Entry, StorageConfig, local_etag, normalise
 from lake.tables import Lake
+from lake.writer import Writer
 from tests.answering import Answering
 from tests.conftest import Bucket
 from tests.seaweed import OTHER_KEY, OTHER_SECRET
@@ -56,7 +57,7 @@ def test_other_schemes_are_refused_with_the_remedy(uri: str) -> None:
 def test_a_lake_may_have_a_strange_name(place: str, name: str) -> None:
     lake = Lake(f"{place}/{name}")
     lake.create()
-    lake.append("reviews", [{"triple_id": "0"}])
+    Writer(lake).append("reviews", [{"triple_id": "0"}])
     with query(lake, "SELECT triple_id FROM reviews") as result:
         assert result.read_all()["triple_id"].to_pylist() == ["0"]
     logs = {entry.uri for page in lake.storage.pages(lake.uri) for entry in page if entry.uri.endswith(f"{0:020}.json")}

@@ -15,6 +15,7 @@ import pytest
 from lake.errors import Refused
 from lake.schemas import DECISIONS, SCHEMA_VERSION, TABLES, stats_columns
 from lake.tables import Lake, now, to_table
+from lake.writer import Writer
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_a_lake_may_be_made_twice_and_by_several_at_once(tmp_path: Path) -> None
     lake = Lake(str(tmp_path / "some" / "lake"))
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: lake.create(), range(4)))
-    lake.append("videos", [{"video_id": "v"}])
+    Writer(lake).append("videos", [{"video_id": "v"}])
     lake.create()
     assert lake.read("videos", ["video_id"]).to_pylist() == [{"video_id": "v"}]
     for name in TABLES:
@@ -77,9 +78,9 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 
 def test_rows_are_appended_and_no_rows_are_no_commit(lake: Lake) -> None:
-    lake.append("videos", [])
+    Writer(lake).append("videos", [])
     assert lake.table("videos").version() == 0
-    lake.append("videos", [{"video_id": "v", "bytes": 3}, {"video_id": "w"}])
+    Writer(lake).append("videos", [{"video_id": "v", "bytes": 3}, {"video_id": "w"}])
     assert lake.read("videos", ["video_id", "bytes"]).sort_by("video_id").to_pylist() == [
         {"video_id": "v", "bytes": 3},
         {"video_id": "w", "bytes": None},
