@@ -174,7 +174,7 @@ class Claim:
     """
 
     def __init__(self, lake: Lake, name: str) -> None:
-        """Take the name from whoever has it; raises as `Writer.commit`."""
+        """Take the name from the process that has it; raises as `Writer.commit`."""
         self._lake, self._name = lake, name
         self._fence = fences(lake, ["runs"])
         writer = Writer(lake, name, known=self._fence)

@@ -144,7 +144,7 @@ class Log:
         for version, actions in unclean.items():
             content = "\n".join(json.dumps(action, separators=(",", ":")) for action in actions)
             self._lake.storage.put(join(self._lake.table_uri(self._name), commit_path(version)), content.encode())
-        # Also where nothing is unclean: whoever cleaned them may have been killed before this.
+        # Also where nothing is unclean: the process that cleaned them may have been killed before this.
         self._drop_checkpoints()
         return len(unclean)
 

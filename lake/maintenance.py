@@ -91,7 +91,7 @@ def _delete_old(lake: Lake, keep: timedelta) -> dict[str, int]:
 def delete_orphans(lake: Lake, before: datetime) -> dict[str, int]:
     """Delete files that no commit named and that are older than a time; how many, by table.
 
-    Whoever wrote them may be paused, about to commit them, and clocks may differ by more than a day. So only what was
+    Their writer may be paused, about to commit them, and clocks may differ by more than a day. So only what was
     there before new fences and is unnamed behind them goes: nobody can commit it any more.
     """
     listed = {name: old_files(lake, name, before, {})[1] for name in TABLES}
