@@ -1,9 +1,9 @@
 """Forgetting videos: their rows and bytes leave every table, every version and every file of a lake.
 
-The order makes it hold. First tombstones, so that every writer that opens the lake from now on skips the videos; then
-new fences, so that writers that were open before commit nothing more (see `lake.writer`); then rows, files and
-statistics are deleted, and looked for again until there are none. All of it goes by the tombstones in the lake, not by what this
-process remembers: a `forget` that was killed is completed by the next one, or by `worldlake repair`.
+The order makes it hold. First tombstones, so that every writer that opens the lake from now on skips the videos. Then
+new fences, so that writers that were open before commit nothing more (see `lake.writer`). Then rows, files and
+statistics are deleted, and looked for again until there are none. All of it goes by the tombstones in the lake, not by
+what this process remembers: a `forget` that was killed is completed by the next one, or by `worldlake repair`.
 """
 
 from __future__ import annotations
