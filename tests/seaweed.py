@@ -58,7 +58,7 @@ class Seaweed:
             f"-ip={self.host}",
             f"-ip.bind={self.host}",
             f"-dir={self.folder}",
-            "-volume.max=200",
+            "-volume.max=5000",
             "-master.volumeSizeLimitMB=64",
             f"-master.port={master}",
             f"-volume.port={volume}",
@@ -74,6 +74,8 @@ class Seaweed:
         ]
         # It would take AWS credentials in its own environment for another identity.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        # A bucket begins with seven volumes, so 29 buckets would fill a server of 200.
+        environment["WEED_MASTER_VOLUME_GROWTH_COPY_1"] = "1"
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         self._wait()
