@@ -27,12 +27,12 @@ from lake.schemas import DECISIONS
 from lake.tables import DataFile, Lake
 from lake.writer import RETRY_WAITS_S, Writer, fence_of, fences
 
-TABLES = (*DECISIONS, "failures", "progress")
+ORDER = (*DECISIONS, "failures", "progress")
 """The order of every commit: what was decided about pairs first, and that a video is finished last."""
 
 
 class Committer:
-    """Commits the files of one labeler's workers into `TABLES`. Construct, then `fence()` before anything else."""
+    """Commits the files of one labeler's workers into `ORDER`. Construct, then `fence()` before anything else."""
 
     def __init__(
         self,
@@ -64,9 +64,9 @@ class Committer:
         self._decided.clear()
         for wait_s in (*RETRY_WAITS_S, None):
             try:
-                self.epoch = max(_epoch(self.lake.table(name).transaction_version(self.app_id)) for name in TABLES) + 1
+                self.epoch = max(_epoch(self.lake.table(name).transaction_version(self.app_id)) for name in ORDER) + 1
                 # Another committer that starts at the same moment may take the epoch: then the next one is tried.
-                if all(self._raise_epoch(name) for name in TABLES):
+                if all(self._raise_epoch(name) for name in ORDER):
                     return
             except (CommitFailedError, DeltaError, OSError) as error:
                 if why := final_error(error, self.lake.uri):
@@ -106,7 +106,7 @@ class Committer:
         return triple_id in self._decided
 
     def commit(self, files: Iterable[DataFile]) -> dict[str, list[DataFile]]:
-        """Commit files in the order of `TABLES`; returns, by table, what was committed.
+        """Commit files in the order of `ORDER`; returns, by table, what was committed.
 
         Of rows with one id the first counts, in the order of `files`, and the others are dropped, whatever their table.
 
@@ -119,7 +119,7 @@ class Committer:
         with COMMIT_SECONDS.timed(source=self._source):
             for kept in filter(None, map(self._without_decided, files)):
                 fresh.setdefault(kept.table, []).append(kept)
-            for name in TABLES:
+            for name in ORDER:
                 if name in fresh:
                     self._commit_table(name, fresh[name])
         return fresh

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lake.commits import TABLES
+from lake.commits import ORDER
 from lake.tables import Lake
 from tests.faults.commit_driver import PAIRS, VIDEOS
 
@@ -20,7 +20,7 @@ def drive(lake: Lake, *death: str) -> int:
     ).returncode
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", ORDER)
 @pytest.mark.parametrize("when", ["before", "inside", "after"])
 def test_killed_around_a_commit(tmp_path: Path, when: str, table: str) -> None:
     lake = Lake(str(tmp_path))
