@@ -19,7 +19,7 @@ from lake.schemas import TABLES
 from lake.tables import Lake, now
 from lake.writer import raise_fences, rewritten
 
-#: Readers and writers that are open need what they began with; a committer takes no file older than half of this.
+#: Readers that are open need what they began with.
 KEEP_HOURS = 24
 # Pairs of one video together, videos of one data set together: what training and SQL read at once.
 _CLUSTER_BY = ("dataset", "video_id")
@@ -74,7 +74,7 @@ def _compact(lake: Lake, name: str, cluster: bool) -> Maintained:
             table.optimize.compact(writer_properties=rewritten(name))
     table.update_incremental()
     lake.flush(name, opened)
-    table.create_checkpoint()
+    lake.checkpoint(table, name)
     return Maintained(before, len(table.file_uris()), None)
 
 

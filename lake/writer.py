@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -26,10 +25,8 @@ from lake.metrics import COMMIT_RETRIES
 from lake.s3 import final_error
 from lake.schemas import TABLES
 from lake.storage import join
-from lake.tables import FENCE, STATISTICS_BYTES, DataFile, Lake, now, to_table
+from lake.tables import FENCE, STATISTICS_BYTES, DataFile, Lake, to_table
 
-# `maintain` takes files that no commit names after 24 h; half of that leaves room for clocks that differ.
-MAX_FILE_AGE = timedelta(hours=12)
 # Together about ten minutes: longer than a restart of an object store, shorter than a night.
 RETRY_WAITS_S = (0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 60, 60, 120, 120, 120)
 
@@ -133,7 +130,7 @@ class Writer:
 
         Raises:
             Fenced: a `forget` came by since this writer opened; nothing was committed.
-            FileNotFoundError: a file vanished, has another size than its worker wrote, or is too old to be safe.
+            FileNotFoundError: a file vanished or has another size than its worker wrote.
             OSError, DeltaError, Refused, Unavailable: the table cannot be written; what may pass was waited for.
         """
 
@@ -196,8 +193,6 @@ class Writer:
         for file, info in zip(files, infos, strict=True):
             if info.type != fs.FileType.File or info.size != file.bytes:
                 raise FileNotFoundError(f"{name}/{file.path} is missing or not of {file.bytes} bytes")
-            if now() - file.written_at > MAX_FILE_AGE:
-                raise FileNotFoundError(f"{file.path} is older than {MAX_FILE_AGE}: a vacuum may take it any moment")
 
 
 def _overwrite(
