@@ -23,7 +23,7 @@ def write(path: Path, content: bytes) -> None:
     Raises:
         OSError: the disk is full or cannot be written; the old file is as it was.
     """
-    _make_folder(path.parent)
+    make_folder(path.parent)
     # Of this call alone: two threads may write the same file at once.
     unfinished = path.with_name(f"{path.name}.{uuid4().hex}{UNFINISHED}")
     try:
@@ -40,6 +40,24 @@ def write(path: Path, content: bytes) -> None:
     flush_folder(path.parent)
 
 
+def write_new(path: Path, content: bytes) -> bool:
+    """Write a whole file where there is none; whether it did. Of several writers at once one does.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    unfinished = path.with_name(f"{path.name}.{uuid4().hex}{UNFINISHED}")
+    try:
+        write(unfinished, content)
+        path.hardlink_to(unfinished)
+    except FileExistsError:
+        return False
+    finally:
+        unfinished.unlink(missing_ok=True)
+    flush_folder(path.parent)
+    return True
+
+
 def flush(path: Path) -> None:
     """Bring a file that another library wrote to the disk, and its folder."""
     if _is_on():
@@ -53,7 +71,8 @@ def flush_folder(path: Path) -> None:
         _fsync(path)
 
 
-def _make_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, if they are not there."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:

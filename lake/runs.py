@@ -201,14 +201,14 @@ class Run:
         self._writer = Writer(self.lake, known={})
         self._ended = threading.Event()
         self.tables_read = self.tables_read or self._versions("videos")
-        self._record()
+        self.record()
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._heart.start()
         # Recorded and alive first, looked around then: of two that start at once at least one sees the other.
         if not self.take_over and (other := find_alive(self.lake, self._excludes)):
             self._silence()
             self.status = "refused"
-            self._record()
+            self.record()
             raise _at_work(other, _ALONE if self._is_second_to(other) else f"{self.kind} when it has ended")
         return self
 
@@ -217,7 +217,7 @@ class Run:
         if self.status == "running":
             self.status = "finished" if error is None else "failed"
         try:
-            self._record(tables_written=self._versions(*(name for name in TABLES if name != "runs")))
+            self.record(tables_written=self._versions(*(name for name in TABLES if name != "runs")))
         except Exception as unrecorded:
             if error is None:
                 raise
@@ -261,7 +261,8 @@ class Run:
     def _versions(self, *names: str) -> dict[str, int]:
         return {name: self.lake.table(name).version() for name in names}
 
-    def _record(self, tables_written: dict[str, int] | None = None) -> None:
+    def record(self, tables_written: dict[str, int] | None = None) -> None:
+        """Put the run on record as it is now."""
         self._append(
             {
                 "run_id": self.run_id,

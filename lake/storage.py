@@ -226,6 +226,33 @@ class StorageConfig(BaseModel):
         else:
             durable.write(Path(uri), content)
 
+    def put_new(self, uri: str, content: bytes) -> bool:
+        """Write an object unless there is one; returns whether the object there now has this content.
+
+        Durable and patient as `put`. Of several writers at once one succeeds.
+        """
+        if not is_s3(uri):
+            return durable.write_new(Path(uri), content) or self.get(uri) == content
+        bucket, key = split_s3(uri)
+        try:
+            s3.patiently(lambda: self.s3_client().put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*"))
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in ("PreconditionFailed", "ConditionalRequestConflict", "412"):
+                raise
+            # Its own, where the answer to an earlier attempt was lost.
+            return self.get(uri) == content
+        return True
+
+    def put_folder(self, folder: Path, uri: str) -> None:
+        """Write the files of a folder under a uri, over those of the same names. Durable and patient as `put`."""
+        filesystem, path = self.filesystem(uri)
+        if not is_s3(uri):
+            durable.make_folder(Path(path))
+        s3.patiently(lambda: pafs.copy_files(str(folder), path, destination_filesystem=filesystem))
+        if not is_s3(uri):
+            for file in (found for found in folder.rglob("*") if found.is_file()):
+                durable.flush(Path(path, file.relative_to(folder)))
+
     def get(self, uri: str) -> bytes | None:
         """Return all bytes of a small object; None where there is none."""
         if not is_s3(uri):

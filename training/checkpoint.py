@@ -23,7 +23,6 @@ import pyarrow.fs as pafs
 import torch
 from safetensors.torch import load_file, save_file
 
-from lake import durable
 from lake.commits import Claim
 from lake.errors import Refused
 from lake.s3 import patiently
@@ -72,7 +71,7 @@ class Checkpoints:
                 self._remove(name)
                 save_file(weights, Path(folder) / _WEIGHTS)
                 save_file(moments, Path(folder) / _OPTIMIZER)
-                patiently(lambda: self._upload(Path(folder), name, step))
+                self._upload(Path(folder), name, step)
             except Exception as error:
                 self._remove(name)
                 raise _refusal(error, step, self._uri) or error from None
@@ -121,14 +120,8 @@ class Checkpoints:
         return Found(state["step"], name, state["sha256"]) if sizes == list(state["bytes"].values()) else None
 
     def _upload(self, folder: Path, name: str, step: int) -> None:
-        filesystem, path = self._storage.filesystem(join(self._uri, name))
-        if filesystem.type_name == "local":
-            filesystem.create_dir(path)
-        pafs.copy_files(str(folder), path, destination_filesystem=filesystem)
+        self._storage.put_folder(folder, join(self._uri, name))
         sizes = {file: (folder / file).stat().st_size for file in (_WEIGHTS, _OPTIMIZER)}
-        if filesystem.type_name == "local":
-            for file in sizes:
-                durable.flush(Path(path, file))
         state = {"step": step, "bytes": sizes, "sha256": _hashes(folder)}
         self._storage.put(join(self._uri, name, _STATE), json.dumps(state).encode())
 

@@ -10,12 +10,15 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 import pyarrow.fs as pafs
 from torch.utils.tensorboard import SummaryWriter
 
+from lake.commits import Claim
+from lake.errors import Superseded
 from lake.s3 import patiently
 from lake.storage import StorageConfig, is_s3, join
 
@@ -26,10 +29,10 @@ _UPLOAD_EVERY_S = 60.0
 
 
 class Journal:
-    """Writes lines as they come. Use as a context manager."""
+    """Writes lines as they come, while the claim holds. Use as a context manager."""
 
-    def __init__(self, storage: StorageConfig, run_uri: str, warn: Callable[[str], None]) -> None:
-        self._warn = warn
+    def __init__(self, storage: StorageConfig, run_uri: str, claim: Claim, warn: Callable[[str], None]) -> None:
+        self._claim, self._warn = claim, warn
         self._storage, self._uri = storage, join(run_uri, "log")
         self._temporary = tempfile.TemporaryDirectory() if is_s3(run_uri) else None
         self._folder = Path(self._temporary.name if self._temporary else self._uri)
@@ -80,7 +83,9 @@ class Journal:
             self._upload()
 
     def _upload(self) -> None:
+        """Write the log to the store, unless it is another process's by now."""
         self._events.flush()
         self._uploaded = time.monotonic()
-        filesystem, path = self._storage.filesystem(self._uri)
-        patiently(lambda: pafs.copy_files(str(self._folder), path, destination_filesystem=filesystem))
+        with suppress(Superseded):
+            self._claim.check()
+            self._storage.put_folder(self._folder, self._uri)

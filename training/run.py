@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import ray
 
 from lake.commits import Claim
-from lake.errors import Refused
+from lake.errors import Refused, Superseded
 from lake.runs import Run, find_alive, states
 from lake.storage import StorageConfig, join, normalise
 from lake.tables import Lake
@@ -247,7 +247,9 @@ class _Driver:
             precision = _precision(self._settings, gpus)
             record = _Record(self._lake.uri, self._settings.identity(), self._base.hashes, versions, precision)
             self._claim.check()
-            self._lake.storage.put(join(self._uri, _RECORD), json.dumps(vars(record), indent=2).encode())
+            content = json.dumps(vars(record), indent=2).encode()
+            if not self._lake.storage.put_new(join(self._uri, _RECORD), content):
+                raise Superseded(f"another process has begun run {self._books.run_id}: run the same command again")
         self._settings = self._settings.model_copy(update={"precision": record.precision})
         self._follow(self._job(chosen, rows), gpus)
 
@@ -269,6 +271,8 @@ class _Driver:
         if self._stop.is_set():
             return False
         versions["tokens"] = self._lake.table("tokens").version()
+        # Pinned from here on: `maintain` goes by the record.
+        self._books.record()
         return True
 
     def _tokenized(self, done: int) -> None:
@@ -318,7 +322,7 @@ class _Driver:
         """Run the workers, write what they tell, and pass the wish to stop on."""
         fitting = Fitting(job, gpus)
         asked = False
-        with Journal(self._lake.storage, self._uri, self._books.on_error) as journal:
+        with Journal(self._lake.storage, self._uri, self._claim, self._books.on_error) as journal:
             checked = time.monotonic()
             while True:
                 ended = fitting.wait(1.0)

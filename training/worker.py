@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow.fs as pafs
 import ray
 import ray.train
 import ray.train.torch
@@ -22,7 +21,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from lake.commits import Claim
 from lake.errors import Refused, Superseded
 from lake.metrics import TRAIN_PAIRS, TRAIN_WAIT_SECONDS
-from lake.s3 import patiently
 from lake.storage import StorageConfig, join
 from models.errors import ModelRefused
 from models.folders import hash_files
@@ -251,15 +249,8 @@ def _export(job: Job, trainer: Trainer) -> None:
     with tempfile.TemporaryDirectory() as folder:
         export(task, weights, job.folder, Path(folder))
         job.claim.check()
-        patiently(lambda: _upload(job, folder))
+        job.storage.put_folder(Path(folder), join(job.uri, "model"))
         ray.get(job.board.exported.remote(hash_files(Path(folder))))
-
-
-def _upload(job: Job, folder: str) -> None:
-    filesystem, path = job.storage.filesystem(join(job.uri, "model"))
-    if filesystem.type_name == "local":
-        filesystem.create_dir(path)
-    pafs.copy_files(folder, path, destination_filesystem=filesystem)
 
 
 def together(call: Callable[[], T]) -> T:

@@ -161,6 +161,18 @@ def test_a_local_file_is_not_copied_and_verified_after(tmp_path: Path) -> None:
         StorageConfig().verify(str(path), etag)
 
 
+def test_of_two_new_objects_under_one_name_the_first_stays(place: str) -> None:
+    storage, uri = StorageConfig(), f"{place}/folder/object"
+    with ThreadPoolExecutor(8) as pool:
+        written = list(pool.map(lambda number: storage.put_new(uri, b"%d" % number), range(8)))
+    [first] = [number for number, is_there in enumerate(written) if is_there]
+    assert storage.get(uri) == b"%d" % first
+    # A second attempt of the same writer, whose first answer was lost.
+    assert storage.put_new(uri, b"%d" % first)
+    assert not storage.put_new(uri, b"another")
+    assert [entry.uri for page in storage.pages(place) for entry in page] == [uri]
+
+
 def test_an_object_may_be_written_twice_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda n: StorageConfig().put(str(tmp_path / "object"), bytes([n]) * 100_000), range(200)))
