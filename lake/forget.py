@@ -215,7 +215,12 @@ def _holds(lake: Lake, name: str, path: str, away: Tombstones, triples: frozense
     filesystem, root = lake.storage.filesystem(lake.table_uri(name))
     try:
         rows = pq.ParquetFile(f"{root}/{path}", filesystem=filesystem).read(columns)
-    except (pa.ArrowInvalid, FileNotFoundError):
+    except FileNotFoundError:
+        return False
+    except pa.ArrowInvalid:
+        # Nobody can read it, and nobody knows what it holds.
+        return True
+    if not set(columns).intersection(rows.column_names):
         return False
     if name == "reviews":
         return not triples.isdisjoint(rows["triple_id"].to_pylist())

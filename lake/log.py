@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +17,9 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import unquote
 
+import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 
 from lake.durable import UNFINISHED
 from lake.errors import Refused
@@ -26,6 +29,7 @@ from lake.tables import Lake
 
 _COMMIT = re.compile(r"_delta_log/(\d{20})\.json")
 _CHECKPOINT = re.compile(r"_delta_log/(\d{20})\.checkpoint.*\.parquet")
+_POINTER = "_delta_log/_last_checkpoint"
 _AT_ONCE = 16
 
 
@@ -151,7 +155,7 @@ class Log:
     def _drop_checkpoints(self) -> None:
         """Write a checkpoint of the newest version, then delete the older ones, which still have all statistics."""
         table = self._lake.table(self._name)
-        table.create_checkpoint()
+        self._lake.checkpoint(table, self._name)
         for path in self._files:
             match = _CHECKPOINT.fullmatch(path)
             if match and int(match[1]) < table.version():
@@ -168,6 +172,26 @@ def read_commit(lake: Lake, name: str, path: str) -> list[dict[str, Any]]:
     if not actions:
         raise BrokenLog(f"{name}/{path} was not written whole: run `worldlake repair --lake {lake.uri}`")
     return actions
+
+
+def broken_checkpoints(lake: Lake, name: str, files: Iterable[str]) -> list[str]:
+    """Of the files of a table: the checkpoints that cannot be read, and the pointer to one that is not there."""
+    filesystem, root = lake.storage.filesystem(lake.table_uri(name))
+    broken = []
+    for path in sorted(path for path in files if _CHECKPOINT.fullmatch(path)):
+        try:
+            pq.read_table(f"{root}/{path}", filesystem=filesystem)
+        except (pa.ArrowInvalid, OSError):
+            broken.append(path)
+    if _POINTER in files:
+        try:
+            version = json.loads(lake.storage.get(join(lake.table_uri(name), _POINTER)) or b"")["version"]
+            found = [path for path in files if (match := _CHECKPOINT.fullmatch(path)) and int(match[1]) == version]
+        except (ValueError, KeyError, TypeError):
+            found = []
+        if not set(found) - set(broken):
+            broken.append(_POINTER)
+    return broken
 
 
 def commit_path(version: int) -> str:

@@ -19,7 +19,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from lake.errors import Fenced, Refused
 from lake.forget import Forgotten, clean_logs, delete_files, find_left, sweep_files, sweep_until_clean
-from lake.log import BrokenLog, Log, Named, Stored, read_commit, stored
+from lake.log import BrokenLog, Log, Named, Stored, broken_checkpoints, read_commit, stored
 from lake.maintenance import KEEP_HOURS, delete_orphans, old_files
 from lake.runs import Run, new_run_id
 from lake.schemas import DECISIONS, TABLES
@@ -112,7 +112,7 @@ def _repaired(lake: Lake, found: list[Damage]) -> list[Damage]:
 
 
 def _logs(lake: Lake, name: str) -> Iterator[Damage]:
-    """Tables that are not there, and newest commits that were not written whole."""
+    """Tables that are not there, and newest commits and checkpoints that were not written whole."""
     files = stored(lake, name)
     try:
         versions = Log(lake, name, files).commits
@@ -130,6 +130,10 @@ def _logs(lake: Lake, name: str) -> Iterator[Damage]:
         return
     if not versions:
         yield Damage(_MISSING, name, 1, [lake.table_uri(name)], "create it", lake.create)
+    elif broken := broken_checkpoints(lake, name, files):
+        remedy = "delete them; the commits before them are all there"
+        delete = partial(delete_files, lake, {name: broken})
+        yield Damage("broken checkpoints", name, len(broken), broken[:_EXAMPLES], remedy, delete)
 
 
 def _broken_commits(lake: Lake, name: str, files: dict[str, Stored]) -> list[str]:

@@ -182,6 +182,21 @@ class Lake:
                 if "add" in action and "/" not in action["add"]["path"] and (root / action["add"]["path"]).exists():
                     durable.flush(root / action["add"]["path"])
             durable.flush(commit)
+            # delta-rs writes one behind a commit in so many; an unfinished one is damage, see `lake.repair`.
+            self._flush_checkpoint(name, version)
+
+    def checkpoint(self, table: DeltaTable, name: str) -> None:
+        """Write a checkpoint of the version of a handle, so that readers need not read the log before it."""
+        table.create_checkpoint()
+        if not is_s3(self.uri):
+            self._flush_checkpoint(name, table.version())
+
+    def _flush_checkpoint(self, name: str, version: int) -> None:
+        folder = Path(self.table_uri(name), "_delta_log")
+        checkpoint = folder / f"{version:020}.checkpoint.parquet"
+        if checkpoint.exists():
+            durable.flush(checkpoint)
+            durable.flush(folder / "_last_checkpoint")
 
     def _is_table(self, name: str) -> bool:
         # `DeltaTable.is_deltatable` holds the interpreter's lock while it waits for a store.

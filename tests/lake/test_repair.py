@@ -85,12 +85,28 @@ def entombed(filled: Filled) -> None:
     forgotten.record(Writer(lake), [(row["uri"], row["video_id"])])
 
 
+def half_a_checkpoint(filled: Filled) -> None:
+    lake = filled.lake
+    lake.checkpoint(lake.table("triples"), "triples")
+    path = join(lake.table_uri("triples"), f"_delta_log/{lake.table('triples').version():020}.checkpoint.parquet")
+    lake.storage.put(path, (lake.storage.get(path) or b"")[:100])
+
+
+def lose_a_checkpoint(filled: Filled) -> None:
+    lake = filled.lake
+    lake.checkpoint(lake.table("videos"), "videos")
+    path = f"_delta_log/{lake.table('videos').version():020}.checkpoint.parquet"
+    lake.storage.delete(join(lake.table_uri("videos"), path))
+
+
 DAMAGES: dict[Callable[[Filled], None], str] = {
     lose_a_file: "missing files",
     cut_a_file: "missing files",
     lose_the_record_of_a_run: "missing files",
     half_a_commit: "half-written commits",
     lose_a_table: "missing table",
+    half_a_checkpoint: "broken checkpoints",
+    lose_a_checkpoint: "broken checkpoints",
     two_rows: "rows of one id",
     accepted_and_rejected: "pairs accepted and rejected",
     sums: "sums that do not balance",
