@@ -159,9 +159,7 @@ class World:
         """Commands to run beside each other."""
         draw = self.draw
         for number in range(draw.randint(2, 4)):
-            kind = draw.choice(
-                ["ingest", "label", "label", "forget", "forget", "maintain", "tokenize", "back", "repair"]
-            )
+            kind = draw.choice(_KINDS)
             uri, labeler = draw.choice(self.uris), draw.choice(LABELERS)
             command: Callable[[], Any] = {
                 "ingest": self.ingest,
@@ -283,7 +281,6 @@ def patched(world: World) -> Iterator[None]:
 _CHANGES = (
     (DeltaTable, "create_write_transaction"),
     (DeltaTable, "create_checkpoint"),
-    (DeltaTable, "repair"),
     (TableAlterer, "set_table_properties"),
     (TableOptimizer, "compact"),
     (TableOptimizer, "z_order"),
@@ -291,7 +288,7 @@ _CHANGES = (
     (StorageConfig, "delete"),
     (writer, "write_deltalake"),
 )
-_WITH_CLOCK = (tables, writer, runs, forgotten, catalog, maintenance, repair)
+_WITH_CLOCK = (tables, runs, forgotten, catalog, maintenance, repair)
 
 
 def _wrapped(world: World, owner: Any, name: str) -> Any:
