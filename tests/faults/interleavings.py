@@ -23,9 +23,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError
-from deltalake.table import TableAlterer, TableOptimizer
 
 from labeling.listing import list_work
 from lake import catalog, commits, forgotten, maintenance, repair, runs, tables, writer
@@ -35,9 +33,9 @@ from lake.forget import find_left, forget
 from lake.ids import triple_id
 from lake.probe import Header
 from lake.schemas import DECISIONS, TABLES
-from lake.storage import StorageConfig
 from lake.tables import Lake, to_table
 from lake.writer import Writer
+from tests.faults.changes import CHANGES
 from tests.lake.traces import traces
 
 LABELERS = ("aaaaaaaa00000001", "bbbbbbbb00000002")
@@ -264,7 +262,7 @@ _LEFT_BY_KILLS = ("forgotten rows or files", "files that no commit names")
 def patched(world: World) -> Iterator[None]:
     """Lead every change of every command through `World.change`, and give every process its clock."""
     with _every(
-        *(_wrapped(world, *place) for place in _CHANGES),
+        *(_wrapped(world, *place) for place in CHANGES),
         *(mock.patch.object(module, "now", _clock) for module in _WITH_CLOCK),
         mock.patch.object(writer.time, "sleep", world.wait),
         mock.patch.object(writer, "RETRY_WAITS_S", (0.1,) * 8),
@@ -278,16 +276,6 @@ def patched(world: World) -> Iterator[None]:
         yield
 
 
-_CHANGES = (
-    (DeltaTable, "create_write_transaction"),
-    (DeltaTable, "create_checkpoint"),
-    (TableAlterer, "set_table_properties"),
-    (TableOptimizer, "compact"),
-    (TableOptimizer, "z_order"),
-    (StorageConfig, "put"),
-    (StorageConfig, "delete"),
-    (writer, "write_deltalake"),
-)
 _WITH_CLOCK = (tables, runs, forgotten, catalog, maintenance, repair)
 
 

@@ -14,26 +14,11 @@ from datetime import timedelta
 from itertools import count
 from typing import Any
 
-from deltalake import DeltaTable
-from deltalake.table import TableAlterer, TableOptimizer
-
-from lake import runs, writer
-from lake.storage import StorageConfig
+from lake import runs
+from tests.faults.changes import CHANGES
 
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 HEARTBEAT_S, LIVE_FOR = 0.2, timedelta(seconds=1)
-_CHANGES: tuple[tuple[Any, str], ...] = (
-    (DeltaTable, "create"),
-    (DeltaTable, "create_write_transaction"),
-    (DeltaTable, "create_checkpoint"),
-    (DeltaTable, "repair"),
-    (TableAlterer, "set_table_properties"),
-    (TableOptimizer, "compact"),
-    (TableOptimizer, "z_order"),
-    (StorageConfig, "put"),
-    (StorageConfig, "delete"),
-    (writer, "write_deltalake"),
-)
 
 
 def step(when: str, number: int) -> None:
@@ -55,7 +40,7 @@ def step(when: str, number: int) -> None:
 
         return change
 
-    for owner, name in _CHANGES:
+    for owner, name in CHANGES:
         setattr(owner, name, wrapped(getattr(owner, name)))
     runs.HEARTBEAT_S, runs.LIVE_FOR, runs._LOOK_EVERY_S = HEARTBEAT_S, LIVE_FOR, HEARTBEAT_S
     from worldlake.cli import main
