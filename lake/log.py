@@ -153,12 +153,11 @@ class Log:
         return len(unclean)
 
     def _drop_checkpoints(self) -> None:
-        """Write a checkpoint of the newest version, then delete the older ones, which still have all statistics."""
-        table = self._lake.table(self._name)
-        self._lake.checkpoint(table, self._name)
-        for path in self._files:
-            match = _CHECKPOINT.fullmatch(path)
-            if match and int(match[1]) < table.version():
+        """Delete checkpoints of older versions, which have all statistics, once the newest version has one."""
+        newest = max(self.commits)
+        if old := [path for path in self._files if (match := _CHECKPOINT.fullmatch(path)) and int(match[1]) < newest]:
+            self._lake.checkpoint(self._lake.table(self._name), self._name)
+            for path in old:
                 self._lake.storage.delete(join(self._lake.table_uri(self._name), path))
 
 
