@@ -44,10 +44,14 @@ _TABLE_FUNCTIONS = {
     "generate_series", "histogram", "histogram_values", "icu_calendar_names", "json_each", "json_tree",
     "pg_timezone_names", "pragma_table_info", "query_table", "range", "repeat", "repeat_row", "summary", "unnest",
 }  # fmt: skip
+# Of all others: one plans SQL that stands in a text, one writes.
+_REFUSED_FUNCTIONS = {"json_serialize_plan", "write_log"}
 # `$..type` finds the kinds of all nodes at any depth, without a limit on recursion as Python's parser has one.
 _TREE = """
 WITH tree AS (SELECT json_serialize_sql($sql::VARCHAR) AS t)
-SELECT coalesce(json_array_length(t -> '$.statements'), 0), t ->> '$..type', t ->> '$..function.function_name' FROM tree
+SELECT coalesce(json_array_length(t -> '$.statements'), 0), t ->> '$..type', t ->> '$..function.function_name',
+       t ->> '$..function_name'
+FROM tree
 """
 # UHUGEINT becomes a decimal that is too short for it; time zones of a time of day get lost; the others are bytes.
 _NOT_IN_ARROW = re.compile(r"\b(UHUGEINT|TIME WITH TIME ZONE|BIT|BIGNUM|VARIANT)\b")
@@ -225,11 +229,13 @@ def _refuse_other_statements(connection: duckdb.DuckDBPyConnection, sql: str, na
     if kind == duckdb.StatementType.EXPLAIN and (match := _EXPLAIN.match(text)):
         # An option, such as ANALYZE, makes of the rest something that is not a SELECT.
         text = text[match.end() :]
-    count, kinds, functions = connection.execute(_TREE, {"sql": text}).fetchall()[0]
+    count, kinds, sources, functions = connection.execute(_TREE, {"sql": text}).fetchall()[0]
     if count != 1 or any(kind.endswith("_NODE") and kind not in _READING_NODES for kind in kinds):
         raise Refused(_ONE_SELECT)
-    if others := sorted({name.lower() for name in functions} - _TABLE_FUNCTIONS):
-        raise Refused(f"{_only_tables(names)}; not {', '.join(others)}()")
+    others = {name.lower() for name in sources} - _TABLE_FUNCTIONS
+    others |= _REFUSED_FUNCTIONS.intersection(map(str.lower, functions))
+    if others:
+        raise Refused(f"{_only_tables(names)}; not {', '.join(sorted(others))}()")
 
 
 def _refuse_other_types(found: duckdb.DuckDBPyRelation) -> None:

@@ -152,6 +152,8 @@ def test_outputs(filled: Filled) -> None:
         "SET enable_external_access = true",
         "SELECT * FROM read_csv('/etc/passwd')",
         "SELECT * FROM read_text('/etc/passwd')",
+        "SELECT json_serialize_plan('SELECT * FROM duckdb_secrets()')",
+        "SELECT WRITE_LOG('x')",
         "SELECT * FROM '/etc/passwd'",
         "SELECT * FROM glob('/*')",
         "SELECT 'x'::INTEGER",
