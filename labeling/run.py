@@ -26,7 +26,7 @@ from labeling.stop import Stop
 from labeling.stream import WORK
 from lake.commits import Committer
 from lake.errors import Fenced, Refused, Stalled
-from lake.forget import sweep_files
+from lake.forget import complete
 from lake.metrics import PAIRS, QUEUE, REFRESH_S, STAGE_WORKERS, VIDEOS
 from lake.runs import Run, new_run_id, refuse_second_run
 from lake.s3 import Unavailable
@@ -149,7 +149,7 @@ def label(
             run.status = summary.status = "drained" if stop.is_set() else "finished"
         except Fenced:
             # What the workers wrote and nobody will commit may be forgotten by now.
-            sweep_files(lake)
+            complete(lake)
             raise
         finally:
             status = "failed" if run.status == "running" else run.status

@@ -16,7 +16,7 @@ from deltalake import DeltaTable, Transaction
 
 from lake import forgotten, layouts
 from lake.errors import Fenced, Refused
-from lake.forget import sweep_files
+from lake.forget import complete
 from lake.ids import video_id
 from lake.manifest import NOT_TEXT, Place, Unusable, check_split, is_text, read_manifest
 from lake.probe import TIMEOUT_S, Header, ProbeError, Prober, prober
@@ -158,7 +158,7 @@ def _ingest_source(
             except Fenced:
                 # What was read of these videos may be forgotten by now: once more, by what the lake says now. delta-rs
                 # has written them into a file before its commit was refused.
-                sweep_files(lake)
+                complete(lake)
                 session = _Session(lake)
                 continue
             for name, count in found.items():

@@ -126,7 +126,6 @@ class Committer:
 
     def _raise_epoch(self, name: str) -> bool:
         table = self.lake.table(name)
-        opened = table.version()
         if _epoch(table.transaction_version(self.app_id)) >= self.epoch:
             return False
         # No look after an error whether it went through: a rival that started at the same moment may have written the
@@ -135,7 +134,7 @@ class Committer:
         table.create_write_transaction(
             [], mode="append", schema=table.schema(), commit_properties=CommitProperties(app_transactions=[transaction])
         )
-        self.lake.flush(name, opened)
+        self.lake.flush(name)
         return True
 
     def _without_decided(self, file: DataFile) -> DataFile | None:

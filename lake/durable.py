@@ -7,6 +7,7 @@ docs/recovery.md has what they cost.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -30,7 +31,7 @@ def write(path: Path, content: bytes) -> None:
         with unfinished.open("xb") as out:
             out.write(content)
             out.flush()
-            if _is_on():
+            if is_on():
                 os.fsync(out.fileno())
         unfinished.replace(path)
     except BaseException:
@@ -58,16 +59,36 @@ def write_new(path: Path, content: bytes) -> bool:
     return True
 
 
+def replace(path: Path, old: bytes, new: bytes) -> bool:
+    """Replace a file whose content is `old`; whether it did. Of several processes at once one does.
+
+    A process that is paused in here keeps the others out.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        # Who had the lock before has put another file there.
+        if not os.path.samestat(os.fstat(file.fileno()), path.stat()) or file.read() != old:
+            return False
+        write(path, new)
+        return True
+
+
 def flush(path: Path) -> None:
     """Bring a file that another library wrote to the disk, and its folder."""
-    if _is_on():
+    if is_on():
         _fsync(path)
         flush_folder(path.parent)
 
 
 def flush_folder(path: Path) -> None:
     """Bring the names in a folder to the disk."""
-    if _is_on():
+    if is_on():
         _fsync(path)
 
 
@@ -79,7 +100,8 @@ def make_folder(path: Path) -> None:
         flush_folder(folder.parent)
 
 
-def _is_on() -> bool:
+def is_on() -> bool:
+    """Whether writes are flushed."""
     return os.environ.get("WORLDLAKE_FSYNC", "on").lower() not in _OFF
 
 

@@ -9,7 +9,7 @@ what this process remembers: a `forget` that was killed is completed by the next
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,10 +24,11 @@ from deltalake.exceptions import DeltaError
 from lake import forgotten
 from lake.errors import Fenced, Refused
 from lake.forgotten import Tombstones, tombstones
-from lake.log import Log, Named, stored
+from lake.log import Log, Named, Stored, stored
 from lake.runs import Run, RunState, new_run_id, states
 from lake.schemas import DECISIONS, TABLES
 from lake.storage import join
+from lake.store_errors import is_passing
 from lake.tables import Lake
 from lake.writer import Writer, raise_fences
 
@@ -76,21 +77,35 @@ def forget(lake: Lake, what: str, *, take_over: bool = False) -> Forgotten:
 
 def sweep_until_clean(lake: Lake, videos: Iterable[tuple[str, str]], result: Forgotten) -> None:
     """Entomb videos, (uri, video_id) of each, and delete all that has a tombstone until nothing of it is left."""
-    videos, is_fenced = list(videos), False
+    videos = list(videos)
     while True:
-        recorded = forgotten.record(Writer(lake), videos)
-        if recorded or not is_fenced:
-            # Files that were never ended: after the fences nobody can commit them, and nobody can read what they hold.
-            unfinished = {name: unended(lake, name) for name in TABLES}
-            raise_fences(lake)
-            is_fenced = True
-            delete_files(lake, unfinished)
+        forgotten.record(Writer(lake), videos)
+        # What is there before the fences and what no commit has named behind them can never be committed any more.
+        there = {name: stored(lake, name) for name in TABLES}
+        raise_fences(lake)
+        # Files that were never ended: nobody can read what they hold.
+        delete_files(lake, {name: _unended(files) for name, files in there.items()})
         # Another `forget` or a `repair` that comes by deletes the same.
         with suppress(Fenced):
-            find_left(lake).sweep(result)
+            find_left(lake).sweep(there, result)
         result.unpinned = sorted(set(result.unpinned))
         if not find_left(lake):
-            return
+            return _clean_logs(lake)
+
+
+def complete(lake: Lake) -> None:
+    """Complete a `forget` that was killed, and delete what a fenced writer has left of what was forgotten."""
+    if find_left(lake):
+        sweep_until_clean(lake, [], Forgotten(0))
+    elif tombstones(lake).uris:
+        _clean_logs(lake)
+
+
+def _clean_logs(lake: Lake) -> None:
+    for name in TABLES:
+        # Again: this process may have been paused before it wrote, while others deleted more.
+        while Log(lake, name).clean():
+            pass
 
 
 @dataclass
@@ -107,8 +122,12 @@ class Left:
     def __bool__(self) -> bool:
         return any(self.rows.values()) or any(self.files.values())
 
-    def sweep(self, result: Forgotten) -> None:
-        """Delete it, table by table; raises Fenced where another one does."""
+    def sweep(self, there: Mapping[str, Collection[str]], result: Forgotten) -> None:
+        """Delete it, table by table, but of files that no commit ever named only those that were `there` by table.
+
+        Raises:
+            Fenced: another one does.
+        """
         writer, trainings = Writer(self.lake), [run for run in states(self.lake) if run.kind.startswith("train")]
         for name in _ORDER:
             for column, values in self.rows[name].items():
@@ -116,29 +135,13 @@ class Left:
                     result.rows[name] += _delete_rows(self.lake, writer, name, column, chunk, self.away)
             # What the rows left behind in older versions, and files that were never committed.
             files = stored(self.lake, name)
-            log = Log(self.lake, name, files)
-            doomed = _holding(self.lake, name, files.keys() - log.newest.keys(), self.away, self.triples)
+            log = Log(self.lake, name)
+            deletable = (files.keys() & (log.named.keys() | set(there[name]))) - log.newest.keys()
+            doomed = _holding(self.lake, name, deletable, self.away, self.triples)
             result.unpinned += _unpinned(trainings, name, [log.named[path] for path in doomed if path in log.named])
             delete_files(self.lake, {name: doomed})
             result.deleted += len(doomed)
-            Log(self.lake, name, stored(self.lake, name)).clean()
         _delete_answers(self.lake)
-
-
-def sweep_files(lake: Lake) -> None:
-    """Delete files that no newest version names and that hold a row with a tombstone, as fenced writers leave them.
-
-    It takes no fence: who may still commit has read the tombstones, and writes no such file.
-    """
-    left = find_left(lake)
-    delete_files(lake, left.files)
-
-
-def clean_logs(lake: Lake) -> None:
-    """Take what was forgotten out of the logs, where a `forget` was killed before it did."""
-    if tombstones(lake).uris:
-        for name in TABLES:
-            Log(lake, name, stored(lake, name)).clean()
 
 
 def find_left(lake: Lake) -> Left:
@@ -151,8 +154,8 @@ def find_left(lake: Lake) -> Left:
     triples = frozenset(id_ for name in DECISIONS for id_ in _doomed(lake.dataset(name), away)["triple_id"])
     for name in _ORDER:
         rows[name] = _rows(lake, name, away, triples)
-        there = stored(lake, name)
-        files[name] = _holding(lake, name, there.keys() - Log(lake, name, there).newest.keys(), away, triples)
+        there, log = stored(lake, name), Log(lake, name)
+        files[name] = _holding(lake, name, there.keys() - log.newest.keys(), away, triples)
     return Left(lake, away, rows, files, triples)
 
 
@@ -217,7 +220,9 @@ def _holds(lake: Lake, name: str, path: str, away: Tombstones, triples: frozense
         rows = pq.ParquetFile(f"{root}/{path}", filesystem=filesystem).read(columns)
     except FileNotFoundError:
         return False
-    except pa.ArrowInvalid:
+    except (pa.ArrowInvalid, OSError) as error:
+        if is_passing(error):
+            raise
         # Nobody can read it, and nobody knows what it holds.
         return True
     if not set(columns).intersection(rows.column_names):
@@ -229,9 +234,8 @@ def _holds(lake: Lake, name: str, path: str, away: Tombstones, triples: frozense
     return bool(pc.any(_covered(rows, away)).as_py())
 
 
-def unended(lake: Lake, name: str) -> list[str]:
-    """Files of a table whose writers have not ended them."""
-    files = stored(lake, name)
+def _unended(files: Mapping[str, Stored]) -> list[str]:
+    """Of the files of a table: those whose writers have not ended them."""
     return [path for path, file in files.items() if file.is_data and file.is_unfinished]
 
 
@@ -250,16 +254,16 @@ def _delete_rows(lake: Lake, writer: Writer, name: str, column: str, values: lis
 
         def check(now: DeltaTable, then: int = table.version()) -> None:
             if now.version() != then:
-                raise _Changed
+                raise Changed
 
         try:
             writer.write(name, kept, check, replacing=(column, values))
             return 0 if kept else count
-        except _Changed:
+        except Changed:
             continue
 
 
-class _Changed(Exception):
+class Changed(Exception):
     """A table has a newer version than the one whose rows were read."""
 
 

@@ -27,6 +27,7 @@ from lake.s3 import patiently
 from lake.storage import join
 from lake.tables import Lake
 
+_FOLDER = "_delta_log"
 _COMMIT = re.compile(r"_delta_log/(\d{20})\.json")
 _CHECKPOINT = re.compile(r"_delta_log/(\d{20})\.checkpoint.*\.parquet")
 _POINTER = "_delta_log/_last_checkpoint"
@@ -56,10 +57,14 @@ class Stored:
         return self.path.endswith(UNFINISHED) or "#" in self.path.rsplit("/", 1)[-1]
 
 
-def stored(lake: Lake, name: str) -> dict[str, Stored]:
-    """All files of a table by path, those of its log too."""
+def stored(lake: Lake, name: str, folder: str = "") -> dict[str, Stored]:
+    """All files of a table by path, those of its log too; or those in one of its folders.
+
+    A listing is no snapshot: what is written meanwhile may be in it or not. So list first, then read the log, to find
+    files that no commit names; and read the log first, then list, to find files that are gone.
+    """
     filesystem, root = lake.storage.filesystem(lake.table_uri(name))
-    selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
+    selector = pafs.FileSelector(f"{root}/{folder}".rstrip("/"), recursive=True, allow_not_found=True)
     infos = patiently(lambda: filesystem.get_file_info(selector))
     found = [
         Stored(info.path[len(root) :].lstrip("/"), info.size, info.mtime)
@@ -86,15 +91,14 @@ class Named:
 class Log:
     """The commits of one table."""
 
-    def __init__(self, lake: Lake, name: str, files: dict[str, Stored]) -> None:
-        """Read the log; `files` is what `stored` returned.
+    def __init__(self, lake: Lake, name: str) -> None:
+        """Read the log.
 
         Raises:
             BrokenLog: a commit is missing or not whole. Nothing may be deleted by such a log.
         """
-        self._lake, self._name = lake, name
-        self._files = files
-        versions = {int(match[1]): path for path in files if (match := _COMMIT.fullmatch(path))}
+        self._lake, self.name = lake, name
+        versions = {int(match[1]): path for path in stored(lake, name, _FOLDER) if (match := _COMMIT.fullmatch(path))}
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             contents = list(pool.map(lambda version: read_commit(lake, name, versions[version]), sorted(versions)))
         if versions and sorted(versions) != list(range(max(versions) + 1)):
@@ -127,10 +131,15 @@ class Log:
         ]
         return datetime.fromtimestamp(max(times, default=0) / 1000, UTC)
 
+    @cached_property
+    def files(self) -> dict[str, Stored]:
+        """All files of the table, listed after the log was read."""
+        return stored(self._lake, self.name)
+
     @property
     def gone(self) -> set[str]:
         """Files that some version named and that are no longer stored."""
-        return self.named.keys() - self._files.keys()
+        return self.named.keys() - self.files.keys()
 
     def unclean(self) -> dict[int, list[dict[str, Any]]]:
         """By version, commits that say more than they need, as they should be.
@@ -147,7 +156,7 @@ class Log:
         unclean = self.unclean()
         for version, actions in unclean.items():
             content = "\n".join(json.dumps(action, separators=(",", ":")) for action in actions)
-            self._lake.storage.put(join(self._lake.table_uri(self._name), commit_path(version)), content.encode())
+            self._lake.storage.put(join(self._lake.table_uri(self.name), commit_path(version)), content.encode())
         # Also where nothing is unclean: the process that cleaned them may have been killed before this.
         self._drop_checkpoints()
         return len(unclean)
@@ -155,22 +164,31 @@ class Log:
     def _drop_checkpoints(self) -> None:
         """Delete checkpoints of older versions, which have all statistics, once the newest version has one."""
         newest = max(self.commits)
-        if old := [path for path in self._files if (match := _CHECKPOINT.fullmatch(path)) and int(match[1]) < newest]:
-            self._lake.checkpoint(self._lake.table(self._name), self._name)
+        if old := [path for path in self.files if (match := _CHECKPOINT.fullmatch(path)) and int(match[1]) < newest]:
+            self._lake.checkpoint(self._lake.table(self.name), self.name)
             for path in old:
-                self._lake.storage.delete(join(self._lake.table_uri(self._name), path))
+                self._lake.storage.delete(join(self._lake.table_uri(self.name), path))
 
 
 def read_commit(lake: Lake, name: str, path: str) -> list[dict[str, Any]]:
     """The actions of a commit of a table. Raises BrokenLog where it was not written whole."""
-    content = lake.storage.get(join(lake.table_uri(name), path)) or b""
-    try:
-        actions = [json.loads(line) for line in content.splitlines() if line.strip()]
-    except ValueError:
-        actions = []
+    actions = _actions(lake.storage.get(join(lake.table_uri(name), path)) or b"")
     if not actions:
         raise BrokenLog(f"{name}/{path} was not written whole: run `worldlake repair --lake {lake.uri}`")
     return actions
+
+
+def is_whole(commit: bytes) -> bool:
+    """Whether a commit was written whole."""
+    return bool(_actions(commit))
+
+
+def _actions(commit: bytes) -> list[dict[str, Any]]:
+    """The actions of a commit; none where it was not written whole."""
+    try:
+        return [json.loads(line) for line in commit.splitlines() if line.strip()]
+    except ValueError:
+        return []
 
 
 def broken_checkpoints(lake: Lake, name: str, files: Iterable[str]) -> list[str]:

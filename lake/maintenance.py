@@ -5,19 +5,18 @@ either committed or younger than what is deleted.
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import CommitFailedError, DeltaError
 
-from lake.errors import Refused
-from lake.forget import Forgotten, clean_logs, delete_files, find_left, sweep_files, sweep_until_clean
+from lake.errors import Fenced, Refused
+from lake.forget import complete, delete_files
 from lake.log import Log, Stored, stored
 from lake.runs import Run, find_alive, new_run_id, states
 from lake.schemas import TABLES
 from lake.tables import Lake, now
-from lake.writer import raise_fences, rewritten
+from lake.writer import fence_of, raise_fences, rewritten
 
 #: Readers that are open need what they began with.
 KEEP_HOURS = 24
@@ -50,30 +49,38 @@ def maintain(lake: Lake, *, cluster: bool = False, keep_hours: int = KEEP_HOURS)
     config = {"cluster": cluster, "keep_hours": keep_hours}
     with Run(lake, new_run_id(), "maintain", config) as run:
         is_quiet = find_alive(lake, lambda other: other.run_id != run.run_id) is None
-        done = {name: _compact(lake, name, cluster) for name in TABLES}
+        try:
+            done = {name: _compact(lake, name, cluster) for name in TABLES}
+        except Fenced:
+            # What it has written and not committed may hold what was forgotten.
+            complete(lake)
+            raise
         if is_quiet:
             for name, count in _delete_old(lake, timedelta(hours=keep_hours)).items():
                 done[name].deleted = count
-            if find_left(lake):
-                # Of a `forget` that was killed.
-                sweep_until_clean(lake, [], Forgotten(0))
-        # Files of a process that was paused while a `forget` went through, a compaction perhaps.
-        sweep_files(lake)
-        clean_logs(lake)
+        # Also what a compaction here has written and not committed, if it was paused while a `forget` went through.
+        complete(lake)
         return done
 
 
 def _compact(lake: Lake, name: str, cluster: bool) -> Maintained:
     table = lake.table(name)
-    opened, before = table.version(), len(table.file_uris())
+    before, fence = len(table.file_uris()), fence_of(table)
     # Rows that are replaced meanwhile, as an ingest does with the state of a file that is back, leave it for next time.
-    with suppress(CommitFailedError):
+    try:
         if cluster and name in _CLUSTERED:
             table.optimize.z_order(list(_CLUSTER_BY), writer_properties=rewritten(name))
         else:
             table.optimize.compact(writer_properties=rewritten(name))
+    except CommitFailedError:
+        pass
+    except (DeltaError, OSError) as error:
+        # A `forget` deletes the files that hold what it forgets.
+        if fence_of(lake.table(name)) != fence:
+            raise Fenced("videos of this lake were forgotten meanwhile: run the command again") from error
+        raise
     table.update_incremental()
-    lake.flush(name, opened)
+    lake.flush(name)
     lake.checkpoint(table, name)
     return Maintained(before, len(table.file_uris()), None)
 
@@ -107,8 +114,7 @@ def old_files(lake: Lake, name: str, before: datetime, pins: Mapping[str, list[i
 
     ``pins`` are the versions that are kept beside the newest, by table.
     """
-    files = stored(lake, name)
-    log = Log(lake, name, files)
+    files, log = stored(lake, name), Log(lake, name)
     removed, orphans = [], []
     for path, file in files.items():
         if not file.is_data or path in log.newest:

@@ -35,6 +35,9 @@ _DECISION: list[tuple[str, pa.DataType]] = [
     ("labeled_at", _TIME),
 ]
 
+IMAGES = ("obs", "next_obs")
+"""Columns of encoded images, much larger than all others."""
+
 TABLES: dict[str, pa.Schema] = {
     "videos": pa.schema(
         [

@@ -233,9 +233,25 @@ class StorageConfig(BaseModel):
         """
         if not is_s3(uri):
             return durable.write_new(Path(uri), content) or self.get(uri) == content
+        return self._put_if(uri, content, IfNoneMatch="*")
+
+    def replace(self, uri: str, old: bytes, new: bytes) -> bool:
+        """Overwrite an object that has the content `old`; returns whether its content now is `new`.
+
+        Durable and patient as `put`. Of several that replace the same content at once one succeeds.
+        """
+        if not is_s3(uri):
+            return durable.replace(Path(uri), old, new) or self.get(uri) == new
+        bucket, key = split_s3(uri)
+        found = s3.patiently(lambda: self.s3_client().head_object(Bucket=bucket, Key=key))
+        if self.get(uri) != old:
+            return False
+        return self._put_if(uri, new, IfMatch=found["ETag"])
+
+    def _put_if(self, uri: str, content: bytes, **condition: Any) -> bool:
         bucket, key = split_s3(uri)
         try:
-            s3.patiently(lambda: self.s3_client().put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*"))
+            s3.patiently(lambda: self.s3_client().put_object(Bucket=bucket, Key=key, Body=content, **condition))
         except ClientError as error:
             if error.response["Error"]["Code"] not in ("PreconditionFailed", "ConditionalRequestConflict", "412"):
                 raise

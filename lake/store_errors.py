@@ -16,6 +16,8 @@ from botocore.exceptions import (
     TokenRetrievalError,
 )
 from botocore.exceptions import ConnectionError as NoAnswer
+from deltalake.exceptions import DeltaError
+from pyarrow import ArrowInvalid
 from urllib3.exceptions import HTTPError
 
 from lake.errors import Refused
@@ -61,10 +63,10 @@ _PASSING_CODES = {"baddigest", "incompletebody", "requesttimeout", "slowdown", "
 
 # What this machine has run out of, and what helps.
 _STARVED = {
-    errno.ENOSPC: "free space there, or set TMPDIR to a larger disk",
-    errno.EDQUOT: "free space there, or set TMPDIR to a larger disk",
+    errno.ENOSPC: "free space there (TMPDIR puts temporary files on another disk)",
+    errno.EROFS: "make it writable (TMPDIR puts temporary files on another disk)",
+    errno.EDQUOT: "free space there (TMPDIR puts temporary files on another disk)",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
-    errno.EROFS: "make it writable, or set TMPDIR to a disk that is",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "raise the limit of open files (sysctl fs.file-max)",
     errno.ENOMEM: "use fewer workers",
@@ -83,6 +85,8 @@ _ARROW_IS_AWAY = re.compile(
     "AWS Error (INTERNAL_FAILURE|NETWORK_CONNECTION|SERVICE_UNAVAILABLE|SLOW_DOWN|THROTTLING|REQUEST_TIMEOUT"
     r"|UNKNOWN(?! \(HTTP status [34]))"
 )
+# Data files, commits and checkpoints, as who reads them calls them.
+_OF_TABLES = re.compile(r"parquet|_delta_log|checkpoint|contiguous commit|thrift|Json error", re.IGNORECASE)
 # As OpenSSL, curl and rustls say it.
 _UNTRUSTED = re.compile("CERTIFICATE_VERIFY_FAILED|curlCode: 60|invalid peer certificate")
 
@@ -160,6 +164,15 @@ def outage(error: BaseException) -> Unavailable | None:
     return Unavailable(f"{what} ({answer.name}): {remedy}, {then}")
 
 
+def damage(error: BaseException) -> Refused | None:
+    """Return what to raise instead where a table of a lake is not whole; None where it may be."""
+    # DuckDB passes on what Arrow said.
+    is_reading = isinstance(error, DeltaError | ArrowInvalid | OSError) or type(error).__module__ == "_duckdb"
+    if not is_reading or is_passing(error) or not _OF_TABLES.search(text := one_line(error)):
+        return None
+    return Refused(f"a table of the lake cannot be read ({text[:200]}): look with `worldlake repair --check`")
+
+
 def explain(error: Exception, uri: str, endpoint: str | None) -> Refused | Unavailable:
     """Turn an error of boto3, at the start of a command, into one line with the remedy."""
     where = endpoint or "AWS"
@@ -194,6 +207,11 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, ClientError):
         return _status(error) in (401, 403)
     return isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EIO
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether what could not be read may be whole: the store, the credentials or this machine are at fault."""
+    return bool(final_error(error)) or is_away(error)
 
 
 def is_away(error: BaseException) -> bool:

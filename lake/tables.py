@@ -39,6 +39,9 @@ _CONFIGURATION = {
     "delta.deletedFileRetentionDuration": "interval 1 days",
 }
 
+# By log (device and inode of its folder), the version up to which this process knows that it is on the disk.
+_FLUSHED: dict[tuple[int, int], int] = {}
+
 
 def now() -> datetime:
     """The current time as the tables store it."""
@@ -81,7 +84,7 @@ class Lake:
         """Create whatever table is missing. Any number of processes may do so at once.
 
         Raises:
-            Refused: nothing can be written there.
+            Refused: nothing can be written there, or tables of a lake that was in use are gone.
         """
         self.storage.check(self.uri)
         if not is_s3(self.uri):
@@ -91,22 +94,29 @@ class Lake:
                 raise Refused(
                     f"no lake can be made at {self.uri}: {error.strerror}: name a folder to write to"
                 ) from None
-        for name, schema in TABLES.items():
-            if self._is_table(name):
-                continue
-            DeltaTable.create(
-                self.table_uri(name),
-                schema,
-                mode="ignore",
-                configuration={
-                    **_CONFIGURATION,
-                    "delta.dataSkippingStatsColumns": ",".join(stats_columns(name)),
-                    _VERSION_KEY: str(SCHEMA_VERSION),
-                },
-                storage_options=self.storage.delta_options(self.uri),
-                raise_if_key_not_exists=False,
-            )
-            self.flush(name, -1)
+        versions = {name: self._version(name) for name in TABLES}
+        missing = [name for name, version in versions.items() if version is None]
+        # A process that creates a lake creates all its tables before anything is written.
+        if any(versions.values()) and (lost := [name for name in missing if self._version(name) is None]):
+            raise self._lacks(lost[0])
+        for name in missing:
+            self.create_table(name)
+
+    def create_table(self, name: str) -> None:
+        """Create a table, empty, unless there is one."""
+        DeltaTable.create(
+            self.table_uri(name),
+            TABLES[name],
+            mode="ignore",
+            configuration={
+                **_CONFIGURATION,
+                "delta.dataSkippingStatsColumns": ",".join(stats_columns(name)),
+                _VERSION_KEY: str(SCHEMA_VERSION),
+            },
+            storage_options=self.storage.delta_options(self.uri),
+            raise_if_key_not_exists=False,
+        )
+        self.flush(name)
 
     def table_uri(self, name: str) -> str:
         """Where a table lies."""
@@ -122,6 +132,8 @@ class Lake:
             table = DeltaTable(self.table_uri(name), storage_options=self.storage.delta_options(self.uri))
         except TableNotFoundError:
             self.storage.check(self.uri)
+            if any(self._version(other) for other in TABLES if other != name):
+                raise self._lacks(name) from None
             raise Refused(
                 f"no lake at {self.uri} (no table {name}): create it with `worldlake ingest SRC --lake {self.uri}`"
             ) from None
@@ -168,13 +180,21 @@ class Lake:
         ids = tuple(table["triple_id"].to_pylist()) if name in DECISIONS else ()
         return DataFile(name, path, data.size, table.num_rows, now(), _stats(table, name), ids)
 
-    def flush(self, name: str, after: int) -> None:
-        """Bring the commits after a version of a local table to the disk, and what delta-rs wrote for them."""
-        if is_s3(self.uri):
+    def flush(self, name: str) -> None:
+        """Bring the commits of a local table to the disk, and what delta-rs wrote for them.
+
+        Those of other processes, too: a commit counts for nothing without the ones before it.
+        """
+        if is_s3(self.uri) or not durable.is_on():
             return
         root = Path(self.table_uri(name))
-        for version in count(after + 1):
-            commit = root / "_delta_log" / f"{version:020}.json"
+        folder = root / "_delta_log"
+        log = (folder.stat().st_dev, folder.stat().st_ino)
+        # A folder that was deleted may leave its number to the log of another table.
+        if log not in _FLUSHED or not (folder / f"{_FLUSHED[log]:020}.json").exists():
+            _FLUSHED[log] = _flushed_by_others(folder)
+        for version in count(max(_FLUSHED[log] + 1, 0)):
+            commit = folder / f"{version:020}.json"
             if not commit.exists():
                 return
             for action in map(json.loads, commit.read_text().splitlines()):
@@ -184,6 +204,7 @@ class Lake:
             durable.flush(commit)
             # delta-rs writes one behind a commit in so many; an unfinished one is damage, see `lake.repair`.
             self._flush_checkpoint(name, version)
+            _FLUSHED[log] = version
 
     def checkpoint(self, table: DeltaTable, name: str) -> None:
         """Write a checkpoint of the version of a handle, so that readers need not read the log before it."""
@@ -198,13 +219,25 @@ class Lake:
             durable.flush(checkpoint)
             durable.flush(folder / "_last_checkpoint")
 
-    def _is_table(self, name: str) -> bool:
+    def _version(self, name: str) -> int | None:
+        """The newest version of a table; None where there is none."""
         # `DeltaTable.is_deltatable` holds the interpreter's lock while it waits for a store.
         try:
-            DeltaTable(self.table_uri(name), storage_options=self.storage.delta_options(self.uri))
+            return DeltaTable(self.table_uri(name), storage_options=self.storage.delta_options(self.uri)).version()
         except TableNotFoundError:
-            return False
-        return True
+            return None
+
+    def _lacks(self, name: str) -> Refused:
+        return Refused(f"the lake at {self.uri} lacks its table {name}: look with `worldlake repair --lake {self.uri}`")
+
+
+def _flushed_by_others(log: Path) -> int:
+    """A version whose commits have reached the disk long ago: a checkpoint interval before the newest checkpoint.
+
+    Writers flush each commit; one that is killed before it does is followed by others that do.
+    """
+    checkpoints = [int(path.name[:20]) for path in log.glob("*.checkpoint*.parquet")]
+    return max(checkpoints, default=0) - int(_CONFIGURATION["delta.checkpointInterval"]) - 1
 
 
 def _repeated(name: str) -> list[str]:

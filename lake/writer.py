@@ -20,10 +20,10 @@ from deltalake.transaction import AddAction, RemoveAction
 from pyarrow import fs
 
 from lake.errors import Fenced, Superseded
-from lake.log import Log, stored
+from lake.log import Log
 from lake.metrics import COMMIT_RETRIES
 from lake.s3 import final_error
-from lake.schemas import TABLES
+from lake.schemas import IMAGES, TABLES
 from lake.storage import join
 from lake.tables import FENCE, STATISTICS_BYTES, DataFile, Lake, to_table
 
@@ -49,15 +49,14 @@ def raise_fences(lake: Lake, on_retry: Note = lambda message: None) -> None:
         OSError, DeltaError: a table cannot be written, also after minutes of trying.
     """
     for name in TABLES:
-        fence, first = uuid4().hex, list[int]()
+        fence = uuid4().hex
 
-        def write(name: str = name, fence: str = fence, first: list[int] = first) -> None:
+        def write(name: str = name, fence: str = fence) -> None:
             table = lake.table(name)
-            first.append(table.version())
             # After a lost answer it is there already.
             if fence_of(table) != fence:
                 table.alter.set_table_properties({FENCE: fence}, raise_if_not_exists=False)
-            lake.flush(name, first[0])
+            lake.flush(name)
 
         _patiently(lake, name, write, on_retry, "maintenance")
 
@@ -144,7 +143,7 @@ class Writer:
         except Fenced:
             # Nobody can commit them any more, and they may hold what was forgotten. But those of a commit whose answer
             # was lost, and that a successor has followed, are in the table.
-            named = Log(self.lake, name, stored(self.lake, name)).named
+            named = Log(self.lake, name).named
             for file in files:
                 if file.path not in named:
                     self.lake.storage.delete(join(self.lake.table_uri(name), file.path))
@@ -163,18 +162,16 @@ class Writer:
         also: Sequence[Transaction],
     ) -> None:
         properties = CommitProperties(app_transactions=[Transaction(self.app_id, version), *also])
-        first: list[int] = []
 
         def attempt() -> None:
             table = self.lake.table(name)
-            # Of the first attempt: one whose answer was lost has to be on the disk, too.
-            first.append(table.version())
             # The answer may have been lost after the commit went through.
             if table.transaction_version(self.app_id) != version:
                 self._refuse_fenced(name, table)
                 check(table)
                 write(table, properties)
-            self.lake.flush(name, first[0])
+            # Also what another process has committed before: it may have been killed before it did.
+            self.lake.flush(name)
 
         _patiently(self.lake, name, attempt, self._on_retry, self._source)
 
@@ -218,7 +215,7 @@ def _overwrite(
 
 def rewritten(name: str) -> WriterProperties:
     """How files that delta-rs rewrites are written: as ours, without dictionaries of images."""
-    images = [column for column in ("obs", "next_obs") if column in TABLES[name].names]
+    images = [column for column in IMAGES if column in TABLES[name].names]
     return WriterProperties(
         compression="ZSTD",
         max_row_group_size=_IMAGE_ROWS if images else None,

@@ -17,7 +17,7 @@ import typer
 
 from lake.errors import Refused, Stalled, Superseded
 from lake.s3 import Unavailable, final_error
-from lake.store_errors import plain
+from lake.store_errors import damage, plain
 from lake.tables import Lake
 from models.errors import ModelRefused
 from worldlake import console, evaluate, serve, train, upkeep
@@ -72,7 +72,7 @@ def main() -> None:
     except SystemExit:
         raise
     except BaseException as error:  # a panic in a library that is written in Rust is no Exception
-        if why := final_error(error):
+        if why := final_error(error) or damage(error):
             sys.exit(_say(str(why), 2 if isinstance(why, Refused) else 1))
         if not isinstance(error, Exception):
             # It has written where it was by itself.

@@ -129,7 +129,8 @@ def print_status(found: dict[str, Any]) -> None:
             )
         )
         if not labeler["balances"]:
-            out.print("  THE SUMS DO NOT BALANCE: please report this with the tables `progress` and `failures`")
+            remedy = f"look with `worldlake repair --check --lake {found['lake']}`"
+            out.print(f"  THE SUMS DO NOT BALANCE: {remedy}", markup=False)
         console.print_table(
             "  runs",
             # When it started is in the run's name; with a column for it eighty columns are too few.

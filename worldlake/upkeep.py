@@ -69,9 +69,8 @@ def forget(
         console.print_json({**counts, "trained": trained, "unpinned": gone.unpinned})
         return 0
     rows = ", ".join(f"{count:,} {name}" for name, count in gone.rows.items() if count)
-    console.out.print(
-        f"forgot {gone.videos:,} videos: {rows or 'no rows'}; {gone.deleted:,} files deleted", markup=False
-    )
+    what_went = f"forgot {gone.videos:,} videos" if gone.videos else "forgotten before"
+    console.out.print(f"{what_went}: {rows or 'no rows'}; {gone.deleted:,} files deleted", markup=False)
     if trained:
         console.out.print(f"models trained on them: {', '.join(trained)}", markup=False)
     if gone.unpinned:
@@ -91,9 +90,9 @@ def repair(
 ) -> int:
     """Find what makes a lake unreadable or untrue and repair it, with a record in the table `runs`.
 
-    Looks for missing tables and half-written commits, files that a table names and that are gone, rows that share an
-    id, pairs that are accepted and rejected, sums that do not balance, forgotten videos that are still there, and files
-    that killed runs left. Refused while a run is alive; `--check` is not.
+    Looks for missing tables, half-written commits and checkpoints, files that a table names and that are gone or
+    cannot be read, rows that share an id, pairs that are accepted and rejected, sums that do not balance, forgotten
+    videos that are still there, and files that killed runs left. Refused while a run is alive; `--check` is not.
     """
     from lake.repair import check as check_
     from lake.repair import repair as repair_
@@ -106,6 +105,7 @@ def repair(
         return 3 if check and found else 0
     for damage in found:
         console.out.print(damage.text(), markup=False)
-    counted = f"{len(found)} kinds of damage {'found' if check else 'repaired'}" if found else "nothing is damaged"
+    kinds = f"{len(found)} kind{'' if len(found) == 1 else 's'} of damage"
+    counted = f"{kinds} {'found' if check else 'repaired'}" if found else "nothing is damaged"
     console.out.print(counted)
     return 3 if check and found else 0

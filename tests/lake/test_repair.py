@@ -14,15 +14,17 @@ from deltalake import DeltaTable
 from lake import forgotten
 from lake.commits import Committer
 from lake.errors import Refused
+from lake.forget import forget
 from lake.log import Log, stored
 from lake.maintenance import maintain
-from lake.repair import _drop, check, repair
+from lake.repair import check, repair
 from lake.runs import Run, states
 from lake.schemas import TABLES
 from lake.storage import join
 from lake.tables import Lake, now, to_table
 from lake.writer import Writer
 from tests.lake.filled import LABELERS, Filled, fill
+from tests.lake.traces import traces
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def filled(place: str) -> Filled:
 
 
 def newest(lake: Lake, name: str) -> list[str]:
-    return sorted(Log(lake, name, stored(lake, name)).newest)
+    return sorted(Log(lake, name).newest)
 
 
 def lose_a_file(filled: Filled) -> None:
@@ -99,10 +101,24 @@ def lose_a_checkpoint(filled: Filled) -> None:
     lake.storage.delete(join(lake.table_uri("videos"), path))
 
 
+def spoil_a_file(filled: Filled) -> None:
+    lake = filled.lake
+    uri = join(lake.table_uri("triples"), newest(lake, "triples")[0])
+    lake.storage.put(uri, os.urandom(len(lake.storage.get(uri) or b"")))
+
+
+def spoil_the_record_of_a_run(filled: Filled) -> None:
+    lake = filled.lake
+    uri = join(lake.table_uri("runs"), newest(lake, "runs")[0])
+    lake.storage.put(uri, bytes(len(lake.storage.get(uri) or b"")))
+
+
 DAMAGES: dict[Callable[[Filled], None], str] = {
     lose_a_file: "missing files",
     cut_a_file: "missing files",
     lose_the_record_of_a_run: "missing files",
+    spoil_a_file: "unreadable files",
+    spoil_the_record_of_a_run: "unreadable files",
     half_a_commit: "half-written commits",
     lose_a_table: "missing table",
     half_a_checkpoint: "broken checkpoints",
@@ -168,6 +184,37 @@ def test_a_log_that_is_damaged_in_its_middle_is_refused_with_the_remedy(tmp_path
         repair(lake)
 
 
+@pytest.mark.parametrize("kept", ["no log", "a checkpoint"])
+def test_data_whose_log_is_lost_is_never_deleted(tmp_path: Path, kept: str) -> None:
+    """Once its files were the orphans of a table that the repair had just created."""
+    lake = fill(Lake(str(tmp_path)), videos=1).lake
+    lake.checkpoint(lake.table("triples"), "triples")
+    for path in (tmp_path / "triples" / "_delta_log").iterdir():
+        if kept == "no log" or path.suffix == ".json":
+            path.unlink()
+    before = sorted(stored(lake, "triples"))
+    assert [one.kind for one in check(lake)] == ["lost logs"]
+    with pytest.raises(Refused, match="restore triples/_delta_log from a backup"):
+        repair(lake)
+    assert sorted(stored(lake, "triples")) == before
+
+
+def test_a_file_that_nobody_can_read_stops_no_forget(filled: Filled) -> None:
+    """Once it did for ever, also where no commit named it: its footer, or a page, was not what Parquet wants."""
+    lake = filled.lake
+    rows = lake.dataset("triples").to_table()
+    for damage in ("footer", "page"):
+        uri = join(lake.table_uri("triples"), lake.write_file(rows, "triples", damage).path)
+        content = bytearray(lake.storage.get(uri) or b"")
+        place = len(content) - 60 if damage == "footer" else 8
+        content[place : place + 40] = os.urandom(40)
+        lake.storage.put(uri, bytes(content))
+    gone = lake.dataset("videos").to_table().to_pylist()[0]["uri"]
+    forget(lake, gone, take_over=True)
+    assert check(lake) == []
+    assert traces(lake, {gone}) == []
+
+
 def test_a_log_with_a_gap_is_refused_and_nothing_is_deleted_by_it(tmp_path: Path) -> None:
     lake = fill(Lake(str(tmp_path)), videos=1).lake
     maintain(lake)
@@ -190,7 +237,7 @@ def test_a_repair_that_is_killed_keeps_what_it_brings_back(filled: Filled, monke
     with monkeypatch.context() as patched:
         patched.setattr(DeltaTable, "create_write_transaction", killed)
         with pytest.raises(KeyboardInterrupt):
-            _drop(lake, "triples")
+            check(lake)[0].repair()
     assert check(lake)
     repair(lake)
     assert lake.dataset("triples").count_rows() == rows
@@ -204,3 +251,6 @@ def test_no_repair_beside_a_run_that_is_alive_and_none_where_no_lake_is(tmp_path
         assert repair(lake, take_over=True) == []
     with pytest.raises(Refused, match="no lake"):
         check(Lake(str(tmp_path / "elsewhere")))
+    with pytest.raises(Refused, match="no lake"):
+        repair(Lake(str(tmp_path / "elsewhere")))
+    assert not (tmp_path / "elsewhere").exists()

@@ -173,6 +173,16 @@ def test_of_two_new_objects_under_one_name_the_first_stays(place: str) -> None:
     assert [entry.uri for page in storage.pages(place) for entry in page] == [uri]
 
 
+def test_of_several_that_replace_one_content_one_does(place: str) -> None:
+    storage, uri = StorageConfig(), f"{place}/object"
+    storage.put(uri, b"old")
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(lambda number: storage.replace(uri, b"old", b"%d" % number), range(8)))
+    [first] = [number for number, is_done in enumerate(done) if is_done]
+    assert storage.get(uri) == b"%d" % first
+    assert not storage.replace(uri, b"old", b"another")
+
+
 def test_an_object_may_be_written_twice_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda n: StorageConfig().put(str(tmp_path / "object"), bytes([n]) * 100_000), range(200)))

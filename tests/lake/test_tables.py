@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -50,6 +51,20 @@ def test_a_lake_may_be_made_twice_and_by_several_at_once(tmp_path: Path) -> None
 def test_a_place_without_a_lake_is_refused_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"no lake at .*nothing .*worldlake ingest SRC --lake"):
         Lake(str(tmp_path / "nothing")).table("videos")
+
+
+def test_a_lake_that_was_in_use_and_lacks_a_table_is_not_made_whole_by_an_ingest(tmp_path: Path) -> None:
+    """Once the table came back empty, and nothing said that its rows were gone."""
+    lake = Lake(str(tmp_path / "lake"))
+    lake.create()
+    shutil.rmtree(lake.table_uri("triples"))
+    # As a process that was killed while it created them leaves them.
+    lake.create()
+    Writer(lake).append("videos", [{"video_id": "v"}])
+    shutil.rmtree(lake.table_uri("triples"))
+    for call in (lake.create, lambda: lake.table("triples")):
+        with pytest.raises(Refused, match="lacks its table triples: look with `worldlake repair"):
+            call()
 
 
 def test_a_lake_of_a_newer_worldlake_is_refused_and_one_of_this_version_is_not(lake: Lake) -> None:
