@@ -1,6 +1,7 @@
-"""Connections of a proxy that send no request, or do not read what they are sent, end after a while.
+"""Connections of a proxy that cost it more than a request may: they end, so that others and health checks get through.
 
-uvicorn waits forever for the first byte of a request and for its last header, and has no setting for it.
+uvicorn waits forever for the first byte of a request and for its last header, takes headers and requests that follow
+each other without a limit, and any number of connections. It has no setting for any of it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEADERS_S = 15.0
 """For the headers of a request, from the first byte of a connection or of the next request on it."""
+HEAD_BYTES = 64 << 10
+"""Of the request line and the headers of a request, or of the trailers of a body."""
+HEADERS = 256
+"""Of a request. A header of a few bytes takes fifty times as many in memory."""
+PIPELINED = 16
+"""Requests that a client may send before the first of them is answered."""
 _UNREAD_MS = 60_000
 """After so long the kernel ends a connection whose client takes nothing of what was sent to it."""
+_PART = 16 << 10
+"""Bytes that are parsed before they are counted; one read brings many more."""
 
 
 def install() -> None:
@@ -32,9 +41,11 @@ def abort(send: Send) -> None:
 
 
 class Impatient(HttpToolsProtocol):
-    """A connection that waits only so long for the headers of a request."""
+    """A connection that waits only so long for the headers of a request, and takes only so many."""
 
     _ends: asyncio.TimerHandle | None = None
+    _head = 0
+    """Bytes since the last complete head or the last size of a chunk that are of no body."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
@@ -45,8 +56,33 @@ class Impatient(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Wait on where these bytes do not complete the headers of a request."""
-        super().data_received(data)
+        for start in range(0, len(data), _PART):
+            if self.transport.is_closing():
+                return
+            part = data[start : start + _PART]
+            self._head += len(part)
+            super().data_received(part)
+            if self._takes_too_much():
+                self.transport.abort()
         self._wait()
+
+    def on_headers_complete(self) -> None:
+        """Count anew."""
+        self._head = 0
+        super().on_headers_complete()
+
+    def on_chunk_header(self) -> None:
+        """Count anew: what comes before the next chunk, or after the last one, is as bounded as a head."""
+        self._head = 0
+
+    def on_body(self, body: bytes) -> None:
+        """Count no body: bodies have limits of their own."""
+        self._head -= len(body)
+        super().on_body(body)
+
+    def handle_websocket_upgrade(self) -> None:
+        """Refuse: there are none, and what is a websocket is none of these connections any more."""
+        self.send_400_response("there are no websockets here")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""
@@ -54,6 +90,9 @@ class Impatient(HttpToolsProtocol):
         # uvicorn keeps a connection that was reset, with all that it holds, until it would have ended by itself.
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
+
+    def _takes_too_much(self) -> bool:
+        return self._head > HEAD_BYTES or len(self.headers or ()) > HEADERS or len(self.pipeline) > PIPELINED
 
     def _wait(self) -> None:
         cycle: Any = self.cycle

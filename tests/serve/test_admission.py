@@ -293,6 +293,63 @@ def test_headers_that_do_not_come_end_a_connection(quick: None, first: bytes) ->
             pytest.fail("a header a byte at a time was waited for")
 
 
+CHUNKED = b"POST /login HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "more"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: a\r\n", b"a:b\r\n"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: ", b"aaaaa"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n", b"aaaaa"),
+        (b"GET /", b"aaaaa"),
+        (CHUNKED + b"1\r\na\r\n0\r\n", b"a:b\r\n"),
+        (CHUNKED + b"1\r\na\r\n0\r\nX: ", b"aaaaa"),
+        (CHUNKED + b"1;", b"aaaaa"),
+        (request("/v1/label", "Content-Length: 1") + b"a", b"a:b\r\n"),
+        (b"", b"GET /slow HTTP/1.1\r\n\r\n"),
+    ],
+)
+def test_what_never_becomes_a_request_ends_before_it_is_large(first: bytes, more: bytes) -> None:
+    """Headers, an address, trailers, requests before the first is answered: parsers gather them in memory."""
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/slow":
+            await asyncio.sleep(60)
+        await echo(scope, receive, send)
+
+    with listening(door(slow)) as port, sent(port, first) as connection:
+        taken, block = 0, more * 2000
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            while taken < 64 << 20:
+                connection.sendall(block)
+                taken += len(block)
+        # What the kernel holds on its way counts as well.
+        assert taken < 32 << 20
+        assert until_closed(sent(port, request("/v1/label", "Content-Length: 1", "Connection: close") + b"a"))[1] < 1
+
+
+def test_many_headers_are_refused_while_they_are_few_bytes() -> None:
+    with listening(door(echo)) as port:
+        lines = [f"{number}: b" for number in range(connections.HEADERS)]
+        few, many = (request("/v1/label", "Connection: close", *lines[:count]) for count in (100, len(lines)))
+        assert until_closed(sent(port, few.replace(b"POST", b"GET")))[0].startswith(b"HTTP/1.1 200")
+        assert until_closed(sent(port, many))[0] == b""
+
+
+def test_bodies_in_many_small_chunks_are_no_headers() -> None:
+    with listening(door(echo)) as port:
+        body = b"1\r\na\r\n" * BODY + b"0\r\nX: b\r\n\r\n"
+        head = request("/v1/label", "Transfer-Encoding: chunked", "Connection: close")
+        assert b"a" * BODY in until_closed(sent(port, head + body))[0]
+
+
+def test_a_websocket_is_answered_that_there_is_none() -> None:
+    upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: a")
+    with listening(door(never)) as port:
+        assert until_closed(sent(port, request("/v1/label", *upgrade, method="GET")))[0].startswith(b"HTTP/1.1 400")
+
+
 @pytest.mark.parametrize("path", ["/v1/label", "/v1/label/video", "/login"])
 @pytest.mark.parametrize("framing", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
 def test_a_slow_body_gets_408_and_its_connection_is_closed(quick: None, path: str, framing: str) -> None:
