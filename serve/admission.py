@@ -143,7 +143,7 @@ class Admission:
         named = Named(scope)
         paced = pace.Paced(receive, named.once(send))
         try:
-            await self._admit(scope, paced, named)
+            await self._admit(scope, paced, named, send)
         except Problem as problem:
             if paced.has_begun:
                 connections.abort(send)
@@ -153,7 +153,7 @@ class Admission:
         except pace.Left:
             connections.abort(send)
 
-    async def _admit(self, scope: Scope, paced: pace.Paced, named: Named) -> None:
+    async def _admit(self, scope: Scope, paced: pace.Paced, named: Named, send: Send) -> None:
         path, method, headers = scope["path"], scope["method"], Headers(scope=scope)
         if path in _ALWAYS:
             await self._answer(scope, _given(b""), paced.send)
@@ -162,6 +162,7 @@ class Admission:
         if needs_key(path):
             key = key_of(await self._ring.keys(), headers)
             named.key = key.name
+            connections.admit(send)
             await self._admit_key(key.key_id, scope, paced)
             return
         # Read without a place, so that slow ones do not keep others out.

@@ -7,8 +7,9 @@ each other without a limit, and any number of connections. It has no setting for
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.types import Send
 from uvicorn.config import HTTP_PROTOCOLS
@@ -22,6 +23,8 @@ HEADERS = 256
 """Of a request. A header of a few bytes takes fifty times as many in memory."""
 PIPELINED = 16
 """Requests that a client may send before the first of them is answered."""
+MOST = 4096
+"""Connections at once, or half as many as this process may have files open where that is fewer."""
 _UNREAD_MS = 60_000
 """After so long the kernel ends a connection whose client takes nothing of what was sent to it."""
 _PART = 16 << 10
@@ -35,14 +38,30 @@ def install() -> None:
 
 def abort(send: Send) -> None:
     """End the connection that a server's `send` writes to, with what waits in it."""
-    transport = getattr(getattr(send, "__self__", None), "transport", None)
+    transport = _transport_of(send)
     if transport is not None:
         transport.abort()
 
 
-class Impatient(HttpToolsProtocol):
-    """A connection that waits only so long for the headers of a request, and takes only so many."""
+def admit(send: Send) -> None:
+    """Let the connection that a server's `send` writes to stay while its request is answered: it has a key."""
+    transport = _transport_of(send)
+    if transport is not None and isinstance(connection := transport.get_protocol(), Impatient):
+        connection.stay()
 
+
+def _transport_of(send: Send) -> Any:
+    return getattr(getattr(send, "__self__", None), "transport", None)
+
+
+class Impatient(HttpToolsProtocol):
+    """A connection that waits only so long for the headers of a request, takes only so many, and gives way to others.
+
+    Shares for each address would not help: behind a reverse proxy, which TLS needs, all have the same one.
+    """
+
+    _without_key: ClassVar[dict[Impatient, None]] = {}
+    """Those that end where there are too many: no key is known of their request, oldest first."""
     _ends: asyncio.TimerHandle | None = None
     _head = 0
     """Bytes since the last complete head or the last size of a chunk that are of no body."""
@@ -53,6 +72,20 @@ class Impatient(HttpToolsProtocol):
         if (made := transport.get_extra_info("socket")) is not None and made.family != socket.AF_UNIX:
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MS)
         self._wait()
+        self._without_key[self] = None
+        if len(self.connections) > _most():
+            self._end_oldest_other()
+
+    def stay(self) -> None:
+        """Do not give way to others before a response is complete."""
+        self._without_key.pop(self, None)
+
+    def on_response_complete(self) -> None:
+        """Give way again, as the latest."""
+        self.stay()
+        if not self.transport.is_closing():
+            self._without_key[self] = None
+        super().on_response_complete()
 
     def data_received(self, data: bytes) -> None:
         """Wait on where these bytes do not complete the headers of a request."""
@@ -87,12 +120,19 @@ class Impatient(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""
         self._end_waiting()
+        self.stay()
         # uvicorn keeps a connection that was reset, with all that it holds, until it would have ended by itself.
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
     def _takes_too_much(self) -> bool:
         return self._head > HEAD_BYTES or len(self.headers or ()) > HEADERS or len(self.pipeline) > PIPELINED
+
+    def _end_oldest_other(self) -> None:
+        oldest = next(iter(self._without_key))
+        if oldest is not self:
+            oldest.stay()
+            oldest.transport.abort()
 
     def _wait(self) -> None:
         cycle: Any = self.cycle
@@ -105,3 +145,8 @@ class Impatient(HttpToolsProtocol):
         if self._ends is not None:
             self._ends.cancel()
             self._ends = None
+
+
+def _most() -> int:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST if files == resource.RLIM_INFINITY else min(MOST, files // 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 import threading
 import time
@@ -342,6 +343,35 @@ def test_bodies_in_many_small_chunks_are_no_headers() -> None:
         body = b"1\r\na\r\n" * BODY + b"0\r\nX: b\r\n\r\n"
         head = request("/v1/label", "Transfer-Encoding: chunked", "Connection: close")
         assert b"a" * BODY in until_closed(sent(port, head + body))[0]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [b"G", request("/login", "Content-Length: 9"), b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"],
+    ids=["headers", "body", "idle"],
+)
+def test_connections_without_a_key_give_way_to_others(monkeypatch: pytest.MonkeyPatch, first: bytes) -> None:
+    monkeypatch.setattr(connections, "MOST", 20)
+    with listening(door(echo)) as port, contextlib.ExitStack() as crowd:
+        slow = crowd.enter_context(sent(port, request("/v1/label", "Content-Length: 2") + b"a"))
+        time.sleep(0.2)
+        for number in range(100):
+            crowd.enter_context(sent(port, first))
+            if number % 20 == 0:
+                health = sent(port, b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+                assert until_closed(health)[0].startswith(b"HTTP/1.1 200")
+        time.sleep(0.2)
+        assert len(connections.Impatient._without_key) <= 20
+        # One with a key stays in the middle of its request.
+        slow.sendall(b"b")
+        assert b"ab" in slow.recv(1000)
+    assert not connections.Impatient._without_key
+
+
+def test_connections_leave_half_of_the_files_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    for files, most in ((1024, 512), (1 << 20, 4096), (resource.RLIM_INFINITY, 4096)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
+        assert connections._most() == most
 
 
 def test_a_websocket_is_answered_that_there_is_none() -> None:
