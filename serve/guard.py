@@ -199,9 +199,15 @@ def refuse_other_sites(method: str, path: str, headers: Headers) -> None:
         return
     site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
     # Browsers leave the first one out where a page came over plain HTTP from another machine.
-    is_ours = (
-        site in ("same-origin", "none") if site else origin is None or urlsplit(origin).netloc == headers.get("Host")
-    )
+    is_ours = site in ("same-origin", "none") if site else origin is None or _is_of(origin, headers.get("Host"))
     is_opened = (headers.get("Sec-Fetch-Mode"), headers.get("Sec-Fetch-Dest")) == ("navigate", "document")
     if not is_ours and not (is_opened and method in _SAFE and not needs_key(path)):
         raise Problem(HTTPStatus.FORBIDDEN, "cross-site", "this came from a page of another site: it needs a key")
+
+
+def _is_of(origin: str, host: str | None) -> bool:
+    try:
+        return bool(host) and urlsplit(origin).netloc == host
+    except ValueError:
+        # An address that is none, such as `http://[`, is of no site of ours.
+        return False

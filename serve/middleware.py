@@ -158,4 +158,5 @@ class _Counted:
 def declared_bytes(scope: Scope) -> int:
     """The size that a request says its body has; 0 where it does not say."""
     lengths = [value for name, value in scope["headers"] if name == b"content-length"]
-    return int(lengths[0]) if lengths and lengths[0].isdigit() else 0
+    # Of a number with thousands of zeros in front Python makes none.
+    return int(lengths[0].lstrip(b"0") or b"0") if lengths and lengths[0].isdigit() else 0

@@ -116,6 +116,35 @@ def test_a_page_of_another_site_is_refused_before_anything_else() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "//]", "null", "http://\u2100", "http://service.evil"])
+@pytest.mark.parametrize("host", ["service", "", None])
+def test_an_origin_that_is_no_address_is_another_site(origin: str, host: str | None) -> None:
+    headers = [(b"origin", origin.encode("utf-8"))] + ([(b"host", host.encode())] if host is not None else [])
+
+    async def run() -> list[Message]:
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        async def receive() -> Message:
+            raise AssertionError("the body was read")
+
+        await door(never)({"type": "http", "method": "GET", "path": "/", "headers": headers}, receive, send)
+        return sent
+
+    assert asyncio.run(run())[0]["status"] == 403
+
+
+def test_a_length_with_many_zeros_is_a_length() -> None:
+    zeros = "0" * 5000
+    with listening(door(echo)) as port:
+        head = request("/v1/label", f"Content-Length: {zeros}1", "Connection: close")
+        assert until_closed(sent(port, head + b"a"))[0].startswith(b"HTTP/1.1 200")
+        head = request("/v1/label", f"Content-Length: {zeros}{BODY + 1}", "Connection: close")
+        assert until_closed(sent(port, head))[0].startswith(b"HTTP/1.1 413")
+
+
 @pytest.mark.parametrize("is_chunked", [True, False])
 @pytest.mark.parametrize("path", ["/v1/sql", "/v1/label", "/login"])
 def test_a_body_that_is_too_large_gets_413_however_it_is_sent(path: str, is_chunked: bool) -> None:
