@@ -8,13 +8,14 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prometheus_client import Counter, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.guard import COOKIE
 from serve.problems import Problem, too_large
 
 audit = logging.getLogger("serve.audit")
@@ -29,6 +30,7 @@ _HEADERS = {
 }
 _ID = "X-Request-Id"
 _IDS = re.compile(r"[\w.:-]{1,100}", re.ASCII)
+_OWN = re.compile(rb"(?:^|;)\s*" + COOKIE.encode() + rb"=([\w-]{0,200})(?=\s*(?:;|$))")
 REQUESTS = Counter("worldlake_requests_total", "Requests by endpoint and status", ("route", "status"))
 SECONDS = Histogram("worldlake_request_seconds", "Time to answer by endpoint", ("route",))
 
@@ -54,8 +56,9 @@ class Named:
         self._id = given if _IDS.fullmatch(given) else uuid.uuid4().hex
         # X-Forwarded-For is said by whoever sends it: true only where a proxy of ours is in front of this.
         self._forwarded = headers.get("X-Forwarded-For", "")[:200] or None
-        others = [(name, value) for name, value in scope["headers"] if name != _ID.lower().encode()]
-        scope["headers"] = [*others, (_ID.lower().encode(), self._id.encode())]
+        changed = (_ID.lower().encode(), b"cookie")
+        others = [(name, value) for name, value in scope["headers"] if name not in changed]
+        scope["headers"] = [*others, *_own_cookie(scope["headers"]), (_ID.lower().encode(), self._id.encode())]
 
     def signed(self, send: Send) -> Send:
         """A `send` that adds the headers which every answer has."""
@@ -89,6 +92,12 @@ class Named:
             line["forwarded_for"] = self._forwarded
         line |= {"method": self._scope["method"], "path": self._scope["path"], "status": int(status), "bytes": read}
         audit.info(json.dumps(line | {"ms": round((time.monotonic() - self._started) * 1000)}))
+
+
+def _own_cookie(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The cookie that is ours. Python reads quoted ones in quadratic time, and FastAPI reads each that is there."""
+    values = [value for sent in headers if sent[0] == b"cookie" for value in _OWN.findall(sent[1])]
+    return [(b"cookie", COOKIE.encode() + b"=" + values[-1])] if values else []
 
 
 class Envelope:

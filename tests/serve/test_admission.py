@@ -14,12 +14,13 @@ from unittest.mock import MagicMock
 import httpx
 import pytest
 import uvicorn
+from starlette.datastructures import Headers
 from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve import admission, connections, flow, pace
 from serve.admission import ANONYMOUS, READS, Admission, at_once, environment, with_others
-from serve.guard import session_key
+from serve.guard import COOKIE, session_key
 from serve.keys import Key
 from serve.limits import Limits
 from serve.settings import ServeSettings
@@ -134,6 +135,27 @@ def test_an_origin_that_is_no_address_is_another_site(origin: str, host: str | N
         return sent
 
     assert asyncio.run(run())[0]["status"] == 403
+
+
+@pytest.mark.parametrize("name", [COOKIE, "other"])
+def test_a_long_cookie_holds_up_nobody(name: str) -> None:
+    """Python's own reader takes five seconds for this one, in which a proxy answers nobody else."""
+    large = f'{name}="' + '\\"' * 30_000 + '"'
+
+    async def tells(scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(send, body=Headers(scope=scope).get("Cookie", "none").encode())
+
+    async def run() -> None:
+        async with asking(door(tells)) as client:
+            began = time.monotonic()
+            assert (await client.get("/v1/labelers", headers={"Cookie": large})).status_code == 401
+            assert (await client.get("/", headers={"Cookie": large})).text == "none"
+            assert time.monotonic() - began < 1
+            # Ours is found among others, and passed on alone.
+            among = {"Cookie": f"a=b;{COOKIE}={TOKEN} ; {large[:20]}"}
+            assert (await client.get("/v1/labelers", headers=among)).text == f"{COOKIE}={TOKEN}"
+
+    asyncio.run(run())
 
 
 def test_a_length_with_many_zeros_is_a_length() -> None:
