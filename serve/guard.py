@@ -84,7 +84,7 @@ class KeyRing:
 
 
 class Guard:
-    """Lets requests of keys through. As long as a lake has no key, `session` is the one that counts."""
+    """Lets requests of keys through. Until a lake has its first key, `session` is the one that counts."""
 
     def __init__(self, keys: Keys, session: Key | None) -> None:
         """`session`: made for one run of the service, which prints its token; None: other machines can reach us."""
@@ -95,7 +95,11 @@ class Guard:
         self._ring.read_now()
 
     def _read(self) -> list[Key]:
-        return self._keys.read() or ([self._session] if self._session else [])
+        keys = self._keys.read()
+        if keys:
+            # For good: whoever revokes the last key lets nobody in by that.
+            self._session = None
+        return keys or ([self._session] if self._session else [])
 
     async def keys(self) -> list[Key]:
         """The keys that count now, see `KeyRing.keys`."""
