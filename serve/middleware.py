@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import collections
 import json
 import logging
+import math
 import re
 import sys
 import time
 import uuid
 from collections.abc import Iterable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 from prometheus_client import Counter, Histogram
@@ -19,6 +23,10 @@ from serve.guard import COOKIE
 from serve.problems import Problem, too_large
 
 audit = logging.getLogger("serve.audit")
+REFUSALS_A_SECOND = 5
+"""Lines of refused requests without a key. The rest is a number: anybody can make as many as they like."""
+_PATH = 200
+"""Letters of a path in the audit log; one may have tens of thousands."""
 
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -41,6 +49,33 @@ def audit_to_output() -> None:
     audit.handlers = [logging.StreamHandler(sys.stdout)]
     # Its lines are JSON already: once is enough.
     audit.propagate = False
+
+
+class _Refusals:
+    """Writes the first lines of each second, and how many more there were at the end of it."""
+
+    def __init__(self) -> None:
+        self._began, self._written = -math.inf, 0
+        self._left_out: collections.Counter[int] = collections.Counter()
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Write a line, or count it. Called in the event loop."""
+        if time.monotonic() - self._began > 1:
+            self._began, self._written = time.monotonic(), 0
+        if self._written < REFUSALS_A_SECOND:
+            self._written += 1
+            audit.info(json.dumps(line))
+            return
+        if not self._left_out:
+            asyncio.get_running_loop().call_later(1, self._sum_up)
+        self._left_out[line["status"]] += 1
+
+    def _sum_up(self) -> None:
+        audit.info(json.dumps({"key": None, "left_out": self._left_out.total(), "by_status": dict(self._left_out)}))
+        self._left_out.clear()
+
+
+_refusals = _Refusals()
 
 
 class Named:
@@ -90,8 +125,13 @@ class Named:
         line: dict[str, Any] = {"request": self._id, "key": self.key, "client": client[0] if client else None}
         if self._forwarded:
             line["forwarded_for"] = self._forwarded
-        line |= {"method": self._scope["method"], "path": self._scope["path"], "status": int(status), "bytes": read}
-        audit.info(json.dumps(line | {"ms": round((time.monotonic() - self._started) * 1000)}))
+        path = self._scope["path"][:_PATH]
+        line |= {"method": self._scope["method"], "path": path, "status": int(status), "bytes": read}
+        line["ms"] = round((time.monotonic() - self._started) * 1000)
+        if self.key is None and status >= HTTPStatus.BAD_REQUEST:
+            _refusals.write(line)
+        else:
+            audit.info(json.dumps(line))
 
 
 def _own_cookie(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import logging
 import resource
 import socket
 import threading
@@ -18,7 +20,7 @@ from starlette.datastructures import Headers
 from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve import admission, connections, flow, pace
+from serve import admission, connections, flow, middleware, pace
 from serve.admission import ANONYMOUS, READS, Admission, at_once, environment, with_others
 from serve.guard import COOKIE, session_key
 from serve.keys import Key
@@ -264,6 +266,35 @@ def test_an_application_that_is_not_there_yet_is_no_missing_page(content_type: s
         assert ("Retry-After" in found.headers) == (status == 503)
 
     asyncio.run(run())
+
+
+def test_refusals_without_a_key_are_few_lines_and_those_with_a_key_all_of_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def run() -> None:
+        long = "/v1/" + "a" * 60_000
+        async with asking(door(never)) as client:
+            for _ in range(100):
+                assert (await client.get(long)).status_code == 401
+            # Too large, after its key was known.
+            for _ in range(20):
+                assert (await client.post("/v1/sql", headers=auth(), content=bytes(2 * BODY))).status_code == 413
+            await asyncio.sleep(1.2)
+            assert (await client.get("/v1/sql")).status_code == 401
+
+    began = time.monotonic()
+    with caplog.at_level(logging.INFO, "serve.audit"):
+        asyncio.run(run())
+    seconds = time.monotonic() - began + 1
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "serve.audit"]
+    assert sum(line["key"] == MINE.name for line in lines) == 20
+    *refused, last = [line for line in lines if line["key"] is None]
+    sums = [line for line in refused if "left_out" in line]
+    assert len(refused) <= (middleware.REFUSALS_A_SECOND + 1) * seconds
+    assert sum(line["left_out"] for line in sums) + len(refused) - len(sums) == 100
+    assert sums[0]["by_status"] == {"401": sums[0]["left_out"]}
+    assert last["path"] == "/v1/sql", "those of later seconds have lines again"
+    assert max(len(record.message) for record in caplog.records if record.name == "serve.audit") < 600
 
 
 def test_keys_that_nobody_can_tell_yet_are_a_problem_of_the_moment() -> None:
