@@ -480,6 +480,15 @@ def test_a_slow_body_gets_408_and_its_connection_is_closed(quick: None, path: st
         assert 0.5 < took_s < 5
 
 
+def test_a_body_that_is_fast_enough_must_end_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "LONGEST_S", 1.0)
+    with listening(door(echo)) as port, sent(port, request("/v1/label", f"Content-Length: {BODY}")) as connection:
+        for _ in range(3):
+            connection.sendall(b"a" * 10)
+            time.sleep(0.2)
+        assert connection.recv(100).startswith(b"HTTP/1.1 408")
+
+
 def test_an_answer_may_take_longer_than_a_body(quick: None) -> None:
     """Who waits for an answer sends nothing; Ray cancels a request whose `receive` ends."""
 
