@@ -65,6 +65,7 @@ class Impatient(HttpToolsProtocol):
     _ends: asyncio.TimerHandle | None = None
     _head = 0
     """Bytes since the last complete head or the last size of a chunk that are of no body."""
+    _is_head = True
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first request."""
@@ -99,9 +100,19 @@ class Impatient(HttpToolsProtocol):
                 self.transport.abort()
         self._wait()
 
+    def on_message_begin(self) -> None:
+        """Take headers."""
+        super().on_message_begin()
+        self._is_head = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; a trailer is none, and what stands in front of us may not have looked at it."""
+        if self._is_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """Count anew."""
-        self._head = 0
+        self._head, self._is_head = 0, False
         super().on_headers_complete()
 
     def on_chunk_header(self) -> None:

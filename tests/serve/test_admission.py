@@ -456,6 +456,14 @@ def test_connections_leave_half_of_the_files_to_others(monkeypatch: pytest.Monke
         assert connections._most() == most
 
 
+def test_a_trailer_is_no_header() -> None:
+    """It comes before anybody looks at the headers where all of a request is in one packet."""
+    with listening(door(echo)) as port:
+        trailer = f"Authorization: Bearer {TOKEN}\r\n\r\n".encode()
+        head = b"POST /v1/label HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+        assert until_closed(sent(port, head + b"0\r\n" + trailer))[0].startswith(b"HTTP/1.1 401")
+
+
 def test_a_websocket_is_answered_that_there_is_none() -> None:
     upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: a")
     with listening(door(never)) as port:
