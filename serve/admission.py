@@ -24,6 +24,7 @@ from serve.keys import Key
 from serve.limits import Limits
 from serve.middleware import Named, audit_to_output, declared_bytes
 from serve.problems import Problem, busy, too_large
+from serve.shared import Shared
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -36,9 +37,13 @@ NAME, INGRESS = "worldlake", "Ingress"
 READS = 32
 """Requests of one key at once that read the lake: each takes a thread of the ingress, of which there are few."""
 ANONYMOUS = 32
-"""Requests at once that need no key: pages, signing in, /readyz."""
+"""Requests at once that need no key: pages, signing in."""
 _OF_MODELS = ("/v1/label", "/v1/predict", *flow.STREAMED)
-_ALWAYS = ("/healthz", "/metrics", "/-/healthz", "/-/routes")
+_SHARED = ("/healthz", "/readyz", "/metrics")
+"""Always answered, without a place: the ingress is asked once at a time, and all who ask get its answer."""
+_OF_RAY = ("/-/healthz", "/-/routes")
+_SHARED_S = 10.0
+"""For the ingress to answer one of them."""
 _ANONYMOUS_BYTES = 8 << 10
 """Of a body that needs no key: a form with a key in it."""
 _BUFFERED_BYTES = 128 << 20
@@ -133,6 +138,7 @@ class Admission:
         self._reads = Shares(READS, 4 * READS)
         self._anonymous = Shares(ANONYMOUS, ANONYMOUS)
         self._bytes = Shares(_BUFFERED_BYTES * 4 // 5, _BUFFERED_BYTES)
+        self._shared: dict[str, Shared[list[Message]]] = {path: Shared() for path in _SHARED}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or refuse it."""
@@ -143,7 +149,7 @@ class Admission:
         named = Named(scope)
         paced = pace.Paced(receive, named.once(send))
         try:
-            await self._admit(scope, paced, named)
+            await self._admit(scope, paced, named, send)
         except Problem as problem:
             if paced.has_begun:
                 connections.abort(send)
@@ -153,30 +159,48 @@ class Admission:
         except pace.Left:
             connections.abort(send)
 
-    async def _admit(self, scope: Scope, paced: pace.Paced, named: Named) -> None:
+    async def _admit(self, scope: Scope, paced: pace.Paced, named: Named, send: Send) -> None:
         path, method, headers = scope["path"], scope["method"], Headers(scope=scope)
-        if path in _ALWAYS:
+        if path in _OF_RAY:
             await self._answer(scope, _given(b""), paced.send)
             return
         refuse_other_sites(method, path, headers)
+        if path in _SHARED and method == "GET":
+            for message in await self._shared[path].get(lambda: self._ask(scope)):
+                await paced.send(message)
+            return
         if needs_key(path):
             key = key_of(await self._ring.keys(), headers)
             named.key = key.name
+            connections.admit(send)
             await self._admit_key(key.key_id, scope, paced)
             return
         # Read without a place, so that slow ones do not keep others out.
         body = await _body(scope, paced, _ANONYMOUS_BYTES) if method == "POST" else b""
+        with self._anonymous.held("", "too many visitors at once") as hold:
+            hold(1)
+            answer = await self._whole(scope, body)
+        # Pages and scripts are small. Sent without a place, so that slow readers do not keep others out either.
+        for message in answer:
+            await paced.send(message)
+
+    async def _ask(self, scope: Scope) -> list[Message]:
+        # Nothing of the one who happens to ask first decides what others get.
+        headers = [(name, value) for name, value in scope["headers"] if name in (b"host", b"x-request-id")]
+        try:
+            async with asyncio.timeout(_SHARED_S):
+                return await self._whole({**scope, "headers": headers, "query_string": b""}, b"")
+        except TimeoutError:
+            raise busy("the service does not answer", 5) from None
+
+    async def _whole(self, scope: Scope, body: bytes) -> list[Message]:
         answer: list[Message] = []
 
         async def keep(message: Message) -> None:
             answer.append(message)
 
-        with self._anonymous.held("", "too many visitors at once") as hold:
-            hold(1)
-            await self._answer(scope, _given(body), keep)
-        # Pages and scripts are small. Sent without a place, so that slow readers do not keep others out either.
-        for message in answer:
-            await paced.send(message)
+        await self._answer(scope, _given(body), keep)
+        return answer
 
     async def _admit_key(self, who: str, scope: Scope, paced: pace.Paced) -> None:
         places = self._places if scope["path"] in _OF_MODELS else self._reads

@@ -84,7 +84,7 @@ class KeyRing:
 
 
 class Guard:
-    """Lets requests of keys through. As long as a lake has no key, `session` is the one that counts."""
+    """Lets requests of keys through. Until a lake has its first key, `session` is the one that counts."""
 
     def __init__(self, keys: Keys, session: Key | None) -> None:
         """`session`: made for one run of the service, which prints its token; None: other machines can reach us."""
@@ -95,7 +95,11 @@ class Guard:
         self._ring.read_now()
 
     def _read(self) -> list[Key]:
-        return self._keys.read() or ([self._session] if self._session else [])
+        keys = self._keys.read()
+        if keys:
+            # For good: whoever revokes the last key lets nobody in by that.
+            self._session = None
+        return keys or ([self._session] if self._session else [])
 
     async def keys(self) -> list[Key]:
         """The keys that count now, see `KeyRing.keys`."""
@@ -199,9 +203,15 @@ def refuse_other_sites(method: str, path: str, headers: Headers) -> None:
         return
     site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
     # Browsers leave the first one out where a page came over plain HTTP from another machine.
-    is_ours = (
-        site in ("same-origin", "none") if site else origin is None or urlsplit(origin).netloc == headers.get("Host")
-    )
+    is_ours = site in ("same-origin", "none") if site else origin is None or _is_of(origin, headers.get("Host"))
     is_opened = (headers.get("Sec-Fetch-Mode"), headers.get("Sec-Fetch-Dest")) == ("navigate", "document")
     if not is_ours and not (is_opened and method in _SAFE and not needs_key(path)):
         raise Problem(HTTPStatus.FORBIDDEN, "cross-site", "this came from a page of another site: it needs a key")
+
+
+def _is_of(origin: str, host: str | None) -> bool:
+    try:
+        return bool(host) and urlsplit(origin).netloc == host
+    except ValueError:
+        # An address that is none, such as `http://[`, is of no site of ours.
+        return False

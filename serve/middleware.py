@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import collections
 import json
 import logging
+import math
 import re
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 from prometheus_client import Counter, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.guard import COOKIE
 from serve.problems import Problem, too_large
 
 audit = logging.getLogger("serve.audit")
+REFUSALS_A_SECOND = 5
+"""Lines of refused requests without a key. The rest is a number: anybody can make as many as they like."""
+_PATH = 200
+"""Letters of a path in the audit log; one may have tens of thousands."""
 
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -29,6 +38,7 @@ _HEADERS = {
 }
 _ID = "X-Request-Id"
 _IDS = re.compile(r"[\w.:-]{1,100}", re.ASCII)
+_OWN = re.compile(rb"(?:^|;)\s*" + COOKIE.encode() + rb"=([\w-]{0,200})(?=\s*(?:;|$))")
 REQUESTS = Counter("worldlake_requests_total", "Requests by endpoint and status", ("route", "status"))
 SECONDS = Histogram("worldlake_request_seconds", "Time to answer by endpoint", ("route",))
 
@@ -39,6 +49,33 @@ def audit_to_output() -> None:
     audit.handlers = [logging.StreamHandler(sys.stdout)]
     # Its lines are JSON already: once is enough.
     audit.propagate = False
+
+
+class _Refusals:
+    """Writes the first lines of each second, and how many more there were at the end of it."""
+
+    def __init__(self) -> None:
+        self._began, self._written = -math.inf, 0
+        self._left_out: collections.Counter[int] = collections.Counter()
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Write a line, or count it. Called in the event loop."""
+        if time.monotonic() - self._began > 1:
+            self._began, self._written = time.monotonic(), 0
+        if self._written < REFUSALS_A_SECOND:
+            self._written += 1
+            audit.info(json.dumps(line))
+            return
+        if not self._left_out:
+            asyncio.get_running_loop().call_later(1, self._sum_up)
+        self._left_out[line["status"]] += 1
+
+    def _sum_up(self) -> None:
+        audit.info(json.dumps({"key": None, "left_out": self._left_out.total(), "by_status": dict(self._left_out)}))
+        self._left_out.clear()
+
+
+_refusals = _Refusals()
 
 
 class Named:
@@ -54,8 +91,9 @@ class Named:
         self._id = given if _IDS.fullmatch(given) else uuid.uuid4().hex
         # X-Forwarded-For is said by whoever sends it: true only where a proxy of ours is in front of this.
         self._forwarded = headers.get("X-Forwarded-For", "")[:200] or None
-        others = [(name, value) for name, value in scope["headers"] if name != _ID.lower().encode()]
-        scope["headers"] = [*others, (_ID.lower().encode(), self._id.encode())]
+        changed = (_ID.lower().encode(), b"cookie")
+        others = [(name, value) for name, value in scope["headers"] if name not in changed]
+        scope["headers"] = [*others, *_own_cookie(scope["headers"]), (_ID.lower().encode(), self._id.encode())]
 
     def signed(self, send: Send) -> Send:
         """A `send` that adds the headers which every answer has."""
@@ -87,8 +125,19 @@ class Named:
         line: dict[str, Any] = {"request": self._id, "key": self.key, "client": client[0] if client else None}
         if self._forwarded:
             line["forwarded_for"] = self._forwarded
-        line |= {"method": self._scope["method"], "path": self._scope["path"], "status": int(status), "bytes": read}
-        audit.info(json.dumps(line | {"ms": round((time.monotonic() - self._started) * 1000)}))
+        path = self._scope["path"][:_PATH]
+        line |= {"method": self._scope["method"], "path": path, "status": int(status), "bytes": read}
+        line["ms"] = round((time.monotonic() - self._started) * 1000)
+        if self.key is None and status >= HTTPStatus.BAD_REQUEST:
+            _refusals.write(line)
+        else:
+            audit.info(json.dumps(line))
+
+
+def _own_cookie(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The cookie that is ours. Python reads quoted ones in quadratic time, and FastAPI reads each that is there."""
+    values = [value for sent in headers if sent[0] == b"cookie" for value in _OWN.findall(sent[1])]
+    return [(b"cookie", COOKIE.encode() + b"=" + values[-1])] if values else []
 
 
 class Envelope:
@@ -158,4 +207,5 @@ class _Counted:
 def declared_bytes(scope: Scope) -> int:
     """The size that a request says its body has; 0 where it does not say."""
     lengths = [value for name, value in scope["headers"] if name == b"content-length"]
-    return int(lengths[0]) if lengths and lengths[0].isdigit() else 0
+    # Of a number with thousands of zeros in front Python makes none.
+    return int(lengths[0].lstrip(b"0") or b"0") if lengths and lengths[0].isdigit() else 0

@@ -15,6 +15,8 @@ GRACE_S = 10.0
 """For any body or answer, beside what its size takes at the lowest rate."""
 LOWEST_RATE = 64 << 10
 """Bytes a second."""
+LONGEST_S = 1800.0
+"""For a body, however large: a video at the lowest rate would keep its place for more than two hours."""
 _CHUNK = 64 << 10
 """Of an answer: one that is written at once waits in memory for its reader, however large it is."""
 
@@ -41,13 +43,14 @@ class Paced:
         if self._is_complete:
             # Only that the client leaves can come, for as long as its answer takes.
             return await self._receive()
-        allowed = GRACE_S + self.read / LOWEST_RATE - self._reading_s
+        allowed = min(GRACE_S + self.read / LOWEST_RATE, LONGEST_S) - self._reading_s
         began = time.monotonic()
         try:
             async with asyncio.timeout(allowed):
                 message = await self._receive()
         except TimeoutError:
-            detail = f"the body came too slowly: send at least {LOWEST_RATE >> 10} KiB a second"
+            least = f"at least {LOWEST_RATE >> 10} KiB a second, all of it within {LONGEST_S / 60:g} minutes"
+            detail = f"the body came too slowly: send {least}"
             raise Problem(HTTPStatus.REQUEST_TIMEOUT, "slow", detail, {"Connection": "close"}) from None
         self._reading_s += time.monotonic() - began
         self.read += len(message.get("body", b""))

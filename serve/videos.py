@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -54,24 +55,30 @@ class Videos:
         self._lake, self._labeler, self._limits = lake, labeler, limits
         self._sources = tuple(normalise(source) for source in sources)
         self._free = limits.videos
+        self._held: Counter[str] = Counter()
         # Reads of the lake have other threads, so that a slow store or header holds none of them up.
         self._threads = ThreadPoolExecutor(limits.videos, thread_name_prefix="videos")
 
     @contextmanager
-    def place(self) -> Iterator[Path]:
+    def place(self, who: str) -> Iterator[Path]:
         """A folder for one video, from before it is received until its last pair. Raises Problem where all are taken.
 
+        The last one is for a key that has none: two slow uploads of one key would keep all others out for long.
         So the videos of all requests together take no more disk than `videos` times `video_bytes`, and as much again
         for a moment while a form is saved.
         """
-        if not self._free:
-            raise busy(f"{self._limits.videos} videos are being received or sampled", 5)
+        if not self._free or (self._free == 1 and self._held[who]):
+            raise busy(f"{self._limits.videos - self._free} videos are being received or sampled", 5)
         self._free -= 1
+        self._held[who] += 1
         try:
             with tempfile.TemporaryDirectory(prefix="worldlake-video-", ignore_cleanup_errors=True) as folder:
                 yield Path(folder)
         finally:
             self._free += 1
+            self._held[who] -= 1
+            if not self._held[who]:
+                del self._held[who]
 
     async def run(self, function: Callable[..., Result], *args: object) -> Result:
         """What a function returns that may block, on a thread for videos."""

@@ -61,8 +61,8 @@ def router(services: Services) -> APIRouter:
     """The endpoint."""
     api = APIRouter(tags=["label"], dependencies=[Depends(services.guard.require("label"))])
 
-    async def place() -> AsyncIterator[_Place]:
-        with services.videos.place() as folder:
+    async def place(request: Request) -> AsyncIterator[_Place]:
+        with services.videos.place(request.state.key.key_id) as folder:
             async with AsyncExitStack() as ending:
                 yield folder, ending
 

@@ -25,6 +25,7 @@ from models.builtin.train_world import new_model, new_tokenizer, write_folder
 from models.loading import ModelSettings, load_dynamics
 from models.protocols import Images
 from models.world_loading import WorldSettings, load_world
+from serve import middleware
 from serve.answers import Answers
 from serve.app import build_app
 from serve.guard import Guard, session_key
@@ -149,6 +150,12 @@ def started_with_its_first_query(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
     monkeypatch.setattr(Reading, "prepare", later)
+
+
+@pytest.fixture(autouse=True)
+def no_refusals_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The audit log of a process has few lines a second for requests without a key; here many are asked."""
+    monkeypatch.setattr(middleware, "_refusals", middleware._Refusals())
 
 
 @pytest.fixture

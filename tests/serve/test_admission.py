@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import logging
+import resource
 import socket
 import threading
 import time
@@ -13,12 +16,13 @@ from unittest.mock import MagicMock
 import httpx
 import pytest
 import uvicorn
+from starlette.datastructures import Headers
 from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve import admission, connections, flow, pace
+from serve import admission, connections, flow, middleware, pace
 from serve.admission import ANONYMOUS, READS, Admission, at_once, environment, with_others
-from serve.guard import session_key
+from serve.guard import COOKIE, session_key
 from serve.keys import Key
 from serve.limits import Limits
 from serve.settings import ServeSettings
@@ -113,6 +117,56 @@ def test_a_page_of_another_site_is_refused_before_anything_else() -> None:
                 assert (await client.get(path, headers=cookies)).status_code == 403
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "//]", "null", "http://\u2100", "http://service.evil"])
+@pytest.mark.parametrize("host", ["service", "", None])
+def test_an_origin_that_is_no_address_is_another_site(origin: str, host: str | None) -> None:
+    headers = [(b"origin", origin.encode("utf-8"))] + ([(b"host", host.encode())] if host is not None else [])
+
+    async def run() -> list[Message]:
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        async def receive() -> Message:
+            raise AssertionError("the body was read")
+
+        await door(never)({"type": "http", "method": "GET", "path": "/", "headers": headers}, receive, send)
+        return sent
+
+    assert asyncio.run(run())[0]["status"] == 403
+
+
+@pytest.mark.parametrize("name", [COOKIE, "other"])
+def test_a_long_cookie_holds_up_nobody(name: str) -> None:
+    """Python's own reader takes five seconds for this one, in which a proxy answers nobody else."""
+    large = f'{name}="' + '\\"' * 30_000 + '"'
+
+    async def tells(scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(send, body=Headers(scope=scope).get("Cookie", "none").encode())
+
+    async def run() -> None:
+        async with asking(door(tells)) as client:
+            began = time.monotonic()
+            assert (await client.get("/v1/labelers", headers={"Cookie": large})).status_code == 401
+            assert (await client.get("/", headers={"Cookie": large})).text == "none"
+            assert time.monotonic() - began < 1
+            # Ours is found among others, and passed on alone.
+            among = {"Cookie": f"a=b;{COOKIE}={TOKEN} ; {large[:20]}"}
+            assert (await client.get("/v1/labelers", headers=among)).text == f"{COOKIE}={TOKEN}"
+
+    asyncio.run(run())
+
+
+def test_a_length_with_many_zeros_is_a_length() -> None:
+    zeros = "0" * 5000
+    with listening(door(echo)) as port:
+        head = request("/v1/label", f"Content-Length: {zeros}1", "Connection: close")
+        assert until_closed(sent(port, head + b"a"))[0].startswith(b"HTTP/1.1 200")
+        head = request("/v1/label", f"Content-Length: {zeros}{BODY + 1}", "Connection: close")
+        assert until_closed(sent(port, head))[0].startswith(b"HTTP/1.1 413")
 
 
 @pytest.mark.parametrize("is_chunked", [True, False])
@@ -214,6 +268,35 @@ def test_an_application_that_is_not_there_yet_is_no_missing_page(content_type: s
     asyncio.run(run())
 
 
+def test_refusals_without_a_key_are_few_lines_and_those_with_a_key_all_of_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def run() -> None:
+        long = "/v1/" + "a" * 60_000
+        async with asking(door(never)) as client:
+            for _ in range(100):
+                assert (await client.get(long)).status_code == 401
+            # Too large, after its key was known.
+            for _ in range(20):
+                assert (await client.post("/v1/sql", headers=auth(), content=bytes(2 * BODY))).status_code == 413
+            await asyncio.sleep(1.2)
+            assert (await client.get("/v1/sql")).status_code == 401
+
+    began = time.monotonic()
+    with caplog.at_level(logging.INFO, "serve.audit"):
+        asyncio.run(run())
+    seconds = time.monotonic() - began + 1
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "serve.audit"]
+    assert sum(line["key"] == MINE.name for line in lines) == 20
+    *refused, last = [line for line in lines if line["key"] is None]
+    sums = [line for line in refused if "left_out" in line]
+    assert len(refused) <= (middleware.REFUSALS_A_SECOND + 1) * seconds
+    assert sum(line["left_out"] for line in sums) + len(refused) - len(sums) == 100
+    assert sums[0]["by_status"] == {"401": sums[0]["left_out"]}
+    assert last["path"] == "/v1/sql", "those of later seconds have lines again"
+    assert max(len(record.message) for record in caplog.records if record.name == "serve.audit") < 600
+
+
 def test_keys_that_nobody_can_tell_yet_are_a_problem_of_the_moment() -> None:
     def unknown() -> list[Key]:
         raise RuntimeError("there is no ingress")
@@ -293,6 +376,100 @@ def test_headers_that_do_not_come_end_a_connection(quick: None, first: bytes) ->
             pytest.fail("a header a byte at a time was waited for")
 
 
+CHUNKED = b"POST /login HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "more"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: a\r\n", b"a:b\r\n"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: ", b"aaaaa"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n", b"aaaaa"),
+        (b"GET /", b"aaaaa"),
+        (CHUNKED + b"1\r\na\r\n0\r\n", b"a:b\r\n"),
+        (CHUNKED + b"1\r\na\r\n0\r\nX: ", b"aaaaa"),
+        (CHUNKED + b"1;", b"aaaaa"),
+        (request("/v1/label", "Content-Length: 1") + b"a", b"a:b\r\n"),
+        (b"", b"GET /slow HTTP/1.1\r\n\r\n"),
+    ],
+)
+def test_what_never_becomes_a_request_ends_before_it_is_large(first: bytes, more: bytes) -> None:
+    """Headers, an address, trailers, requests before the first is answered: parsers gather them in memory."""
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/slow":
+            await asyncio.sleep(60)
+        await echo(scope, receive, send)
+
+    with listening(door(slow)) as port, sent(port, first) as connection:
+        taken, block = 0, more * 2000
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            while taken < 64 << 20:
+                connection.sendall(block)
+                taken += len(block)
+        # What the kernel holds on its way counts as well.
+        assert taken < 32 << 20
+        assert until_closed(sent(port, request("/v1/label", "Content-Length: 1", "Connection: close") + b"a"))[1] < 1
+
+
+def test_many_headers_are_refused_while_they_are_few_bytes() -> None:
+    with listening(door(echo)) as port:
+        lines = [f"{number}: b" for number in range(connections.HEADERS)]
+        few, many = (request("/v1/label", "Connection: close", *lines[:count]) for count in (100, len(lines)))
+        assert until_closed(sent(port, few.replace(b"POST", b"GET")))[0].startswith(b"HTTP/1.1 200")
+        assert until_closed(sent(port, many))[0] == b""
+
+
+def test_bodies_in_many_small_chunks_are_no_headers() -> None:
+    with listening(door(echo)) as port:
+        body = b"1\r\na\r\n" * BODY + b"0\r\nX: b\r\n\r\n"
+        head = request("/v1/label", "Transfer-Encoding: chunked", "Connection: close")
+        assert b"a" * BODY in until_closed(sent(port, head + body))[0]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [b"G", request("/login", "Content-Length: 9"), b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"],
+    ids=["headers", "body", "idle"],
+)
+def test_connections_without_a_key_give_way_to_others(monkeypatch: pytest.MonkeyPatch, first: bytes) -> None:
+    monkeypatch.setattr(connections, "MOST", 20)
+    with listening(door(echo)) as port, contextlib.ExitStack() as crowd:
+        slow = crowd.enter_context(sent(port, request("/v1/label", "Content-Length: 2") + b"a"))
+        time.sleep(0.2)
+        for number in range(100):
+            crowd.enter_context(sent(port, first))
+            if number % 20 == 0:
+                health = sent(port, b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+                assert until_closed(health)[0].startswith(b"HTTP/1.1 200")
+        time.sleep(0.2)
+        assert len(connections.Impatient._without_key) <= 20
+        # One with a key stays in the middle of its request.
+        slow.sendall(b"b")
+        assert b"ab" in slow.recv(1000)
+    assert not connections.Impatient._without_key
+
+
+def test_connections_leave_half_of_the_files_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    for files, most in ((1024, 512), (1 << 20, 4096), (resource.RLIM_INFINITY, 4096)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
+        assert connections._most() == most
+
+
+def test_a_trailer_is_no_header() -> None:
+    """It comes before anybody looks at the headers where all of a request is in one packet."""
+    with listening(door(echo)) as port:
+        trailer = f"Authorization: Bearer {TOKEN}\r\n\r\n".encode()
+        head = b"POST /v1/label HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+        assert until_closed(sent(port, head + b"0\r\n" + trailer))[0].startswith(b"HTTP/1.1 401")
+
+
+def test_a_websocket_is_answered_that_there_is_none() -> None:
+    upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: a")
+    with listening(door(never)) as port:
+        assert until_closed(sent(port, request("/v1/label", *upgrade, method="GET")))[0].startswith(b"HTTP/1.1 400")
+
+
 @pytest.mark.parametrize("path", ["/v1/label", "/v1/label/video", "/login"])
 @pytest.mark.parametrize("framing", ["Content-Length: 1000", "Transfer-Encoding: chunked"])
 def test_a_slow_body_gets_408_and_its_connection_is_closed(quick: None, path: str, framing: str) -> None:
@@ -309,6 +486,15 @@ def test_a_slow_body_gets_408_and_its_connection_is_closed(quick: None, path: st
         assert found.startswith(b"HTTP/1.1 408 ")
         assert b"connection: close" in found
         assert 0.5 < took_s < 5
+
+
+def test_a_body_that_is_fast_enough_must_end_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "LONGEST_S", 1.0)
+    with listening(door(echo)) as port, sent(port, request("/v1/label", f"Content-Length: {BODY}")) as connection:
+        for _ in range(3):
+            connection.sendall(b"a" * 10)
+            time.sleep(0.2)
+        assert connection.recv(100).startswith(b"HTTP/1.1 408")
 
 
 def test_an_answer_may_take_longer_than_a_body(quick: None) -> None:

@@ -33,6 +33,7 @@ from lake.tables import Lake, now, to_table
 from models.sample_world import write_folder
 from serve.api.video import PATH
 from serve.app import build_app
+from serve.keys import Keys
 from serve.services import Services
 from serve.videos import Videos
 from tests.conftest import Bucket
@@ -129,8 +130,8 @@ def test_more_videos_than_have_a_place_are_refused_before_they_are_read(
         yield b"--a\r\n"
 
     with ExitStack() as taken:
-        for _ in range(services.limits.videos):
-            taken.enter_context(services.videos.place())
+        for number in range(services.limits.videos):
+            taken.enter_context(services.videos.place(f"{number}"))
         answer = client.post(PATH, content=body(), headers={"Content-Type": "multipart/form-data; boundary=a"})
         assert (answer.status_code, answer.json()["type"]) == (503, "urn:worldlake:problem:busy")
         assert answer.headers["Retry-After"]
@@ -143,31 +144,38 @@ def test_more_videos_than_have_a_place_are_refused_before_they_are_read(
     assert folders(places) == set(), "nothing is left on the disk"
 
 
-def test_ten_videos_at_once_take_the_places_of_two(services: Services, clip: Path, places: Path) -> None:
-    """A place is taken before a video is received, not when it is sampled: disk and memory have a bound."""
-    most = 0
+def test_twenty_videos_at_once_take_the_places_of_two(lake: Lake, models: InProcess, clip: Path, places: Path) -> None:
+    """A place is taken before a video is received, not when it is sampled: disk and memory have a bound.
 
-    def send(url: str) -> int:
+    Of one key no more than one of them is let in, so that another finds a place.
+    """
+    most = 0
+    tokens = [Keys(lake).create(name, ("label",))[1] for name in ("mine", "others")]
+    services = serve(lake, models)
+
+    def send(url: str, token: str) -> int:
         def slowly() -> Iterator[bytes]:
             content = clip.read_bytes()
             yield b'--a\r\nContent-Disposition: form-data; name="video"; filename="v"\r\n\r\n' + content[:100]
             time.sleep(2)
             yield content[100:] + b"\r\n--a--\r\n"
 
-        headers = {"Content-Type": "multipart/form-data; boundary=a", "Authorization": f"Bearer {TOKEN}"}
+        headers = {"Content-Type": "multipart/form-data; boundary=a", "Authorization": f"Bearer {token}"}
         return httpx.post(f"{url}{PATH}", content=slowly(), headers=headers, timeout=60).status_code
 
     for url in listening(build_app(services)):
-        with ThreadPoolExecutor(10) as threads:
-            sent = [threads.submit(send, url) for _ in range(10)]
-            while not all(one.done() for one in sent):
+        with ThreadPoolExecutor(20) as threads:
+            sent = [[threads.submit(send, url, token) for _ in range(10)] for token in tokens]
+            while not all(one.done() for of_key in sent for one in of_key):
                 most = max(most, len(folders(places)))
                 # Reads of the lake are not held up.
                 assert httpx.get(f"{url}/readyz", timeout=5).status_code == 200
                 time.sleep(0.2)
-        assert sorted(one.result() for one in sent) == [200] * 2 + [503] * 8
+        for of_key in sent:
+            assert sorted(one.result() for one in of_key) == [200] + [503] * 9
     assert most == services.limits.videos
     assert folders(places) == set()
+    close(services)
 
 
 def test_a_client_that_leaves_gives_its_place_back(services: Services, clip: Path, places: Path) -> None:
@@ -193,8 +201,8 @@ def test_a_place_is_given_back_when_sampling_has_ended(
         order.append("sampled")
 
     @contextmanager
-    def placed(self: Videos) -> Iterator[Path]:
-        with place(self) as folder:
+    def placed(self: Videos, who: str) -> Iterator[Path]:
+        with place(self, who) as folder:
             yield folder
         order.append("free")
 
