@@ -7,6 +7,7 @@ either committed or younger than what is deleted.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from uuid import uuid4
 
 from deltalake.exceptions import CommitFailedError, DeltaError
 
@@ -66,23 +67,38 @@ def maintain(lake: Lake, *, cluster: bool = False, keep_hours: int = KEEP_HOURS)
 def _compact(lake: Lake, name: str, cluster: bool) -> Maintained:
     table = lake.table(name)
     before, fence = len(table.file_uris()), fence_of(table)
-    # Rows that are replaced meanwhile, as an ingest does with the state of a file that is back, leave it for next time.
     try:
-        if cluster and name in _CLUSTERED:
-            table.optimize.z_order(list(_CLUSTER_BY), writer_properties=rewritten(name))
-        else:
-            table.optimize.compact(writer_properties=rewritten(name))
+        if before > 1 or (before and cluster):
+            _rewrite(lake, name, cluster and name in _CLUSTERED)
     except CommitFailedError:
+        # Rows were replaced meanwhile, as an ingest does with the state of a file that is back: left for next time.
         pass
     except (DeltaError, OSError) as error:
         # A `forget` deletes the files that hold what it forgets.
         if fence_of(lake.table(name)) != fence:
             raise Fenced("videos of this lake were forgotten meanwhile: run the command again") from error
         raise
-    table.update_incremental()
     lake.flush(name)
+    table.update_incremental()
     lake.checkpoint(table, name)
     return Maintained(before, len(table.file_uris()), None)
+
+
+def _rewrite(lake: Lake, name: str, cluster: bool) -> None:
+    # delta-rs (1.6) lets two compactions of one version through, and then every row is there twice. A change of the
+    # table's metadata ends those that were opened before it.
+    mine = uuid4().hex
+    lake.table(name).alter.set_table_properties({_REWRITER: mine}, raise_if_not_exists=False)
+    table = lake.table(name)
+    if table.metadata().configuration.get(_REWRITER) != mine:
+        return
+    if cluster:
+        table.optimize.z_order(list(_CLUSTER_BY), writer_properties=rewritten(name))
+    else:
+        table.optimize.compact(writer_properties=rewritten(name))
+
+
+_REWRITER = "worldlake.rewriter"
 
 
 def _delete_old(lake: Lake, keep: timedelta) -> dict[str, int]:
