@@ -54,6 +54,8 @@ def normalise(uri: str) -> str:
             f"{uri!r}: {scheme[1]}:// is not served; use a local folder or s3://bucket/folder "
             "(an S3-compatible store is reached with AWS_ENDPOINT_URL)"
         )
+    if uri.lower().startswith("s3:"):
+        raise Refused(f"{uri!r}: write s3://bucket/folder, with two slashes")
     if not uri:
         raise Refused("an empty uri: give a local folder or s3://bucket/folder")
     return os.path.abspath(Path(uri).expanduser())

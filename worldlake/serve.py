@@ -112,6 +112,7 @@ def revoke(
     from serve.keys import Keys
 
     Keys(open_lake(lake, storage(endpoint_url, region, profile))).revoke(name)
+    console.out.print(f"revoked {name}: running services refuse it within ten seconds", markup=False)
     return 0
 
 

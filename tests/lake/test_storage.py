@@ -47,7 +47,7 @@ def test_a_uri_has_one_spelling(given: str, expected: str) -> None:
     assert normalise(given) == expected
 
 
-@pytest.mark.parametrize("uri", ["gs://b/x", "https://host/x", "s3:///x", "", "hdfs://x"])
+@pytest.mark.parametrize("uri", ["gs://b/x", "https://host/x", "s3:///x", "s3:/x", "", "hdfs://x"])
 def test_other_schemes_are_refused_with_the_remedy(uri: str) -> None:
     with pytest.raises(Refused, match=r"s3://bucket/folder"):
         normalise(uri)
