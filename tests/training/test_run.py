@@ -214,7 +214,7 @@ def _with_poison(lake: Lake, model: Path, poisoned: str) -> Lake:
     # Of two rows of a triple the first counts, whichever that is: there must be one only.
     keep = lake.read("tokens", lake.dataset("tokens").schema.names, pc.field("triple_id") != poisoned).to_pylist()
     shutil.rmtree(lake.table_uri("tokens"))
-    lake.create()
+    lake.create_table("tokens")
     Writer(lake).append("tokens", [*keep, *(row | {"distances": [float("inf")] * 64} for row in rows)])
     return lake
 
