@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
-from deltalake.exceptions import TableNotFoundError
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from deltalake.transaction import AddAction
 
 from lake import durable
@@ -104,18 +104,23 @@ class Lake:
 
     def create_table(self, name: str) -> None:
         """Create a table, empty, unless there is one."""
-        DeltaTable.create(
-            self.table_uri(name),
-            TABLES[name],
-            mode="ignore",
-            configuration={
-                **_CONFIGURATION,
-                "delta.dataSkippingStatsColumns": ",".join(stats_columns(name)),
-                _VERSION_KEY: str(SCHEMA_VERSION),
-            },
-            storage_options=self.storage.delta_options(self.uri),
-            raise_if_key_not_exists=False,
-        )
+        try:
+            DeltaTable.create(
+                self.table_uri(name),
+                TABLES[name],
+                mode="ignore",
+                configuration={
+                    **_CONFIGURATION,
+                    "delta.dataSkippingStatsColumns": ",".join(stats_columns(name)),
+                    _VERSION_KEY: str(SCHEMA_VERSION),
+                },
+                storage_options=self.storage.delta_options(self.uri),
+                raise_if_key_not_exists=False,
+            )
+        except CommitFailedError:
+            # Another process has created it at the same moment.
+            if self._version(name) is None:
+                raise
         self.flush(name)
 
     def table_uri(self, name: str) -> str:
