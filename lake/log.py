@@ -25,6 +25,7 @@ from lake.durable import UNFINISHED
 from lake.errors import Refused
 from lake.s3 import patiently
 from lake.storage import join
+from lake.store_errors import is_passing
 from lake.tables import Lake
 
 _FOLDER = "_delta_log"
@@ -198,7 +199,9 @@ def broken_checkpoints(lake: Lake, name: str, files: Iterable[str]) -> list[str]
     for path in sorted(path for path in files if _CHECKPOINT.fullmatch(path)):
         try:
             pq.read_table(f"{root}/{path}", filesystem=filesystem)
-        except (pa.ArrowInvalid, OSError):
+        except (pa.ArrowInvalid, OSError) as error:
+            if is_passing(error):
+                raise
             broken.append(path)
     if _POINTER in files:
         try:

@@ -177,7 +177,7 @@ _LOST = {
 
 
 def _lost_log(kind: str, lake: Lake, name: str, paths: list[str]) -> Damage:
-    """Damage that no repair can mend."""
+    """Damage that cannot be repaired."""
 
     def give_up() -> None:
         raise Refused(
@@ -202,7 +202,7 @@ def _broken_commits(lake: Lake, name: str, files: dict[str, Stored]) -> list[str
 def _empty_commit(lake: Lake, name: str, path: str) -> None:
     """Put a commit that does nothing in the place of a broken one.
 
-    Not deleted: another repair may have mended it meanwhile, and others may have committed since.
+    Not deleted: another process may have repaired it meanwhile, and others may have committed since.
     """
     uri = join(lake.table_uri(name), path)
     broken = lake.storage.get(uri) or b""
@@ -211,7 +211,7 @@ def _empty_commit(lake: Lake, name: str, path: str) -> None:
     action = {"commitInfo": {"timestamp": int(now().timestamp() * 1000), "operation": "REPAIR"}}
     if not lake.storage.replace(uri, broken, json.dumps(action).encode()):
         if lake.storage.get(uri) == broken:
-            raise Refused(f"another repair of {lake.uri} is at work: wait for it, or end its process")
+            raise Refused(f"another repair of {lake.uri} is running: wait for it, or end its process")
         raise Changed
     lake.flush(name)
 

@@ -207,7 +207,7 @@ class Lake:
                 if "add" in action and "/" not in action["add"]["path"] and (root / action["add"]["path"]).exists():
                     durable.flush(root / action["add"]["path"])
             durable.flush(commit)
-            # delta-rs writes one behind a commit in so many; an unfinished one is damage, see `lake.repair`.
+            # delta-rs writes a checkpoint after every fiftieth commit; `lake.repair` deletes one that is not whole.
             self._flush_checkpoint(name, version)
             _FLUSHED[log] = version
 

@@ -55,7 +55,7 @@ def _transport_of(send: Send) -> Any:
 
 
 class Impatient(HttpToolsProtocol):
-    """A connection that waits only so long for the headers of a request, takes only so many, and gives way to others.
+    """A connection with limits on the time and size of headers, which ends when there are too many connections.
 
     Shares for each address would not help: behind a reverse proxy, which TLS needs, all have the same one.
     """

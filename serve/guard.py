@@ -97,7 +97,7 @@ class Guard:
     def _read(self) -> list[Key]:
         keys = self._keys.read()
         if keys:
-            # For good: whoever revokes the last key lets nobody in by that.
+            # Permanently, so that revoking the last key gives no one access.
             self._session = None
         return keys or ([self._session] if self._session else [])
 

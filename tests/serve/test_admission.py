@@ -90,23 +90,25 @@ def test_a_key_has_its_places_others_have_theirs_and_health_needs_none() -> None
     asyncio.run(run())
 
 
+def status_without_body(method: str, path: str, headers: list[tuple[bytes, bytes]]) -> int:
+    """The status of the answer to a request whose body must not be read."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        raise AssertionError("the body was read")
+
+    scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
+    asyncio.run(door(never)(scope, receive, send))
+    return int(sent[0]["status"])
+
+
 @pytest.mark.parametrize("path", ["/v1/label", "/v1/sql", "/v1/label/video"])
 def test_without_a_key_no_byte_of_a_body_is_read(path: str) -> None:
-    async def run() -> list[Message]:
-        sent: list[Message] = []
-
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        async def receive() -> Message:
-            raise AssertionError("the body was read")
-
-        for headers in ([], [(b"authorization", b"Bearer wl_000000000000_" + b"a" * 43)]):
-            scope = {"type": "http", "method": "POST", "path": path, "headers": list(headers)}
-            await door(never)(scope, receive, send)
-        return sent
-
-    assert [message["status"] for message in asyncio.run(run()) if "status" in message] == [401, 401]
+    for headers in ([], [(b"authorization", b"Bearer wl_000000000000_" + b"a" * 43)]):
+        assert status_without_body("POST", path, headers) == 401
 
 
 def test_a_page_of_another_site_is_refused_before_anything_else() -> None:
@@ -124,19 +126,7 @@ def test_a_page_of_another_site_is_refused_before_anything_else() -> None:
 def test_an_origin_that_is_no_address_is_another_site(origin: str, host: str | None) -> None:
     headers = [(b"origin", origin.encode("utf-8"))] + ([(b"host", host.encode())] if host is not None else [])
 
-    async def run() -> list[Message]:
-        sent: list[Message] = []
-
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        async def receive() -> Message:
-            raise AssertionError("the body was read")
-
-        await door(never)({"type": "http", "method": "GET", "path": "/", "headers": headers}, receive, send)
-        return sent
-
-    assert asyncio.run(run())[0]["status"] == 403
+    assert status_without_body("GET", "/", headers) == 403
 
 
 @pytest.mark.parametrize("name", [COOKIE, "other"])
