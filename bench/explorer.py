@@ -3,7 +3,7 @@
     python -m bench.explorer --out bench/results/explorer.json      makes the lake in a temporary folder
     python -m bench.explorer --lake /tmp/big                        makes it there, or takes the one that is there
 
-The lake is written as a labelling run writes it: Parquet files of 500 rows, committed by a `Committer`, with pictures
+The lake is written as a labeling run writes it: Parquet files of 500 rows, committed by a `Committer`, with pictures
 and actions of the sample world (64 x 64 JPEG, some 2 kB), the same few hundred over and over, and scores drawn at
 random. `worldlake serve` answers over it, as a user starts it, and Chromium asks; each figure is the time from the
 start of the navigation until the page shows what it is for, for a browser that has nothing in its cache. Of several
@@ -44,9 +44,9 @@ from lake.tables import Lake, now, to_table
 from lake.writer import Writer
 from models.builtin.pairs import clip_pairs
 from serve.api.overview import counted
-from serve.guard import COOKIE
+from serve.auth import COOKIE
 from serve.keys import Keys
-from serve.reading import Reading
+from serve.queries import Reading
 from serve.settings import Limits
 
 TRIPLES, REJECTIONS = 100_000, 40_000

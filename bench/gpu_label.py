@@ -1,4 +1,4 @@
-"""What a GPU makes of labelling: pairs per second, and how far each phase is from the machine's own limits.
+"""What a GPU makes of labeling: pairs per second, and how far each phase is from the machine's own limits.
 
     python bench/gpu_label.py --shape 3b --shape 7b --out bench/results/gpu_label.json
     python bench/gpu_label.py --shape tiny --device cpu
@@ -37,7 +37,7 @@ from models.qwen import CHUNKED_ATTENTION
 SPECIAL = ["<unk>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 ACTION = "the hand moves the red cup to the left"
 
-NORMALISATION = {
+NORMALIZATION = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
@@ -220,7 +220,7 @@ def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> Any:
 
 def qwen_inputs(config: Any, image_size: int) -> QwenInputs:
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "preprocessor_config.json").write_text(json.dumps(NORMALISATION))
+        (Path(folder) / "preprocessor_config.json").write_text(json.dumps(NORMALIZATION))
         tokenizer = word_tokenizer(config.get_text_config().vocab_size)
         return QwenInputs(Path(folder), config, tokenizer, image_size, "video", DEFAULT_PROMPT)
 
@@ -242,7 +242,7 @@ def write_qwen(shape: str, folder: Path) -> None:
     model = random_model(shape, torch.device("cpu"), torch.bfloat16 if torch.cuda.is_available() else torch.float32)
     model.save_pretrained(folder)
     word_tokenizer(model.config.get_text_config().vocab_size).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(NORMALISATION))
+    (folder / "preprocessor_config.json").write_text(json.dumps(NORMALIZATION))
 
 
 def bytes_per_step(model: Any, batch_size: int, tokens: int) -> int:

@@ -1,4 +1,4 @@
-"""Throughput of labelling: worldlake, a plain program and a plain Ray pipeline on the same clips in the same run.
+"""Throughput of labeling: worldlake, a plain program and a plain Ray pipeline on the same clips in the same run.
 
     python -m bench.labeling [--clips 200] [--repeats 3] [--out bench/results/labeling.json]
 
@@ -341,7 +341,7 @@ def run_stages(folder: Path) -> dict[str, float]:
     """CPU-seconds of each stage alone in one thread of one process, for all pairs of all videos."""
     from labeling.policy import load_policy
     from labeling.sampling import SamplingSettings
-    from labeling.stream import LABELLED, block
+    from labeling.stream import LABELED, block
     from labeling.verify import Verify
     from labeling.write import Write
     from lake.tables import Lake
@@ -360,7 +360,7 @@ def run_stages(folder: Path) -> dict[str, float]:
         for start in range(0, len(pairs), BATCH):
             labels.extend(_label(model, pairs[start : start + BATCH]))
 
-    labelled = _cpu_s(label)
+    labeled = _cpu_s(label)
     lake = Lake(tempfile.mkdtemp(dir=folder))
     lake.create()
     write = Write(lake, "run", "labeler", "policy", "pyav")
@@ -379,9 +379,9 @@ def run_stages(folder: Path) -> dict[str, float]:
                 }
                 for number in range(start, min(start + 64, len(pairs)))
             ]
-            write(verify(block(rows, LABELLED)))
+            write(verify(block(rows, LABELED)))
 
-    return {"decode, flow, encode": sampled, "model": labelled, "verify, write": _cpu_s(store)}
+    return {"decode, flow, encode": sampled, "model": labeled, "verify, write": _cpu_s(store)}
 
 
 def _cpu_s(work: Callable[[], None]) -> float:

@@ -1,9 +1,9 @@
-"""What a lake costs as it grows: catalogues up to a million videos, ten thousand commits, and many waiting workers.
+"""What a lake costs as it grows: catalogs up to a million videos, ten thousand commits, and many waiting workers.
 
-    python -m bench.scale catalogue     listing, anti-join, planning, the driver's memory: 10^4, 10^5, 10^6 videos
+    python -m bench.scale catalog     listing, anti-join, planning, the driver's memory: 10^4, 10^5, 10^6 videos
     python -m bench.scale commits       10,000 commits to one table, and how long a reader takes to open it
     python -m bench.scale actors        4, 16 and 64 workers that only wait: what the driver spends on each block
-    python -m bench.scale memory        what each process of a labelling run takes, by the height of its videos
+    python -m bench.scale memory        what each process of a labeling run takes, by the height of its videos
 
 Listings and headers are made up, as no store here holds a million videos; tables, commits and queries are the real
 ones, in a local folder. Each command keeps its figures in bench/results/scale.json.
@@ -35,9 +35,9 @@ import pyarrow as pa
 from bench.labeling import pss, session
 from lake.catalog import ingest
 from lake.commits import Committer
-from lake.probe import Header
 from lake.storage import LIST_PAGE, Entry, StorageConfig
 from lake.tables import Lake, now, to_table
+from lake.video_headers import Header
 
 OUT = Path(__file__).parent / "results" / "scale.json"
 SIZES = (10_000, 100_000, 1_000_000)
@@ -45,8 +45,8 @@ LABELER = "0" * 16
 HEADER = Header("h264", 1280, 720, 30.0, 9000, 300.0)
 
 
-def catalogue(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Grow one catalogue page by page; at each size ask what every command asks."""
+def catalog(sizes: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Grow one catalog page by page; at each size ask what every command asks."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         lake = Lake(f"{folder}/lake", StorageConfig())
@@ -91,7 +91,7 @@ def _grow(lake: Lake, start: int, stop: int) -> list[float]:
 
 
 def _finish(lake: Lake, start: int, stop: int) -> None:
-    """Half of the catalogue is labelled: commits of a thousand videos each."""
+    """Half of the catalog is labeled: commits of a thousand videos each."""
     ids = lake.read("videos", ["video_id", "uri"]).sort_by("uri")["video_id"].to_pylist()[start:stop]
     committer = Committer(lake, LABELER, "scale")
     committer.fence()
@@ -105,7 +105,7 @@ def _finish(lake: Lake, start: int, stop: int) -> None:
 
 
 def _plan(lake: Lake, pending: int) -> dict[str, float]:
-    """What a labelling run does before its first frame, in a process of its own, whose memory is no other's."""
+    """What a labeling run does before its first frame, in a process of its own, whose memory is no other's."""
     asked = [sys.executable, "-m", "bench.scale", "plan", lake.uri, str(pending)]
     planned: dict[str, float] = json.loads(subprocess.run(asked, check=True, capture_output=True, text=True).stdout)
     return planned
@@ -113,8 +113,8 @@ def _plan(lake: Lake, pending: int) -> dict[str, float]:
 
 def plan(uri: str, pending: int) -> dict[str, float]:
     """List the pending videos, ask which pairs are decided, open the books and cut the work into tasks."""
-    from labeling.ledger import Ledger
-    from labeling.listing import list_work
+    from labeling.accounting import Ledger
+    from labeling.pending import list_work
     from labeling.pipeline import _tasks
 
     lake, before = Lake(uri), _peak_mb()
@@ -229,7 +229,7 @@ def actors(numbers: tuple[int, ...], blocks_each: int) -> list[dict[str, float]]
 
 
 def memory(heights: tuple[int, ...]) -> list[dict[str, float]]:
-    """Peak memory of the processes of each stage, one of each, while a few clips of a height are labelled."""
+    """Peak memory of the processes of each stage, one of each, while a few clips of a height are labeled."""
     found = []
     for height in heights:
         with tempfile.TemporaryDirectory() as folder:
@@ -275,7 +275,7 @@ def _watched(folder: str) -> dict[str, float]:
         peaks |= taken
         time.sleep(0.2)
     if run.returncode:
-        raise SystemExit(f"labelling failed with exit code {run.returncode}")
+        raise SystemExit(f"labeling failed with exit code {run.returncode}")
     return {f"{stage}_mb": round(size / 1e6) for stage, size in sorted(peaks.items())}
 
 
@@ -305,7 +305,7 @@ def _keep(name: str, figures: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, dest="command")
-    commands.add_parser("catalogue").add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    commands.add_parser("catalog").add_argument("--sizes", type=int, nargs="+", default=SIZES)
     commands.add_parser("commits").add_argument("--count", type=int, default=10_000)
     waiting = commands.add_parser("actors")
     waiting.add_argument("--workers", type=int, nargs="+", default=(4, 16, 64))
@@ -315,8 +315,8 @@ def main() -> None:
     planning.add_argument("lake")
     planning.add_argument("pending", type=int)
     options = parser.parse_args()
-    if options.command == "catalogue":
-        _keep("catalogue", catalogue(tuple(options.sizes)))
+    if options.command == "catalog":
+        _keep("catalog", catalog(tuple(options.sizes)))
     elif options.command == "commits":
         _keep("commits", commits(options.count))
     elif options.command == "actors":

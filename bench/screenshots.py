@@ -16,7 +16,7 @@ from bench.explorer import chromium, serving
 from lake.tables import Lake
 
 DESKTOP, PHONE = {"width": 1200, "height": 780}, {"width": 390, "height": 780}
-COLOURS = 128
+COLORS = 128
 
 
 def main() -> None:
@@ -68,9 +68,9 @@ def _prepare(page: Page, name: str, clip: Path) -> None:
 
 
 def _save(png: bytes, path: Path) -> None:
-    """In few colours, which makes it a third as large and no different to look at."""
+    """In few colors, which makes it a third as large and no different to look at."""
     with Image.open(io.BytesIO(png)) as image:
-        image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+        image.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size // 1000} kB")
 
 

@@ -5,8 +5,8 @@
     python -m bench.training steps --shape tiny-emu3 --shape tiny-qwen --device cpu
 
 `feed` trains the same small world model for the same steps on pairs of the sample world, three ways: from the lake's
-tokens as `worldlake train` does; from `triples` by Ray Data with decoding and tokenisation in its stages; and by a
-torch DataLoader over the Parquet files that decodes and tokenises in a process of its own. `steps` measures a training
+tokens as `worldlake train` does; from `triples` by Ray Data with decoding and tokenization in its stages; and by a
+torch DataLoader over the Parquet files that decodes and tokenizes in a process of its own. `steps` measures a training
 step of models with random weights (weights do not change the speed): the share of the fastest matrix product of this
 device that its arithmetic comes to, counted without what activation checkpointing does again, and the peak memory.
 """
@@ -49,9 +49,9 @@ from models.objective import image_token_loss
 from models.world_loading import load_image_tokenizer
 from training.data import Chosen, choose, read
 from training.dynamics import DynamicsTask
-from training.feed import Rows, decode_images, decode_tokens, feed
 from training.loop import Forward, Trainer
 from training.order import Order, micro_batches
+from training.prefetch import Rows, decode_images, decode_tokens, feed
 from training.settings import DynamicsTraining, Source, TrainingSettings, WorldTraining
 from training.tokens import make_tokens
 from training.weights import choose_trained
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     feeding.add_argument("--clips", type=int, default=24, help="of the sample world")
     feeding.add_argument("--steps", type=int, default=40)
     feeding.add_argument("--batch-size", type=int, default=16)
-    stepping = commands.add_parser("steps", help="model FLOP utilisation and peak memory")
+    stepping = commands.add_parser("steps", help="model FLOP utilization and peak memory")
     stepping.add_argument("--shape", action="append", choices=[*EMU3, *QWEN], help="may be given again")
     stepping.add_argument("--method", action="append", choices=["lora", "full"], help="may be given again")
     stepping.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
@@ -131,14 +131,14 @@ def measure_feeds(options: argparse.Namespace) -> list[dict[str, Any]]:
         chosen = choose(lake, (Source(),), {"triples": 1, "videos": 0})
         ids = chosen.table["triple_id"].combine_chunks()
         make_tokens(lake, ids, 1, model, None, "bench", threading.Event(), lambda done: None)
-        tokenising_s = time.perf_counter() - begun
+        tokenizing_s = time.perf_counter() - begun
         ways: dict[str, Callable[[], Iterator[Batch]]] = {
             "worldlake": lambda: from_tokens(lake, chosen, settings),
-            "ray.data.read_delta, decoded and tokenised on the fly": lambda: from_delta(lake, model, settings),
+            "ray.data.read_delta, decoded and tokenized on the fly": lambda: from_delta(lake, model, settings),
             "torch DataLoader over Parquet, the same": lambda: from_loader(lake, model, settings),
         }
         results = [measure_feed(name, way(), settings, model) for name, way in ways.items()]
-    results[0] |= {"triples": len(ids), "tokenising_once_s": round(tokenising_s, 1)}
+    results[0] |= {"triples": len(ids), "tokenizing_once_s": round(tokenizing_s, 1)}
     return results
 
 
@@ -185,7 +185,7 @@ class OnTheFly:
         self._images = load_image_tokenizer(model, None, "cpu")
 
     def __call__(self, rows: pa.Table) -> Batch:
-        """Decode and tokenise."""
+        """Decode and tokenize."""
         size = self._images.image_size
         obs, after, distances = self._images.encode_pairs(
             *(decode_images(rows[name], size) for name in ("obs", "next_obs"))

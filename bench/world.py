@@ -34,7 +34,7 @@ from models.world_loading import WorldSettings, load_world
 from training.evaluation.intervals import share_of_groups
 
 CHANGED = 12
-"""Grey levels of a pixel's largest channel difference above which it counts as changed: codec noise stays below."""
+"""Gray levels of a pixel's largest channel difference above which it counts as changed: codec noise stays below."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Frame-pair sampling, the labelling stage, verifiers, and the Ray Data pipeline that chains them."""
+"""Frame-pair sampling, the labeling stage, verifiers, and the Ray Data pipeline that chains them."""

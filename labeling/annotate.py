@@ -1,4 +1,4 @@
-"""The labelling stage: a dynamics model names the action of every frame pair and scores its own answer."""
+"""The labeling stage: a dynamics model names the action of every frame pair and scores its own answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from labeling.stream import LABELLED, block
+from labeling.stream import LABELED, block
 from labeling.text import text_score
 from lake.metrics import MODEL_SECONDS, PAIRS, STAGE_SECONDS, TOKENS
 from models.errors import ModelRefused
@@ -34,9 +34,9 @@ class Annotate:
         if self._refusal:
             raise self._refusal
         with STAGE_SECONDS.timed(stage="annotate", source="label"):
-            labelled = self._label(samples)
-        PAIRS.record(pc.count(labelled["action"]).as_py(), outcome="labelled")
-        return labelled
+            labeled = self._label(samples)
+        PAIRS.record(pc.count(labeled["action"]).as_py(), outcome="labeled")
+        return labeled
 
 
 class LabelPairs:
@@ -51,17 +51,17 @@ class LabelPairs:
         self._model, self._source = model, source
 
     def __call__(self, samples: pa.Table) -> pa.Table:
-        """Label the rows of a block (`SAMPLES`) that hold a pair; every row comes back (`LABELLED`), in order."""
+        """Label the rows of a block (`SAMPLES`) that hold a pair; every row comes back (`LABELED`), in order."""
         pairs = samples.filter(pc.is_valid(samples["obs"])).select(["triple_id", "obs", "next_obs"]).to_pylist()
         labels = self._label(pairs)
         rows = samples.to_pylist()
         for row in rows:
             if row["obs"] is not None:
                 row.update(labels[row["triple_id"]])
-        return block(rows, LABELLED)
+        return block(rows, LABELED)
 
     def _label(self, pairs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Columns to set, by the id of the pair. A pair that fails takes no neighbour with it.
+        """Columns to set, by the id of the pair. A pair that fails takes no neighbor with it.
 
         Raises whatever the model raises when no pair goes through alone, and a black one does not either: then the
         model is at fault.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
 
-# FFmpeg resynchronises after damage without an error code: that frames are missing stands in its log only.
+# FFmpeg resynchronizes after damage without an error code: that frames are missing stands in its log only.
 av.logging.set_level(av.logging.ERROR)
 av.logging.set_skip_repeated(False)
 logging.getLogger("libav").propagate = False
@@ -168,7 +168,7 @@ def _luma_depth(pixel_format: str) -> int | None:
 
 
 class PyAVFrame:
-    """A frame as FFmpeg decoded it; colours are only converted when asked for."""
+    """A frame as FFmpeg decoded it; colors are only converted when asked for."""
 
     def __init__(self, frame: av.VideoFrame, sample_aspect: float, reformatter: VideoReformatter) -> None:
         assert frame.pts is not None

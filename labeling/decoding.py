@@ -13,7 +13,7 @@ import numpy.typing as npt
 Gray = npt.NDArray[np.uint8]
 """A luminance image, uint8, shape (height, width)."""
 RGB = npt.NDArray[np.uint8]
-"""A colour image, uint8, shape (size, size, 3)."""
+"""A color image, uint8, shape (size, size, 3)."""
 
 DecoderName = Literal["pyav", "decord"]
 
@@ -40,7 +40,7 @@ class Frame(Protocol):
         ...
 
     def square(self, size: int) -> RGB:
-        """The picture as displayed (rotated, pixels made square): shorter side resized to `size`, centre cropped."""
+        """The picture as displayed (rotated, pixels made square): shorter side resized to `size`, center cropped."""
         ...
 
 

@@ -23,7 +23,7 @@ _DEEP = ("I", "F")
 
 def encode_jpeg(image: RGB, quality: int) -> bytes:
     """An image as the tables keep it: JPEG, 4:4:4."""
-    # Full colour resolution: what changes between two frames may be no more than the colour of something small.
+    # Full color resolution: what changes between two frames may be no more than the color of something small.
     options = [
         cv2.IMWRITE_JPEG_QUALITY,
         quality,
@@ -35,7 +35,7 @@ def encode_jpeg(image: RGB, quality: int) -> bytes:
 
 
 def square_jpeg(content: bytes, size: int, quality: int) -> bytes:
-    """An image file as JPEG (4:4:4, RGB, square): shorter side resized to `size`, centre cropped, without alpha.
+    """An image file as JPEG (4:4:4, RGB, square): shorter side resized to `size`, center cropped, without alpha.
 
     Raises DecodeError for what is not a whole image, or a strip, or has more than 8 bits a gray pixel. Takes over the
     standard error output of the process for a moment: only for processes with one thread.

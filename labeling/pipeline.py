@@ -1,4 +1,4 @@
-"""The labelling pipeline: read `decisions` from top to bottom, it is the plan."""
+"""The labeling pipeline: read `decisions` from top to bottom, it is the plan."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from labeling.annotate import Annotate
 from labeling.labeler import Labeler
 from labeling.policy import Policy
 from labeling.sample import SampleVideos
-from labeling.stop import Stop
+from labeling.stop_flag import Stop
 from labeling.verify import Verify
 from labeling.write import Write
 from lake.errors import Refused
@@ -69,23 +69,23 @@ def workers(
         Refused: no node has a label, or memory for the model, or without GPUs some nodes but not all would have both
             stages.
     """
-    decoding, labelling = (_cpus_by_node(labels) for labels in (decode_on, label_on))
-    cpus, label_cpus = (max(1, int(sum(nodes.values()))) for nodes in (decoding, labelling))
+    decoding, labeling = (_cpus_by_node(labels) for labels in (decode_on, label_on))
+    cpus, label_cpus = (max(1, int(sum(nodes.values()))) for nodes in (decoding, labeling))
     gpus = int(sum(node["Resources"].get("GPU", 0) for node in nodes_with(label_on)))
-    is_together = not gpus and decoding == labelling
+    is_together = not gpus and decoding == labeling
     label_bytes = MODEL_BYTES + weight_bytes + WRITE_BYTES
     size = label_bytes + (DECODE_BYTES if is_together else 0)
     label_fit = {node["NodeID"]: _fit(node, "GPU" if gpus else "CPU", size) for node in nodes_with(label_on)}
-    if label is None and not any(label_fit.values()) and (gpus or any(labelling.values())):
+    if label is None and not any(label_fit.values()) and (gpus or any(labeling.values())):
         raise Refused(
             f"a process with this model takes {size / 1e9:.1f} GB with what goes with it, and no node that labels has "
             "that and a tenth to spare: take a smaller model or larger nodes, or say how many there are to be with "
             "--label-workers"
         )
-    # On the same cores there are as many of both stages; elsewhere decoding has what labelling leaves.
+    # On the same cores there are as many of both stages; elsewhere decoding has what labeling leaves.
     decode_fit = label_fit if is_together else _beside(label_fit, label_bytes, decode_on)
     # The cores for a pair of processes on the node that has the fewest.
-    cores = [labelling[node] / fit for node, fit in label_fit.items() if is_together and fit and not (decode or label)]
+    cores = [labeling[node] / fit for node, fit in label_fit.items() if is_together and fit and not (decode or label)]
     is_given = label is not None and worker_cpus is None
     reserved = 0 if is_given or not any(label_fit.values()) else label_bytes
     decode, label = decode or max(1, sum(decode_fit.values())), label or max(1, sum(label_fit.values()))
@@ -94,7 +94,7 @@ def workers(
         # Both stages live on the same cores. As many processes of each as there are cores, and the kernel gives each
         # core to whichever stage has work: no split to tune, no core idle because its stage waits.
         share = label_share = worker_cpus or 0.8 * (min(cores) / 2 if cores else cpus / (decode + label))
-    elif gpus or decoding.keys().isdisjoint(labelling):
+    elif gpus or decoding.keys().isdisjoint(labeling):
         share = worker_cpus or 0.9 * cpus / max(cpus, decode)
         label_share = 0 if gpus else worker_cpus or 0.9 * label_cpus / max(label_cpus, label)
     else:

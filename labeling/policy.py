@@ -15,7 +15,7 @@ from lake.ids import content_id
 from lake.schemas import SCORES
 
 COMPUTED = ("motion", "camera_motion", "confidence", "direction", "copy", "text")
-"""The scores that labelling computes; a policy can bound no other."""
+"""The scores that labeling computes; a policy can bound no other."""
 
 NOISE = {"motion": 1e-5, "camera_motion": 1e-5, "direction": 0.02, "copy": 0.02}
 """Scores that are 0 for a pair of equal frames, and how far rounding alone takes them from it.
@@ -57,7 +57,7 @@ class Policy(BaseModel):
         for bounds in (self.default, *self.datasets.values()):
             for score in bounds:
                 if score not in COMPUTED:
-                    why = "is not computed by labelling" if score in SCORES else "is no score"
+                    why = "is not computed by labeling" if score in SCORES else "is no score"
                     raise ValueError(f"{score!r} {why}: use {', '.join(COMPUTED)}")
         return self
 

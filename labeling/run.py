@@ -1,4 +1,4 @@
-"""A labelling run: the driver that feeds the pipeline, commits what comes out while it goes on, and keeps the books."""
+"""A labeling run: the driver that feeds the pipeline, commits what comes out while it goes on, and keeps the books."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 import ray
 from pydantic import BaseModel, ConfigDict
 
+from labeling.accounting import Ledger, Report
 from labeling.labeler import Labeler
-from labeling.ledger import Ledger, Report
-from labeling.listing import list_work
+from labeling.pending import list_work
 from labeling.pipeline import Workers, decisions, in_words, nodes_with, workers
 from labeling.policy import Policy
-from labeling.stop import Stop
+from labeling.stop_flag import Stop
 from labeling.stream import WORK
 from lake.commits import Committer
 from lake.errors import Fenced, Refused, Stalled
@@ -40,7 +40,7 @@ _ROUNDS = 3
 
 
 class RunSettings(BaseModel):
-    """How a run uses the cluster; nothing here changes what is labelled or how."""
+    """How a run uses the cluster; nothing here changes what is labeled or how."""
 
     model_config = ConfigDict(extra="forbid")
 

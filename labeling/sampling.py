@@ -28,9 +28,9 @@ CAMERA_MAJORITY = 0.5
 CUT_SIDE = 64
 # Side in pixels of the thumbnails compared for cuts: so coarse that little moves by more than a cell in one frame.
 THUMBNAIL_SIZE = 16
-# Standard deviation in grey levels under which a thumbnail shows nothing but noise (black, fades).
+# Standard deviation in gray levels under which a thumbnail shows nothing but noise (black, fades).
 FLAT_DEVIATION = 3.0
-# Difference in grey levels between two flat pictures that counts as entirely different.
+# Difference in gray levels between two flat pictures that counts as entirely different.
 FLAT_DIFFERENCE = 128.0
 
 Flow = npt.NDArray[np.float32]
@@ -54,7 +54,7 @@ class SamplingSettings(BaseModel):
     # apart; at 25 to 30 frames/s it is a third of a second, so that a short event falls between two candidates and the
     # later one of the two, which shows its outcome, gets its motion as score.
     score_stride: int = Field(default=10, ge=1)
-    # Frames between neighbours of the uniform method: about a second.
+    # Frames between neighbors of the uniform method: about a second.
     uniform_stride: int = Field(default=30, ge=1)
     # Cut where consecutive frames differ by more; see `content_change`. Within shots of real footage the most seen is
     # 0.3, in the fastest pans of the sample world 0.49; of cuts between unrelated shots one in a hundred is less.
@@ -68,7 +68,7 @@ class SamplingSettings(BaseModel):
 
 
 class Thumbnail(NamedTuple):
-    """A tiny picture, uint8, shape (16, 16), with the mean and the standard deviation of its grey levels."""
+    """A tiny picture, uint8, shape (16, 16), with the mean and the standard deviation of its gray levels."""
 
     pixels: Gray
     level: float

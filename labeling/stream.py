@@ -52,7 +52,7 @@ SAMPLES = pa.schema(
     ]
 )
 
-LABELLED = pa.schema(
+LABELED = pa.schema(
     [
         *SAMPLES,
         ("action", pa.string()),
@@ -63,7 +63,7 @@ LABELLED = pa.schema(
     ]
 )
 
-VERIFIED = pa.schema([*LABELLED, ("reasons", pa.list_(pa.string()))])
+VERIFIED = pa.schema([*LABELED, ("reasons", pa.list_(pa.string()))])
 
 
 def block(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:

@@ -17,9 +17,9 @@ class Verify:
 
     policy: Policy
 
-    def __call__(self, labelled: pa.Table) -> pa.Table:
-        """`LABELLED` rows in, `VERIFIED` rows out, in order."""
+    def __call__(self, labeled: pa.Table) -> pa.Table:
+        """`LABELED` rows in, `VERIFIED` rows out, in order."""
         with STAGE_SECONDS.timed(stage="verify", source="label"):
-            scores = labelled.select(["dataset", *COMPUTED]).to_pylist()
+            scores = labeled.select(["dataset", *COMPUTED]).to_pylist()
             reasons = [self.policy.reasons(row, row.pop("dataset")) for row in scores]
-        return labelled.append_column("reasons", pa.array(reasons, VERIFIED.field("reasons").type))
+        return labeled.append_column("reasons", pa.array(reasons, VERIFIED.field("reasons").type))

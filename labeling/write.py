@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from labeling.ledger import Report
+from labeling.accounting import Report
 from lake.metrics import STAGE_SECONDS
 from lake.s3 import final_error
 from lake.schemas import TABLES

@@ -1,1 +1,1 @@
-"""Storage, table schemas, idempotent commits, the video catalogue, SQL and maintenance."""
+"""Storage, table schemas, idempotent commits, the video catalog, SQL and maintenance."""

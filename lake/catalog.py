@@ -1,4 +1,4 @@
-"""The `videos` catalogue: list sources page by page, read the headers of what is new, append.
+"""The `videos` catalog: list sources page by page, read the headers of what is new, append.
 
 A video is one state of a file: uri and etag. A file that changed is a new video; the row of its old state stays,
 because triples made from it stay true. Only the newest state of a uri can still be read, so only that can be pending:
@@ -14,16 +14,16 @@ import av
 import pyarrow.compute as pc
 from deltalake import DeltaTable, Transaction
 
-from lake import forgotten, layouts
+from lake import layouts, tombstones
 from lake.errors import Fenced, Refused
 from lake.forget import complete
 from lake.ids import video_id
 from lake.manifest import NOT_TEXT, Place, Unusable, check_split, is_text, read_manifest
-from lake.probe import TIMEOUT_S, Header, ProbeError, Prober, prober
 from lake.runs import Run, new_run_id
 from lake.s3 import PATIENCE_S, Unavailable
-from lake.storage import Entry, is_s3, normalise
+from lake.storage import Entry, is_s3, normalize
 from lake.tables import Lake, now
+from lake.video_headers import TIMEOUT_S, Header, ProbeError, Prober, prober
 from lake.writer import Writer
 
 EXTENSIONS = frozenset(
@@ -64,7 +64,7 @@ class _Session:
 
     def __init__(self, lake: Lake) -> None:
         self.writer = Writer(lake)
-        self.away = forgotten.tombstones(lake)
+        self.away = tombstones.read(lake)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def ingest(
     on_progress: Callable[[IngestCounts], None] = lambda counts: None,
     places: Mapping[str, Mapping[str, Place]] | None = None,
 ) -> IngestCounts:
-    """Catalogue the videos under the sources that are not yet; the lake is created if need be.
+    """Catalog the videos under the sources that are not yet; the lake is created if need be.
 
     What cannot be read goes into `failures` with its reason (stage `probe`) and is left alone afterwards, a transient
     error after three attempts; ``retry_failed`` tries again. What a `forget` deleted is left alone until
@@ -99,7 +99,7 @@ def ingest(
         dataset: data set of all videos; None: by layout, else the first folder of the path.
         layout: one of ``layouts.FORMATS``, or a YAML file with a ``manifest.Mapping``.
         split: split of all videos; None: by layout, else by a hash of the uri, so that a file that changes stays.
-        places: what manifests say, by normalised source and path; None: they are read here where the layout has any.
+        places: what manifests say, by normalized source and path; None: they are read here where the layout has any.
 
     Raises:
         Refused: unknown layout or split, no source, a source that cannot be read or that holds no video; or a `forget`
@@ -122,7 +122,7 @@ def ingest(
     ):
         counts, again, session = IngestCounts(), _Again(retry_failed, bring_back), _Session(lake)
         run.counts = vars(counts)
-        for uri in map(normalise, sources):
+        for uri in map(normalize, sources):
             if mapping and mapping.manifest and places is None:
                 said: Mapping[str, Place] = read_manifest(lake.storage, uri, mapping).places
             else:
@@ -146,7 +146,7 @@ def _ingest_source(
     counts: IngestCounts,
     on_progress: Callable[[IngestCounts], None],
 ) -> _Session:
-    """Catalogue a source; returns the session that is open at its end."""
+    """Catalog a source; returns the session that is open at its end."""
     lake, listed_before = session.writer.lake, counts.listed
     for page in _listed(lake, source):
         videos = [entry for entry in page if entry.uri.rsplit(".", 1)[-1].lower() in EXTENSIONS]
@@ -245,14 +245,14 @@ class _Seen(NamedTuple):
 
 
 def _seen(lake: Lake, table: DeltaTable, uris: list[str]) -> _Seen:
-    # The uris of a page are neighbours, so this range lets whole files be left unread; the uris decide.
+    # The uris of a page are neighbors, so this range lets whole files be left unread; the uris decide.
     first, last = (uri.replace("'", "''") for uri in (min(uris), max(uris)))
     rows = (
         lake.dataset("videos", table, prune=f"uri >= '{first}' AND uri <= '{last}'")
         .to_table(columns=["video_id", "uri", "added_at"], filter=pc.field("uri").isin(uris))
         .to_pylist()
     )
-    # The order in which `labeling.listing` takes the newest.
+    # The order in which `labeling.pending` takes the newest.
     rows.sort(key=lambda row: row["video_id"], reverse=True)
     rows.sort(key=lambda row: row["added_at"])
     return _Seen(
@@ -265,13 +265,13 @@ def _seen(lake: Lake, table: DeltaTable, uris: list[str]) -> _Seen:
 def _without_forgotten(session: _Session, page: list[Entry], again: _Again) -> list[Entry]:
     away = [entry for entry in page if session.away.covers(entry.uri)]
     if away and again.forgotten:
-        forgotten.bring_back(session.writer, [entry.uri for entry in away])
+        tombstones.bring_back(session.writer, [entry.uri for entry in away])
         return page
     return [entry for entry in page if entry not in away] if away else page
 
 
 def _unsettled(lake: Lake, page: list[Entry], retry_failed: bool) -> tuple[dict[str, Entry], int]:
-    """The entries of a page, by video id, that are not catalogued and have not failed for good; how many have."""
+    """The entries of a page, by video id, that are not catalogd and have not failed for good; how many have."""
     entries = {video_id(entry.uri, entry.etag): entry for entry in page}
     named = [entry.uri for entry in page if is_text(entry.uri)]
     settled = set(_seen(lake, lake.table("videos"), named).newest.values()) if named else set()

@@ -21,15 +21,15 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from lake import forgotten
+from lake import tombstones
 from lake.errors import Fenced, Refused
-from lake.forgotten import Tombstones, tombstones
 from lake.log import Log, Named, Stored, stored
 from lake.runs import Run, RunState, new_run_id, states
 from lake.schemas import DECISIONS, TABLES
 from lake.storage import join
 from lake.store_errors import is_passing
 from lake.tables import Lake
+from lake.tombstones import Tombstones
 from lake.writer import Writer, raise_fences
 
 # `progress` first: while it calls a video finished all its pairs are there, also when this was killed half-way and the
@@ -65,7 +65,7 @@ def forget(lake: Lake, what: str, *, take_over: bool = False) -> Forgotten:
         Refused: nothing is called so, or a run is alive.
     """
     # The record of this run keeps no name of what it deletes.
-    with Run(lake, new_run_id(), "forget", {"what": forgotten.key(what)}, take_over=take_over) as run:
+    with Run(lake, new_run_id(), "forget", {"what": tombstones.key(what)}, take_over=take_over) as run:
         videos = _resolve(lake, what)
         trained = [one for one in states(lake) if one.kind.startswith("train") and _saw(lake, one, videos)]
         result = Forgotten(len({video for _, video in videos}), trained=trained)
@@ -79,7 +79,7 @@ def sweep_until_clean(lake: Lake, videos: Iterable[tuple[str, str]], result: For
     """Entomb videos, (uri, video_id) of each, and delete all that has a tombstone until nothing of it is left."""
     videos = list(videos)
     while True:
-        forgotten.record(Writer(lake), videos)
+        tombstones.record(Writer(lake), videos)
         # What is there before the fences and what no commit has named behind them can never be committed any more.
         there = {name: stored(lake, name) for name in TABLES}
         raise_fences(lake)
@@ -97,7 +97,7 @@ def complete(lake: Lake) -> None:
     """Complete a `forget` that was killed, and delete what a fenced writer has left of what was forgotten."""
     if find_left(lake):
         sweep_until_clean(lake, [], Forgotten(0))
-    elif tombstones(lake).uris:
+    elif tombstones.read(lake).uris:
         _clean_logs(lake)
 
 
@@ -146,7 +146,7 @@ class Left:
 
 def find_left(lake: Lake) -> Left:
     """Look through every table and every file for what has a tombstone."""
-    away = tombstones(lake)
+    away = tombstones.read(lake)
     rows: dict[str, dict[str, list[str]]] = {name: {} for name in _ORDER}
     files: dict[str, list[str]] = {name: [] for name in _ORDER}
     if not away.uris:
@@ -165,7 +165,7 @@ def _rows(lake: Lake, name: str, away: Tombstones, triples: frozenset[str]) -> d
         found: dict[str, list[str]] = {"triple_id": sorted(triples.intersection(ids))}
     elif name == "runs":
         rows = lake.read(name, ["run_id", "config"]).to_pylist()
-        named = {row["run_id"] for row in rows if forgotten.redacted(row["config"], away) != row["config"]}
+        named = {row["run_id"] for row in rows if tombstones.redacted(row["config"], away) != row["config"]}
         found = {"run_id": sorted(named)}
     else:
         doomed = _doomed(lake.dataset(name), away)
@@ -230,7 +230,7 @@ def _holds(lake: Lake, name: str, path: str, away: Tombstones, triples: frozense
     if name == "reviews":
         return not triples.isdisjoint(rows["triple_id"].to_pylist())
     if name == "runs":
-        return any(forgotten.redacted(config, away) != config for config in rows["config"].to_pylist())
+        return any(tombstones.redacted(config, away) != config for config in rows["config"].to_pylist())
     return bool(pc.any(_covered(rows, away)).as_py())
 
 
@@ -247,7 +247,7 @@ def _delete_rows(lake: Lake, writer: Writer, name: str, column: str, values: lis
         kept = []
         if name == "runs":
             rows = lake.dataset(name, table).to_table(filter=mine).to_pylist()
-            kept = [{**row, "config": forgotten.redacted(row["config"], away)} for row in rows]
+            kept = [{**row, "config": tombstones.redacted(row["config"], away)} for row in rows]
         count = lake.dataset(name, table).scanner(columns=[column], filter=mine).count_rows()
         if not count:
             return 0
@@ -293,7 +293,7 @@ def _delete_answers(lake: Lake) -> None:
 
 def _resolve(lake: Lake, what: str) -> list[tuple[str, str]]:
     """(uri, video_id) of the videos that an id, a uri or a data set name means."""
-    uri = forgotten.normal(what)
+    uri = tombstones.normal(what)
     named = (pc.field("video_id") == what) | pc.field("uri").isin([what, uri])
     # Pairs of images are labeled without a video, and a video that could never be read is in `failures` only.
     places = {"videos": named | (pc.field("dataset") == what), "triples": named | (pc.field("dataset") == what)}
@@ -310,7 +310,7 @@ def _resolve(lake: Lake, what: str) -> list[tuple[str, str]]:
         found |= {(row["uri"], row["video_id"] or "") for row in rows}
     if found:
         return sorted((one, video) for one, video in found if one)
-    if tombstones(lake).covers(uri, what):
+    if tombstones.read(lake).covers(uri, what):
         # Of a `forget` that was killed there may be something left.
         return []
     raise Refused(f"no video and no data set of the lake is called {what!r}: give a video_id, a uri or a dataset")

@@ -11,7 +11,7 @@ _NAMESPACE = uuid.UUID("6a1f8a6e-0f0e-5c57-9d1b-6f5d1c0f7a11")
 
 
 def content_id(content: Any) -> str:
-    """Sixteen hex digits that identify a JSON-serialisable value, whatever the order of its keys."""
+    """Sixteen hex digits that identify a JSON-serializable value, whatever the order of its keys."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 

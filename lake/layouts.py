@@ -103,7 +103,7 @@ def place(relative: str, source_name: str, layout: str, mapping: Mapping | None)
     else the source's own name.
     """
     if layout == "auto":
-        mapping = _recognise(relative)
+        mapping = _recognize(relative)
     if mapping is not None and mapping.paths is None:
         # A video that no manifest names.
         return Place(mapping.name, None, None, None)
@@ -117,7 +117,7 @@ def place(relative: str, source_name: str, layout: str, mapping: Mapping | None)
     return mapping.place(mapping.with_parts({**groups, "path": relative}))
 
 
-def _recognise(relative: str) -> Mapping | None:
+def _recognize(relative: str) -> Mapping | None:
     for name in ("ucf101", "moments"):
         pattern = PRESETS[name].paths
         if pattern and pattern.fullmatch(relative):

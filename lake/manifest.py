@@ -1,4 +1,4 @@
-"""Labelled data sets: one mapping says which column, or which part of a path, is the video, the frames, the action.
+"""Labeled data sets: one mapping says which column, or which part of a path, is the video, the frames, the action.
 
 Rows come from manifests (JSON, JSON lines, CSV) or from the paths of files. Nothing is decoded here: a row that can be
 used names files of the listing, one that cannot says why.
@@ -131,7 +131,7 @@ class Mapping(BaseModel):
         return {name: value for name, value in given.items() if isinstance(value, tuple) and value}
 
     @property
-    def is_labelled(self) -> bool:
+    def is_labeled(self) -> bool:
         """Whether rows have to be read one by one; otherwise paths alone say what is to be known."""
         return self.manifest is not None or bool(self.action)
 
@@ -192,7 +192,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labeled:
     """A row that can be used: a video and two moments of it, or two images (obs, next_obs); `action` is one line."""
 
     origin: Origin
@@ -206,7 +206,7 @@ class Labelled:
 class Manifest:
     """What the rows of one source say. `places` holds, by path from the source's root, what they say about videos."""
 
-    rows: list[Labelled] = field(default_factory=list)
+    rows: list[Labeled] = field(default_factory=list)
     unusable: list[tuple[Origin, Unusable]] = field(default_factory=list)
     places: dict[str, Place] = field(default_factory=dict)
     #: Rows that give a class and no pair.
@@ -214,7 +214,7 @@ class Manifest:
 
 
 def read_manifest(storage: StorageConfig, source: str, mapping: Mapping) -> Manifest:
-    """Read every row under a source (normalised); the files themselves are not opened.
+    """Read every row under a source (normalized); the files themselves are not opened.
 
     Raises:
         Refused: nothing there matches the mapping, a manifest cannot be read or is of another format, or a column that
@@ -250,7 +250,7 @@ def _add(found: Manifest, files: _Files, mapping: Mapping, origin: Origin, colum
         found.classes += 1
         return
     action = " ".join(mapping.required("action", columns).split())
-    found.rows.append(Labelled(origin, entries, _moments(mapping, columns), action, place))
+    found.rows.append(Labeled(origin, entries, _moments(mapping, columns), action, place))
 
 
 def _merged(before: Place | None, place: Place) -> Place:

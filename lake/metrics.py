@@ -66,42 +66,42 @@ def _made(metric: Metric) -> tuple[Any, str]:
 PAIRS = Metric(
     "counter",
     "worldlake_pairs_total",
-    "Frame pairs of labelling runs: sampled, labelled (repeats included), accepted, rejected, failed (each once)",
+    "Frame pairs of labeling runs: sampled, labeled (repeats included), accepted, rejected, failed (each once)",
     ("outcome",),
 )
-VIDEOS = Metric("counter", "worldlake_videos_total", "Videos of labelling runs: finished, failed", ("outcome",))
+VIDEOS = Metric("counter", "worldlake_videos_total", "Videos of labeling runs: finished, failed", ("outcome",))
 STAGE_SECONDS = Metric(
     "counter",
     "worldlake_stage_seconds_total",
-    "Seconds that workers spent in a stage (fetch, sample, annotate, verify, write), in labelling runs (label) and the "
+    "Seconds that workers spent in a stage (fetch, sample, annotate, verify, write), in labeling runs (label) and the "
     "service (live)",
     ("stage", "source"),
 )
 STAGE_WORKERS = Metric(
-    "gauge", "worldlake_stage_workers", "Processes of a labelling run: sample, annotate, write", ("stage",)
+    "gauge", "worldlake_stage_workers", "Processes of a labeling run: sample, annotate, write", ("stage",)
 )
 MODEL_SECONDS = Metric(
     "counter",
     "worldlake_model_seconds_total",
-    "Seconds for which dynamics models were labelling and scoring, in labelling runs (label) and the service (live)",
+    "Seconds for which dynamics models were labeling and scoring, in labeling runs (label) and the service (live)",
     ("source",),
 )
 TOKENS = Metric(
     "counter",
     "worldlake_tokens_total",
-    "Tokens that dynamics models wrote, in labelling runs (label) and the service (live)",
+    "Tokens that dynamics models wrote, in labeling runs (label) and the service (live)",
     ("source",),
 )
 QUEUE = Metric(
     "gauge",
     "worldlake_queue_depth",
-    "What waits in a labelling run: videos not finished, files and rows before the next commit",
+    "What waits in a labeling run: videos not finished, files and rows before the next commit",
     ("queue",),
 )
 COMMIT_SECONDS = Metric(
     "histogram",
     "worldlake_commit_seconds",
-    "Time of a commit into all its tables, by a labelling run or the service (live)",
+    "Time of a commit into all its tables, by a labeling run or the service (live)",
     ("source",),
     (0.1, 0.3, 1, 3, 10, 30, 100, 300),
 )

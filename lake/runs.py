@@ -27,8 +27,8 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from lake import tombstones
 from lake.errors import Fenced, Refused
-from lake.forgotten import redacted, tombstones
 from lake.metrics import RUN_IDLE
 from lake.schemas import TABLES
 from lake.storage import is_s3, join
@@ -124,7 +124,7 @@ def find_alive(
 
     Beats are compared with each other, not with a clock: the watching takes up to `LIVE_FOR` where a run seems to work
     on another machine, and no time where no run does. Not services: one that writes may live for months, and nobody
-    has to wait for it, see ``serve.writing``.
+    has to wait for it, see ``serve.live_writer``.
     """
     stop = stop or threading.Event()
     first: dict[str, datetime] = {}
@@ -290,7 +290,7 @@ class Run:
         while True:
             self._writer.fences = fences(self.lake, ["runs"])
             # A source may have been forgotten since the run began.
-            row["config"] = redacted(row["config"], tombstones(self.lake))
+            row["config"] = tombstones.redacted(row["config"], tombstones.read(self.lake))
             with suppress(Fenced):
                 return self._writer.append("runs", [row])
 

@@ -271,17 +271,17 @@ def _place(settings: Settings, environment: tuple[tuple[str, str], ...]) -> Plac
     return Place(session.region_name or "us-east-1", None if is_aws else url.rstrip("/"), way)
 
 
-def _build(settings: Settings, session: boto3.Session, behaviour: Config, place: Place | None) -> "S3Client":
+def _build(settings: Settings, session: boto3.Session, behavior: Config, place: Place | None) -> "S3Client":
     if place and place.endpoint:
-        behaviour = behaviour.merge(Config(s3={"addressing_style": "path"}))
+        behavior = behavior.merge(Config(s3={"addressing_style": "path"}))
     if settings.anonymous:
-        behaviour = behaviour.merge(Config(signature_version=UNSIGNED))
+        behavior = behavior.merge(Config(signature_version=UNSIGNED))
     try:
         made = session.client(
             "s3",
             endpoint_url=settings.endpoint_url,
             region_name=session.region_name or "us-east-1",
-            config=behaviour,
+            config=behavior,
             verify=place.route.ca_file if place else None,
         )
     except (BotoCoreError, ValueError) as error:

@@ -109,7 +109,7 @@ TABLES: dict[str, pa.Schema] = {
             ("tokenizer_id", pa.string()),
             ("obs_codes", pa.binary()),  # int32, little-endian, row by row
             ("next_codes", pa.binary()),
-            ("distances", pa.list_(pa.float32())),  # squared, of the features before quantisation, code by code
+            ("distances", pa.list_(pa.float32())),  # squared, of the features before quantization, code by code
             ("tokenized_at", _TIME),
         ]
     ),

@@ -39,7 +39,7 @@ class Entry(NamedTuple):
     etag: str
 
 
-def normalise(uri: str) -> str:
+def normalize(uri: str) -> str:
     """Return the uri in the one spelling that the tables hold; ``Refused`` for a scheme that is not served."""
     scheme = _SCHEME.match(uri)
     if is_s3(uri):
@@ -67,7 +67,7 @@ def lake_uri(uri: str) -> str:
     ``Refused`` for a name that deltalake takes for another one, or cannot take: it reads a uri where boto3, pyarrow and
     the operating system read a name, so that the tables of one lake would be in two places.
     """
-    uri = normalise(uri)
+    uri = normalize(uri)
     wrong = _NOT_IN_LAKES.search(uri) or (_NOT_IN_S3_LAKES.search(uri.removeprefix("s3://")) if is_s3(uri) else None)
     if wrong:
         raise Refused(f"a lake cannot be at {uri!r}: Delta tables take no {wrong[0]!r} in a name; rename the folder")
@@ -144,7 +144,7 @@ class StorageConfig(BaseModel):
         Raises ``Refused`` (no such bucket or folder, access denied, wrong credentials or region) or ``s3.Unavailable``
         (nobody answers), each with one line that names the remedy. ``must_exist``: also refuse an empty prefix.
         """
-        uri = normalise(uri)
+        uri = normalize(uri)
         if not is_s3(uri):
             _check_local(Path(uri), must_exist)
             return
@@ -170,7 +170,7 @@ class StorageConfig(BaseModel):
         Sorted by key in S3, folder by folder on disk. A uri that names one object yields that object.
         Raises ``Refused`` for a local path that does not exist, ``Refused`` or ``s3.Unavailable`` as ``check`` does.
         """
-        uri = normalise(uri)
+        uri = normalize(uri)
         if not is_s3(uri):
             _check_local(Path(uri), must_exist=True)
             yield from _pages(_walk(Path(uri), ()))

@@ -43,12 +43,12 @@ class ImageTokenizer:
         self._std = torch.tensor(std, dtype=torch.float32, device=vq.device).view(3, 1, 1)
 
     def pixels(self, images: Images) -> torch.Tensor:
-        """Normalised float32 pixels, shape (batch, 3, height, width), on the tokenizer's device."""
+        """Normalized float32 pixels, shape (batch, 3, height, width), on the tokenizer's device."""
         tensor = torch.from_numpy(np.ascontiguousarray(images)).to(self._mean.device).permute(0, 3, 1, 2)
         return (tensor.float() / 255 - self._mean) / self._std
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What is quantised, before it is: float, shape (batch, rows * columns, channels)."""
+        """What is quantized, before it is: float, shape (batch, rows * columns, channels)."""
         hidden = self.vq.encoder(pixels.to(self.vq.dtype).unsqueeze(1))
         latents = self.vq.quant_conv(hidden.permute(0, 2, 1, 3, 4))
         features: torch.Tensor = latents.squeeze(2).flatten(2).transpose(1, 2)
@@ -56,7 +56,7 @@ class ImageTokenizer:
 
     @torch.no_grad()
     def encode(self, images: Images) -> tuple[Codes, npt.NDArray[np.float32]]:
-        """Codes and the features before quantisation, float32, shape (batch, rows * columns, channels).
+        """Codes and the features before quantization, float32, shape (batch, rows * columns, channels).
 
         `images` are uint8 RGB of the tokenizer's size; ValueError for others.
         """

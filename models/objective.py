@@ -1,7 +1,7 @@
 """The training objective of world models: cross-entropy on image tokens, more for the places that change.
 
 Qiu et al., arXiv 2506.06006, section 3: token l of next_obs weighs `w_l = ||z_obs^l - z_next^l||^2` over the features z
-before quantisation, so that copying obs is not the cheapest way to a low loss.
+before quantization, so that copying obs is not the cheapest way to a low loss.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def change_weights(distances: torch.Tensor, floor: float) -> torch.Tensor:
 
 
 def image_token_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean cross-entropy over labelled positions, each weighted where weights are given.
+    """Mean cross-entropy over labeled positions, each weighted where weights are given.
 
     `logits`, shape (batch, positions, vocabulary), predict `labels`, int64, shape (batch, positions), -100 for none.
-    `weights`, shape (batch, labels per row), are those of a row's labelled positions in order. Without weights this is
+    `weights`, shape (batch, labels per row), are those of a row's labeled positions in order. Without weights this is
     the loss of transformers' `forward`.
     """
     losses = functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")

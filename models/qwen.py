@@ -23,7 +23,7 @@ TEMPORAL_PATCH_SIZE = 2
 def lay_out(
     frames: torch.Tensor, *, patch_size: int, merge_size: int, mean: Sequence[float], std: Sequence[float]
 ) -> torch.Tensor:
-    """Normalised patches of `frames`, uint8 RGB of shape (videos, 2, height, width, 3), on the device they are on.
+    """Normalized patches of `frames`, uint8 RGB of shape (videos, 2, height, width, 3), on the device they are on.
 
     `mean` and `std` are per channel, for pixels in [0, 1]. Returns float32, shape (videos * grid_h * grid_w,
     3 * 2 * patch_size**2); rows run over merge blocks of `merge_size**2` patches. Raises ValueError where the frames

@@ -1,4 +1,4 @@
-"""How a scene of the sample world looks: shapes in plain colours on a texture, under a light."""
+"""How a scene of the sample world looks: shapes in plain colors on a texture, under a light."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Shape:
 
     @property
     def name(self) -> str:
-        """How actions call it, by the colour, which no two shapes of a scene share: `the red shape`."""
+        """How actions call it, by the color, which no two shapes of a scene share: `the red shape`."""
         return f"the {self.color} shape"
 
 
@@ -73,7 +73,7 @@ class Scene:
 
 
 def texture_of(rng: np.random.Generator, size: int) -> npt.NDArray[np.float32]:
-    """A background twice as wide as the frame, float32 RGB: noise of several scales, or tilted waves, low in colour."""
+    """A background twice as wide as the frame, float32 RGB: noise of several scales, or tilted waves, low in color."""
     side = int(size * (1 + 2 * CAMERA_REACH))
     if rng.integers(3):
         pattern = np.zeros((side, side), np.float32)

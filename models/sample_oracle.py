@@ -30,7 +30,7 @@ FLOOR_DB = 20.0
 _BLUR = 1.0
 
 # What a pan brings into view is the one thing that obs does not tell. Any texture of the world is taken there: so many
-# grey levels in full light are forgiven, less than any colour differs from a background.
+# gray levels in full light are forgiven, less than any color differs from a background.
 _FORGIVEN = 40.0
 
 # Drawings of so many actions, the nearest ones of the grid, are brought nearer; the others are out of the question.
@@ -49,7 +49,7 @@ _Values = tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """What a picture shows.
 
     `action` is the phrase that explains it best, `NOTHING`, or `UNCLEAR` where not even that fits; `fit` is the PSNR of
@@ -83,7 +83,7 @@ class _Family:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A drawing of a family; the pixels that obs shows too, None for all; how many grey levels the rest is forgiven."""
+    """A drawing of a family; the pixels that obs shows too, None for all; how many gray levels the rest is forgiven."""
 
     family: _Family
     values: _Values
@@ -108,7 +108,7 @@ class Oracle:
         drawn = (self._drawn(family, values) for family in _families(scene) for values in family.grid())
         self._grid = [drawing for drawing in drawn if drawing is not None]
 
-    def judge(self, predicted: Frame) -> Judgement:
+    def judge(self, predicted: Frame) -> Judgment:
         """Say which action a predicted next_obs shows.
 
         `predicted` is uint8 RGB of shape (64, 64, 3); ValueError otherwise.
@@ -125,10 +125,10 @@ class Oracle:
         errors = sorted((self._refine(picture, error, drawing), drawing.family.action) for error, drawing in nearest)
         (first, action), (second, runner_up) = errors[:2]
         fit = _decibels(first)
-        return Judgement(action if fit >= FLOOR_DB else UNCLEAR, fit, runner_up, fit - _decibels(second))
+        return Judgment(action if fit >= FLOOR_DB else UNCLEAR, fit, runner_up, fit - _decibels(second))
 
     def _draw(self, scene: Scene) -> Frame:
-        # At the clip's size and then shrunk, as frames are stored: drawn at 64 pixels, pixel centres and edges lie
+        # At the clip's size and then shrunk, as frames are stored: drawn at 64 pixels, pixel centers and edges lie
         # elsewhere, which alone costs 4 to 10 dB.
         image = draw(scene, self._texture, self._texture.shape[0] // 2)
         small = cv2.resize(image, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA)
@@ -158,7 +158,7 @@ class Oracle:
         return error
 
     def _appearances(self, picture: _Image) -> Iterator[_Drawn]:
-        """Drawings of new shapes of every free colour and kind where the picture differs from obs."""
+        """Drawings of new shapes of every free color and kind where the picture differs from obs."""
         blob = _blob(np.abs(picture - self._obs).max(axis=2) > 35 * self._scene.light)
         if blob is None:
             return
@@ -284,7 +284,7 @@ def _seen(before: Scene, after: Scene) -> npt.NDArray[np.bool_] | None:
 
 
 def _error(picture: _Image, drawing: _Drawn) -> float:
-    """Mean squared error, in squared grey levels, over what obs shows too; plus, for the rest, what is not forgiven."""
+    """Mean squared error, in squared gray levels, over what obs shows too; plus, for the rest, what is not forgiven."""
     difference = picture - drawing.image
     if drawing.seen is None:
         return float(np.mean(difference**2))

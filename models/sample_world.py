@@ -1,4 +1,4 @@
-"""A procedural, seeded world with ground truth: coloured shapes on textured backgrounds, written as real H.264 files.
+"""A procedural, seeded world with ground truth: colored shapes on textured backgrounds, written as real H.264 files.
 
 A clip is a chain of still scenes; an event leads from one scene to the next. What exists, where, how large, how lit and
 on what texture is drawn from continuous ranges, so no two seeds share a scene. The builtin dynamics model is trained on
@@ -101,7 +101,7 @@ def make_clip(
 ) -> Clip:
     """Compose a clip of `frames` frames, `size` pixels square; stills and gradual changes last so many frames.
 
-    Shapes that appear, vanish or change colour do so from one frame to the next. The same arguments give the same clip.
+    Shapes that appear, vanish or change color do so from one frame to the next. The same arguments give the same clip.
     """
     rng = np.random.default_rng([seed, 0])
     scenes, events = [_first_scene(rng)], []
@@ -181,7 +181,7 @@ def _first_scene(rng: np.random.Generator) -> Scene:
 
 
 def _new_shape(rng: np.random.Generator, scene: Scene) -> Shape | None:
-    """A shape of another colour than the others, at a free place; None where none was found."""
+    """A shape of another color than the others, at a free place; None where none was found."""
     colors = [color for color in COLORS if color not in {s.color for s in scene.shapes}]
     color, kind = colors[rng.integers(len(colors))], list(OUTLINES)[rng.integers(len(OUTLINES))]
     for _ in range(40):

@@ -68,7 +68,7 @@ def predict(
 
 
 def resized(images: Images, size: int) -> Images:
-    """Square images at another size in pixels; as labelling shrinks frames, by areas."""
+    """Square images at another size in pixels; as labeling shrinks frames, by areas."""
     if images.shape[1:3] == (size, size):
         return images
     way = cv2.INTER_AREA if size < images.shape[1] else cv2.INTER_LINEAR

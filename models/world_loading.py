@@ -120,7 +120,7 @@ def load_emu3(folder: Path, dtype: Literal["float32", "bfloat16"]) -> tuple[Any,
 
 
 def as_world(model: Any, tokenizer: Any, folder: Path, settings: WorldSettings) -> Emu3World:
-    """A loaded Emu3 as a world model, with the image size and normalisation that its folder names."""
+    """A loaded Emu3 as a world model, with the image size and normalization that its folder names."""
     images = _as_tokenizer(model.model.vqmodel, folder, asked_size(settings, folder))
     try:
         return Emu3World(model, tokenizer, images, batch_size=settings.batch_size, sampling=settings.sampling)
@@ -166,7 +166,7 @@ def _as_tokenizer(vq: Any, folder: Path, image_size: int | None) -> ImageTokeniz
 
 
 def tokenizer_id(images: ImageTokenizer) -> str:
-    """Sixteen hex digits that identify the image tokenizer: its weights, image size, normalisation and `hold`.
+    """Sixteen hex digits that identify the image tokenizer: its weights, image size, normalization and `hold`.
 
     A fine-tuned world model keeps the tokenizer of the one it began as, and so its id, whatever dtype it is loaded in.
     """

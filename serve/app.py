@@ -11,12 +11,12 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from serve import problems
-from serve.api import health, label, lake, overview, predict, refused, runs, triples, video, videos
+from serve.api import health, label, label_video, overview, predict, rejections, runs, sql, triples, videos
+from serve.auth import Authentication
 from serve.explorer import pages
 from serve.flow import STREAMED, Flow
-from serve.guard import Authentication
 from serve.middleware import Envelope
-from serve.reading import Reading
+from serve.queries import Reading
 from serve.schemas import LabelIn, VideoIn
 from serve.services import Services
 
@@ -50,10 +50,10 @@ def build_app(services: Services) -> FastAPI:
     problems.install(app)
     app.include_router(health.router(services))
     app.include_router(label.router(services))
-    app.include_router(video.router(services))
+    app.include_router(label_video.router(services))
     if services.world_size is not None:
         app.include_router(predict.router(services))
-    for group in (triples, lake, refused, overview, runs, videos):
+    for group in (triples, sql, rejections, overview, runs, videos):
         app.include_router(group.router(services.guard, reading))
     pages.install(app, services)
     # The last one is the outermost: what nobody may ask is audited as well.

@@ -126,7 +126,7 @@ class Client:
         return self._ask(SqlOut, "POST", "/v1/sql", json={"sql": sql})
 
     def labelers(self) -> list[LabelerOut]:
-        """Who has labelled in this lake."""
+        """Who has labeled in this lake."""
         return [LabelerOut.model_validate(row) for row in self._answer("GET", "/v1/labelers").json()]
 
     def close(self) -> None:

@@ -184,7 +184,7 @@ class RunDetail(RunOut):
 
 
 class VideoOut(BaseModel):
-    """A row of `videos`, and how many of its pairs were decided. An upload that was labelled live has no such row."""
+    """A row of `videos`, and how many of its pairs were decided. An upload that was labeled live has no such row."""
 
     video_id: str
     uri: str | None = None

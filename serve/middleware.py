@@ -19,7 +19,7 @@ from prometheus_client import Counter, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.guard import COOKIE
+from serve.auth import COOKIE
 from serve.problems import Problem, too_large
 
 audit = logging.getLogger("serve.audit")

@@ -1,141 +1,203 @@
-"""A query in the words of a request: what runs in a process of its own, which such a query may hang, starve or crash.
-
-This module imports little, because every process that was lost is started anew: settings would bring torch along.
-"""
+"""What endpoints ask a lake: filters that become SQL, queries that end in time, answers kept while they hold."""
 
 from __future__ import annotations
 
-import json
-import os
-import resource
-import tempfile
-from collections.abc import Mapping
-from functools import cache
-from pathlib import Path
-from typing import Any, NamedTuple
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Annotated, Any, TypeVar
 
-from botocore.exceptions import BotoCoreError, ClientError
-from deltalake.exceptions import DeltaError
+from fastapi import Query, Request
 
+from lake.cached_tables import KeptLake
 from lake.errors import Refused
-from lake.isolation import limit_memory, opened
-from lake.kept import KeptLake
-from lake.s3 import Unavailable
-from lake.schemas import TABLES
-from lake.sql import TooMuchMemory, plain, query, rows_of
-from lake.storage import StorageConfig
+from lake.isolation import ChildLost, Isolated
+from lake.s3 import PATIENCE_S
+from lake.sql import MEMORY, condition, too_long
 from lake.tables import Lake
+from serve.isolated_pool import NoneFree, Processes
+from serve.keys import Key
+from serve.problems import Problem, bad_request, busy
+from serve.query_worker import AWAY, Question, Result, Rows, prepare, read, read_apart
+from serve.settings import Limits
 
-Rows = list[dict[str, Any]]
+Answer = TypeVar("Answer")
 
-AWAY = (OSError, DeltaError, Unavailable, BotoCoreError, ClientError)
-"""What a lake raises that does not answer."""
-_THREADS = 4
-"""Of such a query: the stack of each counts as its memory."""
-_MEMORY = 1 << 30
-"""Bytes that queries of a process may take."""
+_KEPT_ANSWERS = 64
+_PROCESSES = 2
+"""Queries in other people's words that an ingress answers at once."""
+_WAIT_S = 5.0
+"""For one of these processes to be free."""
+_LATE_S = 1.0
+"""A query that DuckDB has not stopped so long after its time is stopped by ending its process."""
+_ADDRESSES = 1 << 40
+"""Bytes of address space: what is only reserved costs nothing."""
+log = logging.getLogger("serve.queries")
 
-
-class Question(NamedTuple):
-    """A SELECT and its limits: `rows`, of which more are left out, `bytes` of the answer as JSON, and `seconds`."""
-
-    statement: str
-    parameters: Mapping[str, object]
-    rows: int
-    bytes: int
-    seconds: float
-
-
-class Result(NamedTuple):
-    """Columns, rows, and whether there are more."""
-
-    columns: list[str]
-    rows: Rows
-    truncated: bool
+_Text = Annotated[str | None, Query(max_length=200)]
 
 
-def read(lake: Lake, asked: Question, threads: int | None = None) -> Result:
-    """The answer. Raises Refused, as `lake.sql.query` does and for an answer of too many bytes."""
-    rows: Rows = []
-    size = 0
-    with query(
-        lake, asked.statement, asked.parameters, seconds=asked.seconds, threads=threads, on_open=opened
-    ) as result:
-        names = result.schema.names
-        if len(set(names)) < len(names):
-            raise Refused("two columns have one name: give them other names with AS")
-        for row in (row for batch in result for row in rows_of(batch)):
-            rows.append(dict(zip(names, map(plain, row), strict=True)))
-            # Not the bytes of Arrow: a list of booleans has sixty times as many once it is here.
-            size += len(json.dumps(rows[-1], default=str))
-            if size > asked.bytes:
-                raise Refused(f"the answer has more than {asked.bytes:,} bytes of JSON: narrow the query")
-            if len(rows) > asked.rows:
-                break
-    return Result(names, rows[: asked.rows], len(rows) > asked.rows)
-
-
-def read_apart(uri: str, storage: StorageConfig, asked: Question) -> Result:
-    """What `read` returns, in a process of its own, which a query that takes too much memory ends."""
+async def asked(work: Callable[[], Answer]) -> Answer:
+    """What a function that reads or writes a lake returns, on a thread. Raises Problem where the lake is away."""
     try:
-        lake = _confined(uri, storage)
-        _limit_cpu(asked.seconds)
-        return read(lake, asked, _THREADS)
-    except TooMuchMemory:
-        raise MemoryError from None
-    except RuntimeError as error:
-        if "new thread" in str(error):
-            raise MemoryError from None
-        raise
-    except AWAY as error:
-        # Not all of these can be sent.
-        raise Unavailable(f"{type(error).__name__}: {error}") from None
-
-
-def prepare(uri: str, storage: StorageConfig) -> None:
-    """Make this process one for `read_apart`. Raises Unavailable where the lake does not answer."""
-    _confined(uri, storage)
-
-
-@cache
-def _confined(uri: str, storage: StorageConfig) -> KeptLake:
-    """Open the lake of this process, and take from the process all that queries have no need of.
-
-    It can write no file, is in a folder in which nobody can, and has `_MEMORY` beyond what it takes to be open and to
-    have answered. Raises Unavailable where the lake does not answer.
-    """
-    _leave_for_nowhere()
-    lake = KeptLake(Lake(uri, storage))
-    try:
-        lake.versions(*TABLES)
-        with query(lake, "SELECT count(*) FROM triples", threads=_THREADS) as result:
-            result.read_all()
+        with _or_busy():
+            return await asyncio.to_thread(work)
     except Refused as refused:
-        # There was a lake when the service began, and nothing of the request is in this.
-        raise Unavailable(str(refused)) from None
+        # Of nothing that the request says: there was a lake when the service began.
+        raise busy(str(refused), 5) from None
+
+
+@contextmanager
+def _or_busy() -> Iterator[None]:
+    try:
+        yield
     except AWAY as error:
-        raise Unavailable(f"{type(error).__name__}: {error}") from None
-    # Of what may be written to: how much address space is only reserved differs with the number of cores.
-    taken = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
-    limit_memory(resource.RLIMIT_DATA, taken + _MEMORY)
-    return lake
+        log.warning("the lake does not answer: %s", error)
+        raise busy(f"the lake does not answer ({type(error).__name__})", 5) from None
 
 
-def _leave_for_nowhere() -> None:
-    """Take this process to a folder that is gone, where no file can be made, and forbid it to write files anywhere."""
-    folder = tempfile.mkdtemp()
-    os.chdir(folder)
-    os.rmdir(folder)
-    # Python ignores the signal, so that a write is an error of the query.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+class Filters:
+    """Which rows of `triples` and `rejections` are meant; a dependency that reads them from the query string.
 
-
-def _limit_cpu(seconds: float) -> None:
-    """End this process when its next query computes for longer than its threads and Arrow's can in `seconds`.
-
-    The parent stops it before that; this holds where the parent itself is stopped.
+    `sql` is the condition; `asker` is who has sent it where words of the request are in it, see `Reading.rows`.
     """
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    threads = _THREADS + (os.cpu_count() or 1)
-    limit = int(used.ru_utime + used.ru_stime + threads * (seconds + 2)) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+    def __init__(
+        self,
+        request: Request,
+        dataset: _Text = None,
+        labeler: _Text = None,
+        run: _Text = None,
+        video: Annotated[str | None, Query(max_length=64)] = None,
+        action: Annotated[str | None, Query(max_length=200, description="text that the action contains")] = None,
+        where: Annotated[
+            str | None,
+            Query(max_length=5000, description="a condition in SQL", examples=["motion > 0.05 AND split = 'train'"]),
+        ] = None,
+    ) -> None:
+        equal = {"dataset": dataset, "labeler_id": labeler, "run_id": run, "video_id": video}
+        self.parameters: dict[str, object] = {name: value for name, value in equal.items() if value}
+        self.asker: str | None = None
+        conditions = [f"{name} = ${name}" for name in self.parameters]
+        if action:
+            self.parameters["action"] = action
+            conditions.append("contains(lower(action), lower($action))")
+        if where and where.strip():
+            self.asker = asker(request)
+            conditions.append(checked(where))
+        self.sql = " AND ".join(conditions) or "true"
+
+
+def asker(request: Request) -> str:
+    """Who sent a request: the id of its key, or nothing where nobody needs one."""
+    key: Key | None = getattr(request.state, "key", None)
+    return key.key_id if key else ""
+
+
+def checked(where: str) -> str:
+    """A condition that a request brings. Raises Problem where it is none."""
+    try:
+        return condition(where)
+    except Refused as refused:
+        raise bad_request("sql", str(refused)) from None
+
+
+class Reading:
+    """A lake, open for as long as the service runs. Its methods raise Problem for SQL that is refused."""
+
+    def __init__(self, lake: Lake, limits: Limits) -> None:
+        self.lake = KeptLake(lake)
+        self.limits = limits
+        self._answers: dict[tuple[object, ...], Any] = {}
+        processes = [_process(lake, limits) for _ in range(_PROCESSES)]
+        # A key leaves one to the others.
+        self._processes = Processes(processes, wait_s=_WAIT_S, share=_PROCESSES - 1, kills=True)
+
+    def page(self, limit: int | None, most: int | None = None) -> int:
+        """The rows of a page, of which a request may ask for `limit`. Raises Problem where these are too many."""
+        most = min(most or self.limits.rows, self.limits.rows)
+        if limit and limit > most:
+            raise bad_request("too-many-rows", f"limit {limit}: ask for at most {most}")
+        return limit or min(100, most)
+
+    async def rows(
+        self, statement: str, parameters: Mapping[str, object], limit: int | None = None, *, asker: str | None = None
+    ) -> Rows:
+        """The rows of a SELECT, at most `limit` of them.
+
+        One with words of a request in it, which `asker` has sent, may take any amount of time and memory: it gets a
+        process of its own.
+        """
+        return (await self.result(statement, parameters, limit or self.limits.sql_rows, asker=asker)).rows
+
+    async def result(
+        self, statement: str, parameters: Mapping[str, object], limit: int, *, asker: str | None
+    ) -> Result:
+        """As `rows`, with their columns and whether there are more."""
+        asked = Question(statement, dict(parameters), limit, self.limits.sql_bytes, self.limits.sql_seconds)
+        if asker is None:
+            return await self.ask(lambda: read(self.lake, asked))
+        try:
+            with _or_busy():
+                return await self._processes.call(read_apart, self.lake.uri, self.lake.storage, asked, asker=asker)
+        except Refused as refused:
+            raise bad_request("sql", str(refused)) from None
+        except NoneFree:
+            raise busy("too many queries at once", _WAIT_S) from None
+        except ChildLost as lost:
+            raise self._lost(lost) from None
+
+    def _lost(self, lost: ChildLost) -> Problem:
+        """What a query that ended its process is told. It would do the same again, so that is an answer."""
+        log.warning("a query has ended its process: %s", lost)
+        if lost.ending == "not open":
+            return busy("the lake does not answer", _WAIT_S)
+        details = {
+            "hung": too_long(self.limits.sql_seconds),
+            "memory": MEMORY,
+            "died": "the query ended the process that it ran in: change the query",
+        }
+        return bad_request("sql", details[lost.ending])
+
+    async def ask(self, work: Callable[[], Answer]) -> Answer:
+        """What a function that reads the lake returns, on a thread."""
+        try:
+            with _or_busy():
+                return await asyncio.to_thread(work)
+        except Refused as refused:
+            raise bad_request("sql", str(refused)) from None
+
+    async def unchanged(
+        self, key: tuple[object, ...], tables: tuple[str, ...], work: Callable[[], Awaitable[Answer]]
+    ) -> Answer:
+        """What `work` awaits, or what it gave when these tables had the versions that they have now."""
+        versions = await self.ask(lambda: self.lake.versions(*tables))
+        if (*key, versions) not in self._answers:
+            answer = await work()
+            while len(self._answers) >= _KEPT_ANSWERS:
+                self._answers.pop(next(iter(self._answers)))
+            self._answers[(*key, versions)] = answer
+        kept: Answer = self._answers[(*key, versions)]
+        return kept
+
+    async def prepare(self) -> None:
+        """Have the processes for queries of others up, which takes seconds, before anybody asks."""
+        await self._processes.start()
+
+    def close(self) -> None:
+        """End the processes."""
+        self._processes.close()
+
+
+def _process(lake: Lake, limits: Limits) -> Isolated:
+    return Isolated(
+        limits.sql_seconds + _LATE_S,
+        _ADDRESSES,
+        # What hangs or starves does it every time.
+        attempts=1,
+        opening_s=limits.deadline_s,
+        first=partial(prepare, lake.uri, lake.storage),
+        first_s=PATIENCE_S + 30,
+    )

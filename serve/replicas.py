@@ -1,6 +1,6 @@
 """The models behind the service: Ray Serve deployments that gather requests into batches.
 
-They call what the batch path calls (`labeling.annotate`, `models.verification`), so that a pair is labelled alike live
+They call what the batch path calls (`labeling.annotate`, `models.verification`), so that a pair is labeled alike live
 and in a lake.
 """
 
@@ -49,10 +49,10 @@ class Dynamics:
 
     @serve.batch(batch_size_fn=lambda requests: sum(map(len, requests)))  # type: ignore[untyped-decorator]
     async def label(self, requests: list[Rows]) -> list[Rows]:
-        """Rows with `triple_id`, `obs` and `next_obs` (encoded) of several requests; each gets its own, labelled."""
-        labelled = self._label_pairs(block([row for rows in requests for row in rows], SAMPLES))
+        """Rows with `triple_id`, `obs` and `next_obs` (encoded) of several requests; each gets its own, labeled."""
+        labeled = self._label_pairs(block([row for rows in requests for row in rows], SAMPLES))
         self._answered_at = time.monotonic()
-        return _split(labelled, requests)
+        return _split(labeled, requests)
 
     @serve.batch(batch_size_fn=lambda requests: sum(len(images) for _, images, _ in requests))  # type: ignore[untyped-decorator]
     async def score(self, requests: list[tuple[Images, Images, str]]) -> list[list[float]]:
@@ -76,9 +76,9 @@ class Dynamics:
         self._answered_at = time.monotonic()
 
 
-def _split(labelled: pa.Table, requests: list[Rows]) -> list[Rows]:
+def _split(labeled: pa.Table, requests: list[Rows]) -> list[Rows]:
     """Every request's rows: a label belongs to the pair whose id it carries, and to no other."""
-    of_pair = {row["triple_id"]: row for row in labelled.to_pylist()}
+    of_pair = {row["triple_id"]: row for row in labeled.to_pylist()}
     if len(of_pair) != sum(map(len, requests)):
         raise RuntimeError("two pairs of a batch have one id")
     return [[of_pair[row["triple_id"]] for row in request] for request in requests]

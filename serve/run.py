@@ -17,18 +17,18 @@ from lake.errors import Refused
 from lake.tables import Lake
 from models.loading import best_device
 from models.world_loading import asked_size, load_image_tokenizer, world_folder
-from serve.admission import INGRESS, NAME, with_others
-from serve.answers import Answers
 from serve.app import build_app
-from serve.guard import Guard, session_key
+from serve.auth import Guard, session_key
+from serve.idempotency import Answers
 from serve.keys import Key, Keys
+from serve.live_writer import LiveWriter
+from serve.load_shedding import INGRESS, NAME, with_others
 from serve.middleware import audit_to_output
 from serve.replicas import Dynamics, World
 from serve.services import Remote, Services
 from serve.settings import ServeSettings
 from serve.uploads import Uploads
 from serve.videos import Videos
-from serve.writing import LiveWriter
 
 _DRAIN_S = 60.0
 """A replica that is stopped finishes what it has accepted, so long."""

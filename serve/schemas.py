@@ -90,11 +90,11 @@ class LabelOut(BaseModel):
 
 
 class VideoTriple(Label):
-    """A labelled pair of a video, as an event has it."""
+    """A labeled pair of a video, as an event has it."""
 
     obs_time_s: float | None
     next_time_s: float | None
-    obs: str | None = Field(description="JPEG as base64; null for rejected pairs of a catalogued video")
+    obs: str | None = Field(description="JPEG as base64; null for rejected pairs of a catalogd video")
     next_obs: str | None
 
 
@@ -180,7 +180,7 @@ class SqlOut(BaseModel):
 
 
 class LabelerOut(BaseModel):
-    """Who has labelled in this lake."""
+    """Who has labeled in this lake."""
 
     labeler_id: str
     policy_id: str | None

@@ -17,8 +17,9 @@ from labeling.policy import Policy
 from lake.errors import Refused
 from lake.tables import Lake
 from models.protocols import Images
-from serve.answers import Answers
-from serve.guard import Guard
+from serve.auth import Guard
+from serve.idempotency import Answers
+from serve.live_writer import WriteFailed
 from serve.problems import Problem, busy
 from serve.replicas import Rows
 from serve.schemas import WriteMode
@@ -26,7 +27,6 @@ from serve.settings import Limits
 from serve.soon import Soon
 from serve.uploads import Uploads
 from serve.videos import Videos
-from serve.writing import WriteFailed
 
 Answer = TypeVar("Answer")
 
@@ -78,21 +78,21 @@ class Services:
         # Under ids that nothing else in a batch has: the same pair may be asked for twice at once.
         ids = {str(uuid4()): row["triple_id"] for row in rows}
         asked = [{**row, "triple_id": own} for own, row in zip(ids, rows, strict=True)]
-        labelled = await self.models.label(asked)
+        labeled = await self.models.label(asked)
         return [
             {**row, "triple_id": ids[row["triple_id"]], "reasons": self.policy.reasons(row, row["dataset"])}
-            for row in labelled
+            for row in labeled
         ]
 
     async def write(self, rows: Rows, mode: WriteMode) -> Rows:
-        """Write labelled rows; returns them as they are in the lake. Raises Problem where they cannot be written."""
-        labelled = [row for row in rows if not row["error_type"]]
-        if mode == "no" or not labelled:
+        """Write labeled rows; returns them as they are in the lake. Raises Problem where they cannot be written."""
+        labeled = [row for row in rows if not row["error_type"]]
+        if mode == "no" or not labeled:
             return rows
         if mode == "soon":
-            self._soon.add(labelled)
+            self._soon.add(labeled)
             return rows
-        written = {row["triple_id"]: row for row in await self._written(labelled)}
+        written = {row["triple_id"]: row for row in await self._written(labeled)}
         return [written.get(row["triple_id"], row) for row in rows]
 
     async def _written(self, rows: Rows) -> Rows:
@@ -141,8 +141,8 @@ class Remote:
 
     async def label(self, rows: Rows) -> Rows:
         """See `Models`."""
-        labelled: Rows = await self._dynamics.label.remote(rows)
-        return labelled
+        labeled: Rows = await self._dynamics.label.remote(rows)
+        return labeled
 
     async def score(self, obs: Images, candidates: Images, action: str) -> Sequence[float]:
         """See `Models`."""

@@ -17,9 +17,9 @@ from labeling.decoding import DecodeError
 from labeling.images import square_jpeg
 from labeling.sampling import flow_picture, motion_between
 from lake.isolation import ChildLost, Isolated
+from serve.isolated_pool import Processes
 from serve.jpegs import picture_only
 from serve.problems import bad_request
-from serve.processes import Processes
 
 Result = TypeVar("Result")
 
@@ -82,17 +82,17 @@ def _pairs(contents: list[tuple[bytes, bytes]], size: int, quality: int, max_pix
     for row, files in enumerate(contents):
         names = (f"pairs[{row}].obs", f"pairs[{row}].next_obs")
         obs, next_obs = (
-            _normalised(content, name, size, quality, max_pixels) for content, name in zip(files, names, strict=True)
+            _normalized(content, name, size, quality, max_pixels) for content, name in zip(files, names, strict=True)
         )
         pairs.append(Pair(obs, next_obs, *motion_between(*(_luma(image) for image in (obs, next_obs)))))
     return pairs
 
 
 def _images(contents: list[bytes], size: int, quality: int, max_pixels: int) -> list[bytes]:
-    return [_normalised(content, "image", size, quality, max_pixels) for content in contents]
+    return [_normalized(content, "image", size, quality, max_pixels) for content in contents]
 
 
-def _normalised(content: bytes, name: str, size: int, quality: int, max_pixels: int) -> bytes:
+def _normalized(content: bytes, name: str, size: int, quality: int, max_pixels: int) -> bytes:
     """As the lake keeps images. What came out of the lake stays as it is, so that it gets the label it has there.
 
     Of another file that looks like one from there, the picture stays as it is, and nothing else.

@@ -1,4 +1,4 @@
-"""Videos that requests bring or name: checked by their header, then sampled as a labelling run samples, live."""
+"""Videos that requests bring or name: checked by their header, then sampled as a labeling run samples, live."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from labeling.labeler import Labeler
 from labeling.sample import SampleVideos
 from labeling.stream import WORK
 from lake.errors import Refused, SourceChanged
-from lake.probe import Header, ProbeError, prober
 from lake.s3 import Unavailable
 from lake.schemas import DECISIONS, TABLES
-from lake.storage import Entry, is_s3, local_etag, normalise
+from lake.storage import Entry, is_s3, local_etag, normalize
 from lake.tables import Lake
+from lake.video_headers import Header, ProbeError, prober
+from serve.live_writer import upload_columns
 from serve.problems import Problem, bad_request, busy
 from serve.replicas import Rows
 from serve.settings import Limits
-from serve.writing import upload_columns
 
 Result = TypeVar("Result")
 
@@ -53,7 +53,7 @@ class Videos:
     def __init__(self, lake: Lake, labeler: Labeler, limits: Limits, sources: tuple[str, ...]) -> None:
         """`sources`: `s3://` prefixes; what a request names must lie under one of them."""
         self._lake, self._labeler, self._limits = lake, labeler, limits
-        self._sources = tuple(normalise(source) for source in sources)
+        self._sources = tuple(normalize(source) for source in sources)
         self._free = limits.videos
         self._held: Counter[str] = Counter()
         # Reads of the lake have other threads, so that a slow store or header holds none of them up.
@@ -111,14 +111,14 @@ class Videos:
         except (ClientError, BotoCoreError):
             raise busy("the store of this video does not answer", 5) from None
 
-    def catalogued(self, entry: Entry) -> str | None:
-        """The id of the video in the catalogue; None where this state of it is not there."""
+    def catalogd(self, entry: Entry) -> str | None:
+        """The id of the video in the catalog; None where this state of it is not there."""
         mine = (pc.field("uri") == entry.uri) & (pc.field("etag") == entry.etag)
         found = self._lake.read("videos", ["video_id"], mine)["video_id"].to_pylist()
         return found[0] if found else None
 
     def decided(self, video_id: str) -> Rows | None:
-        """What the labeler has said of a catalogued video; None where it has not finished it."""
+        """What the labeler has said of a catalogd video; None where it has not finished it."""
         mine = (pc.field("video_id") == video_id) & (pc.field("labeler_id") == self._labeler.id)
         if not self._lake.read("progress", ["video_id"], mine).num_rows:
             return None

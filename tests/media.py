@@ -25,7 +25,7 @@ WIDTH, HEIGHT, FPS, FRAMES = 192, 144, 25, 150
 # The counter: 4 x 4 dark or light squares in the middle of the picture, so large that encoders cannot blur them, and
 # of so little contrast that counting is not a change of scene.
 COUNTER_SIDE = 4
-COUNTER_GREYS = np.array([90, 165], np.uint8)
+COUNTER_GRAYS = np.array([90, 165], np.uint8)
 
 RGB = npt.NDArray[np.uint8]
 Outcome = Literal["whole", "damaged", "refused"]
@@ -77,12 +77,12 @@ def picture(number: int, scene: int = 0) -> RGB:
     shift = number % WIDTH
     image = np.ascontiguousarray(_texture(scene)[:, shift : shift + WIDTH])
     angle = number / 15
-    centre = (round(WIDTH * (0.5 + 0.4 * np.cos(angle))), round(HEIGHT * (0.5 + 0.4 * np.sin(angle))))
-    cv2.circle(image, centre, 14, (230, 60, 60), -1)
+    center = (round(WIDTH * (0.5 + 0.4 * np.cos(angle))), round(HEIGHT * (0.5 + 0.4 * np.sin(angle))))
+    cv2.circle(image, center, 14, (230, 60, 60), -1)
     bits = np.array([(number >> place) & 1 for place in range(COUNTER_SIDE**2)], np.uint8).reshape(COUNTER_SIDE, -1)
     cell = HEIGHT // 2 // COUNTER_SIDE
     top, left = HEIGHT // 4, (WIDTH - HEIGHT // 2) // 2
-    counter = np.kron(COUNTER_GREYS[bits], np.ones((cell, cell), np.uint8))
+    counter = np.kron(COUNTER_GRAYS[bits], np.ones((cell, cell), np.uint8))
     image[top : top + cell * COUNTER_SIDE, left : left + cell * COUNTER_SIDE] = counter[..., None]
     return image
 

@@ -40,8 +40,8 @@ TARGETS = {
     "lake/ids.py": "tests/lake/test_ids.py",
     "lake/schemas.py": "tests/lake/test_tables.py tests/lake/test_statistics.py -k 'not engine'",
     "lake/tables.py": "tests/lake/test_tables.py tests/lake/test_statistics.py -k 'not engine'",
-    "serve/admission.py": "tests/serve/test_admission.py",
-    "serve/guard.py": "tests/serve/test_keys.py",
+    "serve/load_shedding.py": "tests/serve/test_load_shedding.py",
+    "serve/auth.py": "tests/serve/test_keys.py",
     "serve/keys.py": "tests/serve/test_keys.py",
 }
 PER_FILE = 20

@@ -1,4 +1,4 @@
-"""Labelling runs as their users start them, for tests: small clips, a tiny model, a policy that accepts about half."""
+"""Labeling runs as their users start them, for tests: small clips, a tiny model, a policy that accepts about half."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _UNSTABLE = {"run_id", "labeled_at"}
 _SCORES = ("confidence", "direction", "copy")
 
 
-class Labelling:
+class Labeling:
     """One `worldlake label` process on a lake."""
 
     def __init__(self, lake: str, model: Path, *options: str, driver: tuple[str, ...] = (), **environment: str) -> None:

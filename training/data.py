@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
+from lake import tombstones
 from lake.errors import Refused
-from lake.forgotten import tombstones
 from lake.schemas import TABLES
 from lake.tables import Lake
 from training.order import Indices
@@ -45,7 +45,7 @@ class Chosen:
 
 def entombed(lake: Lake, version: int) -> pa.Array:
     """The triples of a version whose videos are forgotten."""
-    away = tombstones(lake)
+    away = tombstones.read(lake)
     if not away.uris:
         return pa.array([], pa.string())
     table = at_version(lake, "triples", version)
@@ -65,8 +65,8 @@ def choose(lake: Lake, sources: Sequence[Source], versions: Mapping[str, int]) -
             version = versions["triples"]
             if source.where == BY_PEOPLE:
                 raise Refused(
-                    f"no triple at version {version} was labelled by people: `worldlake ingest --format ...` what they "
-                    "labelled, or name the triples to learn from, --source '{labelers: [...]}'"
+                    f"no triple at version {version} was labeled by people: `worldlake ingest --format ...` what they "
+                    "labeled, or name the triples to learn from, --source '{labelers: [...]}'"
                 )
             raise Refused(
                 f"no triple at version {version} is in {source.model_dump_json(exclude_unset=True)}: "

@@ -20,7 +20,7 @@ PAIR_COLUMNS = ["triple_id", "video_id", "obs", "next_obs"]
 
 
 def model_settings(settings: DynamicsTraining) -> ModelSettings:
-    """How labelling would ask the model that is trained, so that it is trained on what it will be asked."""
+    """How labeling would ask the model that is trained, so that it is trained on what it will be asked."""
     return ModelSettings(
         name=settings.model,
         prompt=settings.prompt,

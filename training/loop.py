@@ -62,7 +62,7 @@ class StepResult:
 
 def learning_rate(step: int, steps: int, settings: TrainingSettings) -> float:
     """Of a step: a linear warm-up to the peak, then half a cosine down to zero after the last step."""
-    # A few labelled pairs make a few steps: a warm-up made for thousands would be all of the training.
+    # A few labeled pairs make a few steps: a warm-up made for thousands would be all of the training.
     warmup = min(settings.warmup_steps, steps // 5)
     if step < warmup:
         return settings.peak_lr * (step + 1) / warmup
@@ -71,7 +71,7 @@ def learning_rate(step: int, steps: int, settings: TrainingSettings) -> float:
 
 
 class Trainer:
-    """A task's model, wrapped for its workers, and its optimiser.
+    """A task's model, wrapped for its workers, and its optimizer.
 
     `settings.precision` is float32, mixed or bfloat16 here. The model comes in the dtype of its weights.
     """
@@ -97,7 +97,7 @@ class Trainer:
         for round_, (number, batch) in enumerate(micro_batches):
             # What dropout draws depends on the micro-batch alone: not on who computes it, nor on what came before.
             torch.manual_seed((self.settings.seed << 31) + max(number, 0))
-            with self._synchronised(round_ == rounds - 1), self._autocast():
+            with self._synchronized(round_ == rounds - 1), self._autocast():
                 loss = self.task.loss(self.model, batch)
                 loss = loss * (number >= 0) / self.settings.micro_batches
                 torch.autograd.backward(loss * self.workers)
@@ -164,7 +164,7 @@ class Trainer:
         return optimizer
 
     @contextmanager
-    def _synchronised(self, is_last: bool) -> Iterator[None]:
+    def _synchronized(self, is_last: bool) -> Iterator[None]:
         """Exchange gradients after the last micro-batch of a step only."""
         if isinstance(self.model, FSDPModule):
             self.model.set_requires_gradient_sync(is_last)
@@ -180,6 +180,6 @@ class Trainer:
 
 
 def whole(weight: torch.Tensor) -> torch.Tensor:
-    """A weight or a state of the optimiser, without its shards. All workers have to call it."""
+    """A weight or a state of the optimizer, without its shards. All workers have to call it."""
     weight = weight.detach()
     return weight.full_tensor() if isinstance(weight, DTensor) else weight

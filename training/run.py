@@ -2,7 +2,7 @@
 
     <lake>/models/<run>/run.json        what decides the weights: settings, hashes of the model to start from, versions
                         checkpoint-*    see `training.checkpoint`
-                        log/            see `training.journal`
+                        log/            see `training.train_log`
                         model/          the trained model, or its adapter, as `models` loads it
 
 The same command goes on where it stopped: from the newest checkpoint, at the versions of the tables that were pinned
@@ -28,21 +28,21 @@ import ray
 from lake.commits import Claim
 from lake.errors import Refused, Superseded
 from lake.runs import Run, find_alive, states
-from lake.storage import StorageConfig, join, normalise
+from lake.storage import StorageConfig, join, normalize
 from lake.tables import Lake
 from lake.writer import Writer
 from models.loading import resolve
 from models.world_loading import WorldSettings, load_image_tokenizer, tokenizer_id, world_folder
-from training.board import News, new_board
 from training.data import Chosen, choose, entombed, read
+from training.driver_channel import News, new_board
 from training.dynamics import PAIR_COLUMNS, model_settings
-from training.feed import DecodePairs, Rows, decode_tokens
-from training.fitting import Fitting, refuse_too_few
-from training.journal import Journal
 from training.order import Order
+from training.prefetch import DecodePairs, Rows, decode_tokens
 from training.selection import at_version
 from training.settings import DynamicsTraining, TrainingSettings, WorldTraining
 from training.tokens import WithImages, make_tokens
+from training.train_log import Journal
+from training.trainer_thread import Fitting, refuse_too_few
 from training.worker import Job
 from training.world import COLUMNS
 
@@ -133,7 +133,7 @@ def train(
     run = run or settings.default_run()
     if not _NAME.fullmatch(run):
         raise Refused(f"--run {run!r}: use letters, digits, dots, dashes and underscores")
-    uri = join(normalise(out) if out else join(lake.uri, "models"), run)
+    uri = join(normalize(out) if out else join(lake.uri, "models"), run)
     summary = Summary(run, "nothing to do", settings.task, join(uri, "model"))
     if other := find_alive(lake, lambda state: state.run_id == run, stop):
         raise Refused(f"run {run} is alive on {other.host} (pid {other.pid}): wait for it, or use another --run")

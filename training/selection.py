@@ -42,14 +42,14 @@ _CLASS = {
 }
 
 _STATEMENT = """
-WITH labels AS (  -- a video that two processes catalogued at once has two rows
+WITH labels AS (  -- a video that two processes catalogd at once has two rows
     SELECT video_id, min(class_label) AS class_label FROM videos GROUP BY video_id
-), labelled AS (
+), labeled AS (
     SELECT triples.*, labels.class_label FROM triples LEFT JOIN labels USING (video_id)
 ), candidates AS (
     SELECT triple_id, video_id, dataset, action, class_label, {phrase} AS phrase,
         CASE WHEN isfinite(confidence) THEN confidence END AS likelihood
-    FROM labelled
+    FROM labeled
     WHERE {conditions}
 ), classed AS (
     SELECT *, {class_} AS class FROM candidates
@@ -135,8 +135,8 @@ def choose(triples: pads.Dataset | pa.Table, videos: pads.Dataset | pa.Table, se
         except duckdb.Error as error:
             raise _explained(error, settings) from error
     if chosen["class"].null_count:
-        unlabelled = sorted({row["dataset"] for row in chosen.to_pylist() if row["class"] is None})
-        raise Refused(f"videos of {', '.join(unlabelled)} have no class_label: use classes = phrase, or auto")
+        unlabeled = sorted({row["dataset"] for row in chosen.to_pylist() if row["class"] is None})
+        raise Refused(f"videos of {', '.join(unlabeled)} have no class_label: use classes = phrase, or auto")
     return chosen
 
 

@@ -56,7 +56,7 @@ class TrainingSettings(BaseModel):
     grad_clip: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
     precision: Literal["auto", "float32", "mixed", "bfloat16"] = Field(
         "auto",
-        description="mixed: float32 weights, bfloat16 arithmetic; bfloat16: weights and optimiser too; auto: bfloat16 "
+        description="mixed: float32 weights, bfloat16 arithmetic; bfloat16: weights and optimizer too; auto: bfloat16 "
         "for LoRA (adapters stay float32) and mixed for full on a GPU, float32 on a CPU",
     )
 
@@ -140,9 +140,9 @@ class DynamicsTraining(TrainingSettings):
     sources: tuple[Source, ...] = Field(
         (Source(where=BY_PEOPLE),),
         min_length=1,
-        description="which triples; default: every one of the split train that people labelled",
+        description="which triples; default: every one of the split train that people labeled",
     )
-    prompt: str | None = Field(None, min_length=1, description="what the model is asked; None: as labelling asks it")
+    prompt: str | None = Field(None, min_length=1, description="what the model is asked; None: as labeling asks it")
     pair_layout: Literal["auto", "images", "video"] = Field(
         "auto", description="two images, or one video of two frames; auto: video where the model takes it"
     )

@@ -21,7 +21,7 @@ from lake.tables import DataFile, Lake, now, to_table
 from lake.writer import Fences, Writer
 from models.world_loading import load_image_tokenizer, tokenizer_id
 from training.data import read
-from training.feed import decode_images
+from training.prefetch import decode_images
 
 COMMIT_EVERY_S = 10.0
 
@@ -119,7 +119,7 @@ def make_tokens(
     stop: threading.Event,
     progress: Callable[[int], None],
 ) -> None:
-    """Tokenise those triples among `ids` (in `triples` at `version`) that have no tokens yet, committing as it goes.
+    """Tokenize those triples among `ids` (in `triples` at `version`) that have no tokens yet, committing as it goes.
 
     Set `stop` to end early: what is committed stays, and is not made again. A file that was written and not committed
     when the process died is never seen; two runs at once may write a triple twice, with the same content. `writer` was

@@ -24,12 +24,12 @@ from lake.metrics import TRAIN_PAIRS, TRAIN_WAIT_SECONDS
 from lake.storage import StorageConfig, join
 from models.errors import ModelRefused
 from models.folders import hash_files
-from training.board import StopSign
 from training.checkpoint import Checkpoints, Tensors
+from training.driver_channel import StopSign
 from training.dynamics import DynamicsTask, load_task
-from training.feed import Arrays, Rows, feed
 from training.loop import MOMENTS, StepResult, Trainer, whole
 from training.order import Order, micro_batches
+from training.prefetch import Arrays, Rows, feed
 from training.settings import DynamicsTraining, TrainingSettings, WorldTraining
 from training.weights import export
 from training.world import WorldTask

@@ -20,7 +20,7 @@ SCORES = ("confidence", "direction", "copy")
 
 @dataclass(frozen=True)
 class Judged:
-    """A labelled pair and what really happened: `truth` is None where the pair spans parts of several events."""
+    """A labeled pair and what really happened: `truth` is None where the pair spans parts of several events."""
 
     row: dict[str, Any]
     accepted: bool

@@ -49,7 +49,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Label video lakes: unlabelled video in, verified (obs, action, next_obs) triples in Delta tables out.",
+    help="Label video lakes: unlabeled video in, verified (obs, action, next_obs) triples in Delta tables out.",
     epilog="Exit codes: 0 done (failures are reported, not fatal), 1 crashed and worth retrying, 2 refused (one line "
     "says why and what to do), 3 failures recorded and --strict given.",
 )
@@ -113,14 +113,14 @@ def ingest(
         str,
         typer.Option(
             help="auto, folder, kinetics, ucf101, moments (what paths say); something, epic-kitchens, aurora, "
-            "aurora-bench (labelled pairs); or a mapping of your own in a .yaml file."
+            "aurora-bench (labeled pairs); or a mapping of your own in a .yaml file."
         ),
     ] = "auto",
     split: Annotated[
         str | None, typer.Option(help="train, validation or test for all; default: path, else 90/5/5 by hash.")
     ] = None,
     image_size: Annotated[
-        int, typer.Option(min=16, max=4096, help="Side of obs and next_obs of labelled pairs in pixels.")
+        int, typer.Option(min=16, max=4096, help="Side of obs and next_obs of labeled pairs in pixels.")
     ] = 256,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
     forgotten: Annotated[
@@ -137,23 +137,23 @@ def ingest(
     json: Json = False,
     config: Config = None,
 ) -> int:
-    """Catalogue videos: list them, read their headers (not the files), add what is new to the table `videos`.
+    """Catalog videos: list them, read their headers (not the files), add what is new to the table `videos`.
 
-    Rows that people labelled also become triples, of the labeler human:<data set>. Running it again adds only what is
+    Rows that people labeled also become triples, of the labeler human:<data set>. Running it again adds only what is
     new or changed. What cannot be read is in the table `failures` with its reason.
     """
     from lake.layouts import find_mapping
 
     target = Lake(lake, storage(endpoint_url, region, profile, anonymous, requester_pays))
     mapping = find_mapping(format)
-    if mapping and mapping.is_labelled:
-        from worldlake.labelled import labelled_command
+    if mapping and mapping.is_labeled:
+        from worldlake.human_labels import labeled_command
 
-        return labelled_command(
+        return labeled_command(
             target, sources, format, dataset, split, image_size,
             retry_failed=retry_failed, bring_back=forgotten, strict=strict, json=json,
         )  # fmt: skip
-    counts = _catalogue(target, sources, dataset, format, split, retry_failed, bring_back=forgotten)
+    counts = _catalog(target, sources, dataset, format, split, retry_failed, bring_back=forgotten)
     if json:
         console.print_json(vars(counts))
     else:
@@ -161,7 +161,7 @@ def ingest(
     return 3 if strict and any_failed(counts) else 0
 
 
-def _catalogue(
+def _catalog(
     lake: Lake,
     sources: list[str],
     dataset: str | None,
@@ -190,7 +190,7 @@ def label(
     lake: LakeUri,
     sources: Annotated[
         list[str] | None,
-        typer.Argument(help="Ingest these first. Then everything that is pending is labelled, not only these."),
+        typer.Argument(help="Ingest these first. Then everything that is pending is labeled, not only these."),
     ] = None,
     model: Annotated[
         str, typer.Option(help="builtin, hf:<folder>, hf:<owner>/<repository> or s3://<folder>.")
@@ -291,7 +291,7 @@ def label(
     target = Lake(lake, storage(endpoint_url, region, profile, anonymous, requester_pays))
     unread = False
     if sources:
-        counts = _catalogue(target, sources, None, "auto", None, retry_failed)
+        counts = _catalog(target, sources, None, "auto", None, retry_failed)
         unread = any_failed(counts)
         for line in in_words(counts, target.uri):
             console.log.info("%s", line)
@@ -436,7 +436,7 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, max=50_000, help="Which clips: another seed, other clips.")] = 0,
     full: Annotated[
         bool,
-        typer.Option("--full", help="Also train: from a few labelled pairs to a world model, in ten minutes."),
+        typer.Option("--full", help="Also train: from a few labeled pairs to a world model, in ten minutes."),
     ] = False,
     json: Json = False,
     config: Config = None,
@@ -445,7 +445,7 @@ def demo(
 
     Needs no cluster, no network and no GPU. Running it again goes on where it stopped.
 
-    With --full the builtin models forget what actions are called. A few labelled clips teach the dynamics model, which
+    With --full the builtin models forget what actions are called. A few labeled clips teach the dynamics model, which
     labels the others; a world model trained on what was verified is compared with one trained on those few alone.
     """
     # With --json standard output holds the document and nothing else.

@@ -21,7 +21,7 @@ out = Console(soft_wrap=True, highlight=False, emoji=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 log = logging.getLogger("worldlake")
 
-# Between log lines where there is no terminal: a day of labelling is 2,880 lines.
+# Between log lines where there is no terminal: a day of labeling is 2,880 lines.
 _LOG_EVERY_S = 30.0
 
 

@@ -25,13 +25,13 @@ from worldlake.status import lake_status, print_status
 FIRST_SEED = 5_000_000
 
 QUERIES = {
-    "What was labelled, and how sure": """
+    "What was labeled, and how sure": """
         SELECT action, count(*) AS pairs, round(avg(confidence), 3) AS confidence, round(avg(motion), 4) AS motion
         FROM current GROUP BY action ORDER BY pairs DESC, action LIMIT 8""",
     "Why pairs were rejected": """
         SELECT dataset, array_to_string(reasons, ' + ') AS rejected_by, count(*) AS pairs
         FROM rejections GROUP BY ALL ORDER BY pairs DESC, rejected_by LIMIT 8""",
-    "What another threshold would keep, without labelling again": """
+    "What another threshold would keep, without labeling again": """
         WITH pairs AS (SELECT confidence FROM triples UNION ALL SELECT confidence FROM rejections)
         SELECT threshold, count(*) FILTER (confidence >= threshold) AS kept, count(*) AS of
         FROM pairs, (VALUES (-0.5), (-0.1), (-0.02)) AS t(threshold) GROUP BY threshold ORDER BY threshold""",
@@ -39,7 +39,7 @@ QUERIES = {
 
 
 def run_demo(folder: Path, videos: list[Path], clips: int, seed: int) -> dict[str, Any]:
-    """Write clips, catalogue, label, query, report; returns the figures of the report."""
+    """Write clips, catalog, label, query, report; returns the figures of the report."""
     started = time.monotonic()
     for path in videos:
         if not path.exists():

@@ -35,7 +35,7 @@ Model = Annotated[
 ]
 Adapter = Annotated[str | None, typer.Option(callback=filled, help="LoRA adapter of the dynamics model.")]
 Prompt = Annotated[
-    str | None, typer.Option(help="What the dynamics model is asked; default: as it was trained, or as labelling asks.")
+    str | None, typer.Option(help="What the dynamics model is asked; default: as it was trained, or as labeling asks.")
 ]
 ImageSize = Annotated[int | None, typer.Option(help="Side of the images it sees in pixels; default: the model's.")]
 Dtype = Annotated[
@@ -68,7 +68,7 @@ def dynamics(
     json: Json = False,
     config: Config = None,
 ) -> int:
-    """Name the action of labelled pairs: exact match, ROUGE, BLEU, and whether the truth is preferred to four others.
+    """Name the action of labeled pairs: exact match, ROUGE, BLEU, and whether the truth is preferred to four others.
 
     The others are a random action, a counterfactual one, the two frames swapped, and the first frame twice. Every
     figure has a 95 % interval and the number of pairs behind it. The figures also go to the table runs.
@@ -127,7 +127,7 @@ def world(
     json: Json = False,
     config: Config = None,
 ) -> int:
-    """Predict what labelled actions lead to: the best of n candidates by the dynamics model, against what happened.
+    """Predict what labeled actions lead to: the best of n candidates by the dynamics model, against what happened.
 
     Beside it stand one sample, a copy of obs, and the true next_obs as the model's tokenizer shows it. Every figure has
     a 95 % interval and the number of pairs behind it. The figures also go to the table runs.

@@ -1,4 +1,4 @@
-"""`worldlake demo --full`: from a few labelled pairs to a world model, and what the unlabelled video was worth."""
+"""`worldlake demo --full`: from a few labeled pairs to a world model, and what the unlabeled video was worth."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labeling.human_labels import LabeledOptions, ingest_labeled
 from labeling.labeler import LabelerSettings
-from labeling.labelled import LabelledOptions, ingest_labelled
 from lake.catalog import ingest
 from lake.tables import Lake
-from models.builtin.untaught import write_dynamics, write_world
+from models.builtin.reset_vocabulary import write_dynamics, write_world
 from models.loading import ModelSettings
 from models.sample_world import FPS, make_clip, write_folder
 from models.world import SamplingSettings
@@ -42,15 +42,15 @@ split: "{split}"
 dataset: "sample-world-{split}"
 """
 _HUMAN = "human:sample-world"
-_UNLABELLED = "sample-world-unlabelled"
+_UNLABELED = "sample-world-unlabeled"
 
 
 @dataclass(frozen=True)
 class Amounts:
     """Clips, of about six events each, and steps. With the defaults all of it took ten minutes on two cores."""
 
-    labelled: int = 16
-    unlabelled: int = 150
+    labeled: int = 16
+    unlabeled: int = 150
     held_out: int = 24
     dynamics_steps: int = 150
     world_steps: int = 250
@@ -65,18 +65,18 @@ def run_full_demo(folder: Path, seed: int, amounts: Amounts = Amounts()) -> dict
     folder.mkdir(parents=True, exist_ok=True)
     bases = _bases(folder / "untaught", seed)
     lake = Lake(str(folder / "lake"))
-    _say("1. a few clips are labelled by hand, and so are held-out ones to be tested with; most are not labelled")
+    _say("1. a few clips are labeled by hand, and so are held-out ones to be tested with; most are not labeled")
     _ingest(lake, folder / "videos", FIRST_SEED + seed * 10_000, amounts)
     taught = Source(labelers=(_HUMAN,))
-    _say("2. a dynamics model learns what happened from the labelled pairs")
+    _say("2. a dynamics model learns what happened from the labeled pairs")
     dynamics = ModelSettings(name=_train(lake, _dynamics_training(bases, taught, amounts)))
-    _say("3. it labels the unlabelled clips, and every label is verified before it is written")
-    labels = label_command(lake, LabelerSettings(model=dynamics), "default", {}, where=f"dataset = '{_UNLABELLED}'")
+    _say("3. it labels the unlabeled clips, and every label is verified before it is written")
+    labels = label_command(lake, LabelerSettings(model=dynamics), "default", {}, where=f"dataset = '{_UNLABELED}'")
     console.out.print(labels.text(), markup=False)
-    found = Source(labelers=(labels.labeler_id,), datasets=(_UNLABELLED,), splits=())
-    _say("4. world models learn what an action leads to: from the labelled pairs alone, and from the verified ones too")
+    found = Source(labelers=(labels.labeler_id,), datasets=(_UNLABELED,), splits=())
+    _say("4. world models learn what an action leads to: from the labeled pairs alone, and from the verified ones too")
     worlds = {
-        "labelled pairs alone": _train(lake, _world_training(bases, (taught,), amounts)),
+        "labeled pairs alone": _train(lake, _world_training(bases, (taught,), amounts)),
         "with verified labels": _train(lake, _world_training(bases, (taught, found), amounts)),
     }
     _say("5. all are asked about held-out clips")
@@ -118,19 +118,19 @@ def _bases(folder: Path, seed: int) -> _Bases:
 
 def _ingest(lake: Lake, folder: Path, first: int, amounts: Amounts) -> None:
     """Clips of three kinds; those with labels have them in a manifest, as a data set from elsewhere would."""
-    labelled, unlabelled = folder / "labelled", folder / "unlabelled"
-    known = range(first, first + amounts.labelled + amounts.held_out)
-    rest = range(known.stop, known.stop + amounts.unlabelled)
+    labeled, unlabeled = folder / "labeled", folder / "unlabeled"
+    known = range(first, first + amounts.labeled + amounts.held_out)
+    rest = range(known.stop, known.stop + amounts.unlabeled)
     with console.counter("write sample clips"):
-        for place, seeds in ((labelled, known), (unlabelled, rest)):
+        for place, seeds in ((labeled, known), (unlabeled, rest)):
             if not (place / "ground_truth.json").exists():
                 write_folder(place, seeds)
-    rows = [row for i, seed in enumerate(known) for row in _rows(seed, "train" if i < amounts.labelled else "test")]
-    (labelled / _LABELS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [row for i, seed in enumerate(known) for row in _rows(seed, "train" if i < amounts.labeled else "test")]
+    (labeled / _LABELS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     mapping = folder / "sample-world.yaml"
     mapping.write_text(_MAPPING)
-    ingest_labelled(lake, [str(labelled)], str(mapping), LabelledOptions(image_size=64))
-    ingest(lake, [str(unlabelled)], dataset=_UNLABELLED, layout="folder")
+    ingest_labeled(lake, [str(labeled)], str(mapping), LabeledOptions(image_size=64))
+    ingest(lake, [str(unlabeled)], dataset=_UNLABELED, layout="folder")
 
 
 def _rows(seed: int, split: str) -> list[dict[str, Any]]:

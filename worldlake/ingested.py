@@ -1,4 +1,4 @@
-"""What `worldlake ingest` and `worldlake label SRC` say of a catalogue."""
+"""What `worldlake ingest` and `worldlake label SRC` say of a catalog."""
 
 from __future__ import annotations
 

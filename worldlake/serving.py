@@ -15,7 +15,7 @@ from lake.errors import Refused
 from lake.s3 import Unavailable
 from lake.tables import Lake
 from models.world_loading import WorldSettings
-from serve.admission import environment
+from serve.load_shedding import environment
 from serve.run import bound, plan, session, start, stop
 from serve.settings import ServeSettings
 from worldlake import console

@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from labeling.listing import video_states
-from lake import forgotten
+from labeling.pending import video_states
+from lake import tombstones
 from lake.runs import RunState, states
-from lake.storage import normalise
+from lake.storage import normalize
 from lake.tables import Lake
 from worldlake import console
 from worldlake.ingested import why_unread
@@ -27,11 +27,11 @@ def lake_status(lake: Lake) -> dict[str, Any]:
         "lake": lake.uri,
         "videos": lake.dataset("videos").count_rows(),
         "unread": _unread(lake, every_run),
-        "forgotten": len(forgotten.keys(lake)),
+        "forgotten": len(tombstones.keys(lake)),
         "labelers": [
             _labeler(lake, labeler_id, [run for run in runs if run.labeler_id == labeler_id]) for labeler_id in labelers
         ],
-        "labelled_by_people": _labelled_by_people(lake),
+        "labeled_by_people": _labeled_by_people(lake),
     }
 
 
@@ -49,11 +49,11 @@ def _unread(lake: Lake, runs: list[RunState]) -> int:
         read[key] = max(read.get(key, row["added_at"]), row["added_at"])
     for run in runs:
         if run.kind == "ingest" and run.status == "finished":
-            read |= {("list", normalise(uri)): run.started_at for uri in run.config.get("sources", ())}
+            read |= {("list", normalize(uri)): run.started_at for uri in run.config.get("sources", ())}
     return sum(key not in read or read[key] < failed_at for key, failed_at in newest.items())
 
 
-def _labelled_by_people(lake: Lake) -> dict[str, int]:
+def _labeled_by_people(lake: Lake) -> dict[str, int]:
     """Triples by the labeler `human:<data set>` whose manifest they come from."""
     theirs = lake.read("triples", ["labeler_id"], pc.starts_with(pc.field("labeler_id"), "human:"))
     return dict(sorted(Counter(theirs["labeler_id"].to_pylist()).items()))
@@ -146,7 +146,7 @@ def print_status(found: dict[str, Any]) -> None:
                 for run in labeler["runs"]
             ],
         )
-    for labeler_id, count in found["labelled_by_people"].items():
+    for labeler_id, count in found["labeled_by_people"].items():
         out.print(f"\n{labeler_id}: {count:,} triples", markup=False)
     if not found["labelers"]:
-        out.print("nothing is labelled yet: worldlake label --lake " + found["lake"], markup=False)
+        out.print("nothing is labeled yet: worldlake label --lake " + found["lake"], markup=False)

@@ -152,7 +152,7 @@ def _register(settings: type[TrainingSettings], text: str) -> None:
 _register(
     DynamicsTraining,
     "Fine-tune a vision-language model to name the action between two frames.\n\n"
-    "Start with a few hundred labelled pairs (`worldlake ingest --format aurora ...`); label with the result: "
+    "Start with a few hundred labeled pairs (`worldlake ingest --format aurora ...`); label with the result: "
     "`worldlake label --model hf:BASE --adapter RUN/model`, or --model hf:RUN/model after --method full.\n\n"
     "  worldlake train dynamics --lake LAKE --model hf:Qwen/Qwen2.5-VL-3B-Instruct --epochs 3",
 )

@@ -84,12 +84,12 @@ class Seed:
     def run(self) -> None:
         """Everything that the claims are read off."""
         self.data = training_data(self.number, self.sizes)
-        good, weak = self._dynamics("good", self.data.labelled), self._dynamics("weak", self.data.few)
+        good, weak = self._dynamics("good", self.data.labeled), self._dynamics("weak", self.data.few)
         good_labels, weak_labels = self._labels("good", good), self._labels("weak", weak)
         pools = {
-            "labelled": self.data.labelled,
-            "labelled + verified": self._pool(self.data.labelled, good_labels["accepted"]),
-            "labelled + verified, plain loss": self._pool(self.data.labelled, good_labels["accepted"]),
+            "labeled": self.data.labeled,
+            "labeled + verified": self._pool(self.data.labeled, good_labels["accepted"]),
+            "labeled + verified, plain loss": self._pool(self.data.labeled, good_labels["accepted"]),
             "few": self.data.few,
             "few + verified": self._pool(self.data.few, weak_labels["accepted"]),
             "few + unfiltered": self._pool(self.data.few, weak_labels["actions"]),
@@ -98,18 +98,18 @@ class Seed:
         self._names("good", good)
         self._names("weak", weak)
         for name, world in worlds.items():
-            self._predictions(name, world, good, 8 if name == "labelled + verified" else 4)
+            self._predictions(name, world, good, 8 if name == "labeled + verified" else 4)
 
     def control(self) -> None:
-        """As "labelled + verified", but under the pairs' true names: how much is the fault of wrong labels?"""
+        """As "labeled + verified", but under the pairs' true names: how much is the fault of wrong labels?"""
         self.data = training_data(self.number, self.sizes)
-        good, truth = self._dynamics("good", self.data.labelled), self.data.unlabelled.actions
+        good, truth = self._dynamics("good", self.data.labeled), self.data.unlabeled.actions
         accepted = self._labels("good", good)["accepted"]
         true = [name if action is not None else None for name, action in zip(truth, accepted, strict=True)]
-        self._predictions(CONTROL, self._world(CONTROL, self._pool(self.data.labelled, true), 0.3), good, 4)
+        self._predictions(CONTROL, self._world(CONTROL, self._pool(self.data.labeled, true), 0.3), good, 4)
 
-    def _pool(self, labelled: Pairs, actions: list[str | None]) -> Pairs:
-        return joined([labelled, named(self.data.unlabelled, actions)])
+    def _pool(self, labeled: Pairs, actions: list[str | None]) -> Pairs:
+        return joined([labeled, named(self.data.unlabeled, actions)])
 
     def _dynamics(self, name: str, pairs: Pairs) -> Path:
         base, out = self.work / "untrained dynamics", self.work / f"dynamics {name}"
@@ -130,8 +130,8 @@ class Seed:
         def make() -> None:
             calibration = label(dynamics, self.data.calibration)
             policy = fitted_policy(calibration, self.data.calibration.actions, PRECISION)
-            made: Labels = label(dynamics, self.data.unlabelled)
-            accepted, truth = made.accepted(policy), self.data.unlabelled.actions
+            made: Labels = label(dynamics, self.data.unlabeled)
+            accepted, truth = made.accepted(policy), self.data.unlabeled.actions
             kept = [a == t for a, t in zip(accepted, truth, strict=True) if a is not None]
             content: dict[str, Any] = {
                 "policy": {name: bounds.min for name, bounds in policy.default.items()},

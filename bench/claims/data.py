@@ -1,4 +1,4 @@
-"""What one seed of the claims works with: labelled pairs, pairs without labels, and questions to be tested with.
+"""What one seed of the claims works with: labeled pairs, pairs without labels, and questions to be tested with.
 
 No clip is in two of the sets, within a seed or among seeds, and none was seen by the image tokenizer or the pretrained
 model.
@@ -26,29 +26,29 @@ _PRETRAINING_CLIPS = 480
 class Sizes:
     """Pairs with a true name, pairs whose names set the thresholds, pairs without a name."""
 
-    labelled: int = 1000
+    labeled: int = 1000
     few: int = 300
     calibration: int = 300
-    unlabelled: int = 6000
+    unlabeled: int = 6000
 
 
 @dataclass(frozen=True)
 class Data:
-    """`few` are the first of `labelled`. The names in `unlabelled` are for measuring only: no model is shown them."""
+    """`few` are the first of `labeled`. The names in `unlabeled` are for measuring only: no model is shown them."""
 
-    labelled: Pairs
+    labeled: Pairs
     few: Pairs
     calibration: Pairs
-    unlabelled: Pairs
+    unlabeled: Pairs
 
 
 def training_data(seed: int, sizes: Sizes) -> Data:
     """All that is trained on under a seed."""
     numbers = count(_FIRST_SEED + seed * _CLIPS_APART)
-    labelled, calibration, unlabelled = (
-        _of_clips(numbers, size) for size in (sizes.labelled, sizes.calibration, sizes.unlabelled)
+    labeled, calibration, unlabeled = (
+        _of_clips(numbers, size) for size in (sizes.labeled, sizes.calibration, sizes.unlabeled)
     )
-    return Data(labelled, some(labelled, range(sizes.few)), calibration, unlabelled)
+    return Data(labeled, some(labeled, range(sizes.few)), calibration, unlabeled)
 
 
 def _of_clips(numbers: Iterator[int], size: int) -> Pairs:

@@ -20,7 +20,7 @@ matplotlib.use("svg")
 from matplotlib import pyplot
 
 CANDIDATES = (1, 2, 4, 8)
-MAIN = "labelled + verified"
+MAIN = "labeled + verified"
 CONTROL = f"{MAIN}, true names"
 
 
@@ -69,7 +69,7 @@ class Found:
         return float(np.mean(json.loads((self.folder / f"names {dynamics}.json").read_text())))
 
     def labels(self, dynamics: str) -> dict[str, Any]:
-        """How the unlabelled pairs were labelled."""
+        """How the unlabeled pairs were labeled."""
         content = json.loads((self.folder / f"labels {dynamics}.json").read_text())
         return {name: content[name] for name in ("right", "accepted and right", "accepted share", "policy")}
 
@@ -86,20 +86,20 @@ class Claim:
 
 CLAIMS = {
     "a": Claim(
-        "with equal labels, what happened is learnt better than what will happen",
+        "with equal labels, what happened is learned better than what will happen",
         "of held-out events, share",
         {
-            "world model shows it": lambda seed: seed.shows("labelled"),
+            "world model shows it": lambda seed: seed.shows("labeled"),
             "dynamics model names it": lambda seed: seed.names("good"),
         },
     ),
     "b": Claim(
         "verified pseudo-labels improve the world model",
         "shows the action, share",
-        {"labels alone": lambda seed: seed.shows("labelled"), "with verified": lambda seed: seed.shows(MAIN)},
+        {"labels alone": lambda seed: seed.shows("labeled"), "with verified": lambda seed: seed.shows(MAIN)},
     ),
     "c": Claim(
-        "with a worse labeller, verified labels beat all labels",
+        "with a worse labeler, verified labels beat all labels",
         "shows the action, share",
         {
             "few labels": lambda seed: seed.shows("few"),
@@ -128,7 +128,7 @@ BESIDE: dict[str, Callable[[Found], float]] = {
     "weighted loss shows the action": lambda seed: seed.shows(MAIN),
     "plain loss, PSNR of unchanged pixels, dB": lambda seed: seed.psnr(f"{MAIN}, plain loss", "unchanged"),
     "weighted loss, PSNR of unchanged pixels, dB": lambda seed: seed.psnr(MAIN, "unchanged"),
-    "labels alone, PSNR of changed pixels, dB": lambda seed: seed.psnr("labelled", "changed"),
+    "labels alone, PSNR of changed pixels, dB": lambda seed: seed.psnr("labeled", "changed"),
     "weak dynamics model names it": lambda seed: seed.names("weak"),
     **{f"some of {n} candidates shows the action": lambda seed, n=n: seed.any_of(n) for n in CANDIDATES},
 }
@@ -150,7 +150,7 @@ def write_report(work: Path, out: Path, plot: Path) -> None:
         "claims": {letter: _summary(CLAIMS[letter], values) for letter, values in figures.items()},
         "beside": {name: _over_seeds([of(seed) for seed in seeds]) for name, of in BESIDE.items()},
         "control": {
-            f"seed {seed.seed}": {name: round(seed.shows(name), 4) for name in ("labelled", MAIN, CONTROL)}
+            f"seed {seed.seed}": {name: round(seed.shows(name), 4) for name in ("labeled", MAIN, CONTROL)}
             for seed in seeds
             if seed.has(CONTROL)
         },

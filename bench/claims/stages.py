@@ -99,7 +99,7 @@ def _fit(
 
 @dataclass(frozen=True)
 class Labels:
-    """What a dynamics model says of pairs, with its scores as labelling computes them."""
+    """What a dynamics model says of pairs, with its scores as labeling computes them."""
 
     actions: list[str]
     scores: list[dict[str, float | None]]
@@ -119,8 +119,8 @@ def label(folder: Path, pairs: Pairs) -> Labels:
         for row in range(len(pairs.actions))
     ]
     annotate = Annotate(ModelSettings(name=f"hf:{folder}", max_new_tokens=16, batch_size=64))
-    labelled = annotate(block(rows, SAMPLES)).to_pylist()
-    return Labels([row["action"] for row in labelled], [{name: row[name] for name in _SCORES} for row in labelled])
+    labeled = annotate(block(rows, SAMPLES)).to_pylist()
+    return Labels([row["action"] for row in labeled], [{name: row[name] for name in _SCORES} for row in labeled])
 
 
 _FRAMES = (("obs", 0), ("next_obs", 1))

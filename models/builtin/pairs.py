@@ -41,7 +41,7 @@ def clip_pairs(seed: int) -> Pairs:
     """Pairs of one clip, encoded, decoded and stored as the labeler stores frames; about 25 of them.
 
     Two for every event (one frame of a pair may lie within the event, at least half of which is then in between),
-    one for most stills, and one for some neighbouring events that touch different things, which is `UNCLEAR`.
+    one for most stills, and one for some neighboring events that touch different things, which is `UNCLEAR`.
     """
     rng = np.random.default_rng([seed, 2])
     # Every third clip has the stills of held-out clips; the others have short ones, which gives more events a clip.
@@ -78,7 +78,7 @@ def _within(rng: np.random.Generator, still: tuple[int, int]) -> int:
 
 
 def _touched(event: Event) -> set[str]:
-    """The colours an event is about, also the one it gives; or `camera`, or `gets` for the light."""
+    """The colors an event is about, also the one it gives; or `camera`, or `gets` for the light."""
     words = event.action.split()
     return {word for word in words if word in COLORS} or {words[1]}
 
@@ -124,7 +124,7 @@ def unlike_pairs(seed: int, count: int = 40) -> Pairs:
 
 
 def _picture(rng: np.random.Generator) -> Frame:
-    """A 256 x 256 picture: coloured 1/f^a noise, with or without polygons, ellipses and lines scattered over it."""
+    """A 256 x 256 picture: colored 1/f^a noise, with or without polygons, ellipses and lines scattered over it."""
     fx, fy = np.fft.fftfreq(256)[:, None], np.fft.fftfreq(256)[None, :]
     falloff = np.maximum(np.hypot(fx, fy), 1 / 256) ** -rng.uniform(0.8, 2.2)
     noise = rng.uniform(0.1, 0.7) * rng.standard_normal((3, 256, 256)) + rng.standard_normal((1, 256, 256))
@@ -147,7 +147,7 @@ def _picture(rng: np.random.Generator) -> Frame:
 
 
 def _view(picture: Frame, view: npt.NDArray[Any]) -> Frame:
-    """The 64 x 64 view of half-width, angle, and centre `view` into a picture."""
+    """The 64 x 64 view of half-width, angle, and center `view` into a picture."""
     half, angle, x, y = view
     scale, cos, sin = max(half, 24) / 32, math.cos(angle), math.sin(angle)
     rotation = np.array([[cos, -sin], [sin, cos]]) * scale

@@ -1,8 +1,8 @@
 """Train the image tokenizer of the builtin world model: a stock Emu3VQVAE on frames of the sample world.
 
-The class has no loss of its own. What is here: reconstruction by straight-through quantisation with a codebook of
+The class has no loss of its own. What is here: reconstruction by straight-through quantization with a codebook of
 moving averages (van den Oord et al., arXiv 1711.00937, appendix A.1), started by k-means after a warm-up without
-quantisation; codes that nobody uses are put back among the features. A penalty keeps the features of patches that did
+quantization; codes that nobody uses are put back among the features. A penalty keeps the features of patches that did
 not change alike in both frames of a pair: group norms see the whole image, so that else one moved shape changes every
 code.
 """
@@ -41,7 +41,7 @@ actions of true frames that were shrunk and enlarged as they do those of the fra
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 CODES, CHANNELS = 1024, 16
 WARM_UP = 150
-"""Steps without quantisation, which give k-means features worth clustering."""
+"""Steps without quantization, which give k-means features worth clustering."""
 DECAY = 0.99
 COMMITMENT = 0.25
 STILLNESS = 1.0
@@ -84,15 +84,15 @@ class Codebook(nn.Module):
 
     def start(self, embedding: torch.Tensor, features: torch.Tensor, generator: torch.Generator) -> None:
         """K-means over `features`, shape (n, channels), from random ones of them."""
-        centres = features[torch.randperm(len(features), generator=generator)[:CODES]].clone()
+        centers = features[torch.randperm(len(features), generator=generator)[:CODES]].clone()
         for _ in range(20):
-            nearest = torch.cdist(features, centres).argmin(1)
+            nearest = torch.cdist(features, centers).argmin(1)
             counts = torch.bincount(nearest, minlength=CODES).float()
-            sums = torch.zeros_like(centres).index_add_(0, nearest, features)
-            centres = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centres)
+            sums = torch.zeros_like(centers).index_add_(0, nearest, features)
+            centers = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], centers)
         self.counts.fill_(len(features) / CODES)
-        self.sums.copy_(centres * self.counts[:, None])
-        embedding.copy_(centres)
+        self.sums.copy_(centers * self.counts[:, None])
+        embedding.copy_(centers)
 
     def update(
         self, embedding: torch.Tensor, features: torch.Tensor, codes: torch.Tensor, generator: torch.Generator
@@ -151,7 +151,7 @@ def _loss(
     with torch.autocast("cpu", torch.bfloat16):
         features = tokenizer.features(images).float()
     flat = features.detach().flatten(0, 1)
-    quantised = features
+    quantized = features
     if step >= WARM_UP:
         embedding = vq.quantize.embedding.weight
         with torch.no_grad():
@@ -160,8 +160,8 @@ def _loss(
             codes = torch.cdist(flat, embedding).argmin(1)
             chosen = embedding[codes].view_as(features)
             codebook.update(embedding, flat, codes, generator)
-        quantised = features + (chosen - features).detach()
-    grid = quantised.transpose(1, 2).reshape(len(images), CHANNELS, 1, tokenizer.side, tokenizer.side)
+        quantized = features + (chosen - features).detach()
+    grid = quantized.transpose(1, 2).reshape(len(images), CHANNELS, 1, tokenizer.side, tokenizer.side)
     with torch.autocast("cpu", torch.bfloat16):
         decoded = vq.decoder(vq.post_quant_conv(grid).permute(0, 2, 1, 3, 4), grid.permute(0, 2, 1, 3, 4))
     (before, after), (obs, next_obs) = features.chunk(2), images.chunk(2)

@@ -14,12 +14,12 @@ from starlette.datastructures import UploadFile
 
 from lake.ids import triple_id
 from serve.keys import Key
+from serve.live_writer import upload_columns
 from serve.problems import Problem, bad_request, responses
-from serve.reading import asked
+from serve.queries import asked
 from serve.schemas import Label, LabelIn, LabelOut, WriteMode
 from serve.services import Services
 from serve.uploads import Pair
-from serve.writing import upload_columns
 
 Deadline = Annotated[float | None, Header(ge=1, le=3600, description="seconds to answer within")]
 Write = Annotated[
@@ -160,7 +160,7 @@ def _row(pair: Pair, digests: tuple[bytes, bytes], services: Services) -> dict[s
 
 
 def as_label(row: dict[str, Any]) -> Label:
-    """A labelled and verified row as the API has it."""
+    """A labeled and verified row as the API has it."""
     scores = {name: row[name] for name in _SCORES}
     common: dict[str, Any] = {"triple_id": row["triple_id"], "scores": scores}
     if row["error_type"]:

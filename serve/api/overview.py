@@ -7,10 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 
 from serve.api.runs import newest
-from serve.guard import Guard
+from serve.auth import Guard
 from serve.lake_schemas import ActionOut, DatasetOut, Histogram, Kept, KeptOut, OverviewOut, VerifierOut
 from serve.problems import responses
-from serve.reading import Filters, Reading, asker, checked
+from serve.queries import Filters, Reading, asker, checked
 from serve.schemas import LabelerOut
 
 _SCORES = ("motion", "camera_motion", "confidence", "direction", "copy")

@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import pyarrow.compute as pc
 from fastapi import APIRouter, Depends, Query
 
-from lake.kept import KeptLake
+from lake.cached_tables import KeptLake
 from lake.runs import RunState, states
 from lake.tables import Lake
-from serve.guard import Guard
+from serve.auth import Guard
 from serve.lake_schemas import Lineage, RunDetail, RunOut, RunsPage
 from serve.problems import Problem, responses
-from serve.reading import Reading
+from serve.queries import Reading
 
 _MOST_READERS = 50
 

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fastapi import APIRouter, Depends, Query, Response
 
-from lake.kept import KeptLake
+from lake.cached_tables import KeptLake
 from lake.sql import plain
-from serve.guard import Guard
+from serve.auth import Guard
 from serve.lake_schemas import Decided, TriplesPage
 from serve.problems import Problem, responses
-from serve.reading import Filters, Reading
+from serve.queries import Filters, Reading
 
 _COLUMNS = [
     "triple_id", "run_id", "labeler_id", "policy_id", "video_id", "uri", "dataset", "split", "obs_time_s",

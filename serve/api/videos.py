@@ -11,14 +11,14 @@ from uuid import UUID
 import pyarrow.compute as pc
 from fastapi import APIRouter, Depends, Query
 
-from lake.kept import KeptLake
+from lake.cached_tables import KeptLake
 from lake.schemas import DECISIONS
-from serve.api.refused import FAILURE
+from serve.api.rejections import FAILURE
 from serve.api.triples import decided
-from serve.guard import Guard
+from serve.auth import Guard
 from serve.lake_schemas import Decided, FailureInTime, PairsPage, VideoDetail, VideoOut, VideosPage
 from serve.problems import Problem, responses
-from serve.reading import Reading
+from serve.queries import Reading
 
 _COUNTS = """
     (SELECT count(*) FROM triples WHERE triples.video_id = page.video_id) AS accepted,

@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from serve.guard import COOKIE
+from serve.auth import COOKIE
 from serve.problems import Problem
 from serve.services import Services
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from bench import unknown
-from bench.builtin import Labelled, report, sample, telling
+from bench.builtin import Labeled, report, sample, telling
 from labeling.policy import load_policy
 
-RIGHT = Labelled(
+RIGHT = Labeled(
     video="a", action="it gets darker", truth="it gets darker", events=1,
     motion=0.01, camera_motion=0.0, confidence=0.0, direction=1.0, copy=1.0, text=1.0,
 )  # fmt: skip

@@ -12,7 +12,7 @@ from bench.claims.data import Sizes, named, training_data
 from bench.claims.report import CANDIDATES, CLAIMS, MAIN, Found, write_report
 from bench.claims.stages import Labels, fitted_policy
 
-WORLDS = ["labelled", MAIN, f"{MAIN}, plain loss", "few", "few + verified", "few + unfiltered"]
+WORLDS = ["labeled", MAIN, f"{MAIN}, plain loss", "few", "few + verified", "few + unfiltered"]
 
 
 def leave(work: Path, seed: int) -> Found:
@@ -79,19 +79,17 @@ def test_thresholds_reach_the_precision_where_it_can_be_reached() -> None:
 
 
 def test_pairs_of_a_seed_are_told_apart(tmp_path: Path) -> None:
-    sizes = Sizes(labelled=30, few=10, calibration=20, unlabelled=25)
+    sizes = Sizes(labeled=30, few=10, calibration=20, unlabeled=25)
     data, again, other = (training_data(seed, sizes) for seed in (0, 0, 1))
-    assert [len(p.actions) for p in (data.labelled, data.few, data.calibration, data.unlabelled)] == [30, 10, 20, 25]
-    assert data.labelled.actions == again.labelled.actions
-    assert data.labelled.actions != other.labelled.actions
-    shown = [
-        {frame.tobytes() for frame in pairs.frames} for pairs in (data.labelled, data.calibration, data.unlabelled)
-    ]
+    assert [len(p.actions) for p in (data.labeled, data.few, data.calibration, data.unlabeled)] == [30, 10, 20, 25]
+    assert data.labeled.actions == again.labeled.actions
+    assert data.labeled.actions != other.labeled.actions
+    shown = [{frame.tobytes() for frame in pairs.frames} for pairs in (data.labeled, data.calibration, data.unlabeled)]
     assert not any(one & other for one, other in combinations(shown, 2))
-    assert data.few.actions == data.labelled.actions[:10]
-    some = named(data.unlabelled, [None, "it gets darker", *[None] * 23])
+    assert data.few.actions == data.labeled.actions[:10]
+    some = named(data.unlabeled, [None, "it gets darker", *[None] * 23])
     assert some.actions == ["it gets darker"]
-    assert np.array_equal(some.index, data.unlabelled.index[1:2])
+    assert np.array_equal(some.index, data.unlabeled.index[1:2])
 
 
 def test_what_was_half_made_is_made_again(tmp_path: Path) -> None:

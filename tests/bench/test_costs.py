@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.costs import Transformer, cores, flop_of_step, labelled_per_s, labelling_at, stages
+from bench.costs import Transformer, cores, flop_of_step, labeled_per_s, labeling_at, stages
 from bench.training import RandomWorld
 from training.settings import WorldTraining
 
@@ -33,8 +33,8 @@ def test_costs_grow_with_what_is_done() -> None:
 
 
 def test_a_column_of_scales_is_what_the_single_figures_are() -> None:
-    found = labelling_at(1000, 2.0, 0.1, 20.0)
-    assert found["GPU-hours"] == pytest.approx(found["pairs"] / labelled_per_s()[0] / 3600)
+    found = labeling_at(1000, 2.0, 0.1, 20.0)
+    assert found["GPU-hours"] == pytest.approx(found["pairs"] / labeled_per_s()[0] / 3600)
     assert found["price of the GPUs"] == pytest.approx(2 * found["GPU-hours"])
     assert found["price of the cores"] == pytest.approx(0.1 * found["core-hours"])
     written = found["TB written, if every pair is accepted"]

@@ -63,7 +63,7 @@ def of_decoders() -> Iterator[str]:
 def of_throughput() -> Iterator[str]:
     found = results("labeling")
     digests = {one["digest"] for runs in found["contenders"].values() for one in runs}
-    assert len(digests) == 1, "the contenders labelled different pairs"
+    assert len(digests) == 1, "the contenders labeled different pairs"
     assert {len(runs) for runs in found["contenders"].values()} == {found["repeats"]}
     assert found["repeats"] >= 3
     yield f"{found['clips']} clips of 10 s, {found['pairs']:,} pairs"
@@ -96,7 +96,7 @@ def test_the_readme_says_what_was_measured() -> None:
 
 
 def test_every_share_of_the_readme_has_its_number() -> None:
-    """A share in the table of figures says of how many, or a neighbour in its cell does."""
+    """A share in the table of figures says of how many, or a neighbor in its cell does."""
     table = re.findall(r"^\| .* \|$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
     cells = [cell for row in table for cell in row.split("|")[1:-1] if re.search(r"\d %", cell)]
     assert cells

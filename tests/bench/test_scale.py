@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from bench.scale import catalogue, commits
+from bench.scale import catalog, commits
 
 
-def test_small_catalogues_and_few_commits_are_measured() -> None:
-    small, large = catalogue((1000, 3000))
+def test_small_catalogs_and_few_commits_are_measured() -> None:
+    small, large = catalog((1000, 3000))
     assert [small["videos"], large["videos"]] == [1000, 3000]
     assert large["tasks"] >= small["tasks"]
     *_, maintained = commits(120)

@@ -17,8 +17,8 @@ from bench.serving.bodies import bodies
 from bench.serving.load import Load, Sample, summary
 from bench.serving.models import write
 from models.loading import ModelSettings, load_dynamics
-from serve.admission import Admission
-from serve.guard import session_key
+from serve.auth import session_key
+from serve.load_shedding import Admission
 from serve.schemas import LabelIn
 
 TAKES_S = 0.05

@@ -26,7 +26,7 @@ RAY = {
     "PYTHONUNBUFFERED": "1",
     "RAY_AUTH_MODE": "disabled",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.admission:middlewares",  # as the manifests have it
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.load_shedding:middlewares",  # as the manifests have it
     "RAY_TMPDIR": "/tmp/wlray",  # short, as sockets lie there
 }
 """The environment of nodes and of what connects to them."""

@@ -1,4 +1,4 @@
-"""A lake in S3 labelled by a cluster of several nodes that die, freeze, vanish for a while, come late or run full."""
+"""A lake in S3 labeled by a cluster of several nodes that die, freeze, vanish for a while, come late or run full."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lake.tables import Lake
 from models.sample_world import write_folder
 from tests.cluster.nodes import RAY, Nodes
 from tests.models.tiny import save_tiny
-from tests.runs import Labelling, assert_same_decisions, decisions, rows, wait_until
+from tests.runs import Labeling, assert_same_decisions, decisions, rows, wait_until
 from tests.seaweed import Seaweed
 from worldlake.status import lake_status
 
@@ -52,9 +52,9 @@ def new_lake(store: Seaweed, name: str) -> Lake:
     return lake
 
 
-def label(nodes: Nodes, lake: Lake, model: Path, *options: str) -> Labelling:
+def label(nodes: Nodes, lake: Lake, model: Path, *options: str) -> Labeling:
     program = nodes.driver(str(Path(sys.executable).with_name("worldlake")))
-    return Labelling(lake.uri, model, *(options or WORKERS), driver=program, **RAY, RAY_ADDRESS=nodes.address)
+    return Labeling(lake.uri, model, *(options or WORKERS), driver=program, **RAY, RAY_ADDRESS=nodes.address)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def disturbed(
     model: Path,
     undisturbed: tuple[dict[str, list[dict[str, Any]]], float],
     name: str,
-    disturb: Callable[[Lake, Labelling], Labelling],
+    disturb: Callable[[Lake, Labeling], Labeling],
     has_begun: Callable[[Lake], bool] = lambda lake: rows(lake, "rejections") > 0,
     options: tuple[str, ...] = WORKERS,
 ) -> None:
@@ -107,7 +107,7 @@ def disturbed(
 
 
 def test_a_worker_node_is_killed(nodes: Nodes, store: Seaweed, model: Path, undisturbed: Any) -> None:
-    def disturb(lake: Lake, run: Labelling) -> Labelling:
+    def disturb(lake: Lake, run: Labeling) -> Labeling:
         nodes.workers.pop().remove()
         return run
 
@@ -117,7 +117,7 @@ def test_a_worker_node_is_killed(nodes: Nodes, store: Seaweed, model: Path, undi
 def test_a_worker_node_is_cut_off_for_half_a_minute(
     nodes: Nodes, store: Seaweed, model: Path, undisturbed: Any
 ) -> None:
-    def disturb(lake: Lake, run: Labelling) -> Labelling:
+    def disturb(lake: Lake, run: Labeling) -> Labeling:
         nodes.workers[0].cut(30)
         assert run.process.poll() is None, "it was through before the cable was back"
         return run
@@ -128,7 +128,7 @@ def test_a_worker_node_is_cut_off_for_half_a_minute(
 def test_the_head_is_killed_and_the_job_is_started_again(
     nodes: Nodes, store: Seaweed, model: Path, undisturbed: Any
 ) -> None:
-    def disturb(lake: Lake, run: Labelling) -> Labelling:
+    def disturb(lake: Lake, run: Labeling) -> Labeling:
         assert nodes.head is not None
         nodes.head.kill()
         code, _ = run.wait()
@@ -142,7 +142,7 @@ def test_the_head_is_killed_and_the_job_is_started_again(
 def test_a_node_that_comes_late_takes_part(nodes: Nodes, store: Seaweed, model: Path, undisturbed: Any) -> None:
     nodes.workers.pop().remove()
 
-    def disturb(lake: Lake, run: Labelling) -> Labelling:
+    def disturb(lake: Lake, run: Labeling) -> Labeling:
         late = nodes.add_worker()
         wait_until(lambda: run.process.poll() is not None or late.runs("MapBatches"))
         assert run.process.poll() is None, "it was through before the node had joined"
@@ -156,7 +156,7 @@ def test_a_node_that_comes_late_takes_part(nodes: Nodes, store: Seaweed, model: 
 
 
 def test_a_slow_node(nodes: Nodes, store: Seaweed, model: Path, undisturbed: Any) -> None:
-    def disturb(lake: Lake, run: Labelling) -> Labelling:
+    def disturb(lake: Lake, run: Labeling) -> Labeling:
         threading.Thread(target=nodes.workers[0].slow, args=(30, 0.1), daemon=True).start()
         time.sleep(10)
         assert run.process.poll() is None, "it was through before it had become slow"
@@ -175,7 +175,7 @@ def test_each_stage_runs_on_the_nodes_that_it_is_given(
     def both_stages_run(_: Lake) -> bool:
         return bool(decode.runs("SampleVideos") and model_node.runs("Annotate"))
 
-    def disturb(lake: Lake, run: Labelling) -> Labelling:
+    def disturb(lake: Lake, run: Labeling) -> Labeling:
         assert not model_node.runs("SampleVideos")
         assert not decode.runs("Annotate")
         return run

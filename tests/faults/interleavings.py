@@ -25,15 +25,15 @@ from unittest import mock
 
 from deltalake.exceptions import CommitFailedError, DeltaError
 
-from labeling.listing import list_work
-from lake import catalog, commits, forgotten, maintenance, repair, runs, tables, writer
+from labeling.pending import list_work
+from lake import catalog, commits, maintenance, repair, runs, tables, tombstones, writer
 from lake.commits import Committer
 from lake.errors import Refused, Superseded
 from lake.forget import forget
 from lake.ids import triple_id
-from lake.probe import Header
 from lake.schemas import DECISIONS, TABLES
 from lake.tables import Lake, to_table
+from lake.video_headers import Header
 from lake.writer import Writer
 from tests.faults.changes import CHANGES
 from tests.lake.traces import traces
@@ -95,7 +95,7 @@ class World:
     source: Path
     draw: random.Random
     late: list[Callable[[], Any]] = field(default_factory=list)
-    catalogued: set[str] = field(default_factory=set)
+    catalogd: set[str] = field(default_factory=set)
     """Uris that an `ingest` has acknowledged."""
     decided: dict[str, str] = field(default_factory=dict)
     """Uris by the triples that a run has committed."""
@@ -114,7 +114,7 @@ class World:
             self.brought_back |= set(self.uris)
         counts = catalog.ingest(self.lake, [str(self.source)], dataset="d", bring_back=bring_back)
         if not counts.forgotten:
-            self.catalogued |= set(self.uris)
+            self.catalogd |= set(self.uris)
 
     def label(self, labeler: str) -> None:
         committer = Committer(self.lake, labeler, runs.new_run_id())
@@ -227,7 +227,7 @@ class World:
     def settle(self) -> None:
         """Take what is in doubt between commands of one round for unknown, before the next."""
         self.forgotten -= self.brought_back
-        self.catalogued -= self.begun
+        self.catalogd -= self.begun
         self.decided = {id_: uri for id_, uri in self.decided.items() if uri not in self.begun}
         self.begun.clear()
         self.brought_back.clear()
@@ -240,8 +240,8 @@ class World:
         rows = {name: self.lake.dataset(name).to_table(columns=["uri"])["uri"].to_pylist() for name in _WITH_URI}
         for name, uris in rows.items():
             assert gone.isdisjoint(uris), f"{name} has a row of what was forgotten"
-        missing = self.catalogued - self.begun - set(rows["videos"])
-        assert not missing, f"catalogued and not there: {missing}"
+        missing = self.catalogd - self.begun - set(rows["videos"])
+        assert not missing, f"catalogd and not there: {missing}"
         there = {id_ for name in DECISIONS for id_ in self.lake.read(name, ["triple_id"])["triple_id"].to_pylist()}
         lost = [id_ for id_, uri in self.decided.items() if uri not in self.begun and id_ not in there]
         assert not lost, f"decided and not there: {lost}"
@@ -279,7 +279,7 @@ def patched(world: World) -> Iterator[None]:
 
 
 _UNFLUSHED = {"WORLDLAKE_FSYNC": "off"}
-_WITH_CLOCK = (tables, runs, forgotten, catalog, maintenance, repair)
+_WITH_CLOCK = (tables, runs, tombstones, catalog, maintenance, repair)
 
 
 def _wrapped(world: World, owner: Any, name: str) -> Any:

@@ -59,7 +59,7 @@ def template(folder: Path) -> tuple[Lake, Videos]:
         ingest(lake, [path], dataset="d", layout="folder")
     Path(videos.broken).write_bytes(b"no video")
     _decide(lake)
-    # Touched, catalogued, and touched back: the next ingest replaces a row.
+    # Touched, catalogd, and touched back: the next ingest replaces a row.
     before = Path(videos.back).stat()
     os.utime(videos.back)
     ingest(lake, [str(videos.folder)], dataset="d", layout="folder")
@@ -71,7 +71,7 @@ def template(folder: Path) -> tuple[Lake, Videos]:
 
 
 def _decide(lake: Lake) -> None:
-    with Run(lake, "labelled", "label", {}, labeler_id=LABELER) as run:
+    with Run(lake, "labeled", "label", {}, labeler_id=LABELER) as run:
         committer = Committer(lake, LABELER, run.run_id)
         committer.fence()
         for video in lake.read("videos", ["video_id", "uri"]).to_pylist():

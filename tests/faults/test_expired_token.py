@@ -14,13 +14,13 @@ from models.sample_world import write_folder
 from tests.conftest import Bucket
 from tests.expiring import Expiring
 from tests.models.tiny import save_tiny
-from tests.runs import Labelling, rows
+from tests.runs import Labeling, rows
 from tests.worldlake.command import worldlake
 from worldlake.status import lake_status
 
 VIDEOS = 6
 SOON_S = 30
-"""Of which a labelling run takes some to end its processes; it once tried for ten minutes."""
+"""Of which a labeling run takes some to end its processes; it once tried for ten minutes."""
 
 
 @pytest.fixture(scope="module")
@@ -56,19 +56,19 @@ def test_an_ingest_whose_token_expires(bucket: Bucket, videos: Path, at: str) ->
 
 
 @pytest.mark.timeout(400)
-def test_a_labelling_run_whose_token_expires(bucket: Bucket, videos: Path, tmp_path: Path) -> None:
+def test_a_labeling_run_whose_token_expires(bucket: Bucket, videos: Path, tmp_path: Path) -> None:
     lake, model = Lake(f"{bucket.uri}/lake"), save_tiny("qwen2_vl", tmp_path / "model")
     code, output = worldlake("ingest", str(videos), "--lake", lake.uri)
     assert code == 0, output
     # Between the commits of two tables, behind the version that fences older runs.
     with Expiring(bucket.server.endpoint, "PUT .*/rejections/_delta_log/.*02.json") as store:
-        run = Labelling(lake.uri, model, "--endpoint-url", store.endpoint)
+        run = Labeling(lake.uri, model, "--endpoint-url", store.endpoint)
         code, output = run.wait()
         assert store.expired_at, output
         assert time.monotonic() - store.expired_at < SOON_S
     assert code == 1, output
     assert "credentials have expired" in one_line(output)
-    code, output = Labelling(lake.uri, model).wait()
+    code, output = Labeling(lake.uri, model).wait()
     assert code == 0, output
     assert repair.check(lake) == []
     [labeler] = lake_status(lake)["labelers"]

@@ -1,4 +1,4 @@
-"""Kill -9 the driver, a labelling actor, a decode process and a raylet at random moments of real runs."""
+"""Kill -9 the driver, a labeling actor, a decode process and a raylet at random moments of real runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lake.runs import states
 from lake.tables import Lake
 from models.sample_world import write_folder
 from tests.models.tiny import save_tiny
-from tests.runs import Labelling, assert_same_decisions, decisions, rows, wait_until
+from tests.runs import Labeling, assert_same_decisions, decisions, rows, wait_until
 from worldlake.status import lake_status
 
 VIDEOS = 144
@@ -50,7 +50,7 @@ def new_lake(folder: Path, videos: Path) -> Lake:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, videos: Path, model: Path) -> dict[str, list[dict[str, Any]]]:
     lake = new_lake(tmp_path_factory.mktemp("undisturbed"), videos)
-    code, output = Labelling(lake.uri, model, "--decode-workers", "2", "--label-workers", "2").wait()
+    code, output = Labeling(lake.uri, model, "--decode-workers", "2", "--label-workers", "2").wait()
     assert code == 0, output
     found = decisions(lake)
     assert len(found["triples"]) > 10
@@ -58,7 +58,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, videos: Path, model: P
     return found
 
 
-def has_begun(run: Labelling, lake: Lake, rows_before: int | None) -> bool:
+def has_begun(run: Labeling, lake: Lake, rows_before: int | None) -> bool:
     """Whether a run decodes, or, given a count, has committed more rows; or has ended."""
     if run.process.poll() is not None:
         return True
@@ -68,13 +68,13 @@ def has_begun(run: Labelling, lake: Lake, rows_before: int | None) -> bool:
 def disturb(lake: Lake, model: Path, roles: list[str], rng: random.Random) -> list[str]:
     """Kill one process of each role at a random moment, starting the run again when it ended; returns the killed."""
     killed = []
-    run = Labelling(lake.uri, model)
+    run = Labeling(lake.uri, model)
     for number, role in enumerate(roles):
         if run.process.poll() == 0:
             break
         if run.process.poll() is not None:
             run.wait()
-            run = Labelling(lake.uri, model)
+            run = Labeling(lake.uri, model)
         # Half of the kills while models load and the first videos are sampled, half while rows come in. The first one
         # is early: a run that is through cannot be killed.
         is_early = number == 0 or rng.random() < 0.5
@@ -86,7 +86,7 @@ def disturb(lake: Lake, model: Path, roles: list[str], rng: random.Random) -> li
         if code == 0:
             break
         assert code in (1, -signal.SIGKILL, -signal.SIGTERM), output
-        code, output = Labelling(lake.uri, model).wait()
+        code, output = Labeling(lake.uri, model).wait()
     assert code == 0, output
     retry_what_was_killed_twice(lake, model)
     return killed
@@ -98,7 +98,7 @@ def retry_what_was_killed_twice(lake: Lake, model: Path) -> None:
     if failures:
         assert {row["error_type"] for row in failures} == {"ChildLost"}, failures
         assert all("SIGKILL, then died of SIGKILL" in row["message"] for row in failures), failures
-        code, output = Labelling(lake.uri, model, "--retry-failed").wait()
+        code, output = Labeling(lake.uri, model, "--retry-failed").wait()
         assert code == 0, output
 
 
@@ -146,15 +146,15 @@ def test_a_second_run_is_refused_and_a_take_over_fences_a_paused_one(
     tmp_path: Path, videos: Path, model: Path, undisturbed: dict[str, list[dict[str, Any]]]
 ) -> None:
     lake = new_lake(tmp_path, videos)
-    paused = Labelling(lake.uri, model)
+    paused = Labeling(lake.uri, model)
     wait_until(lambda: paused.process.poll() is not None or any(run.kind == "label" for run in states(lake)))
-    code, output = Labelling(lake.uri, model).wait()
+    code, output = Labeling(lake.uri, model).wait()
     assert code == 2, output
     assert "--take-over" in output
     wait_until(lambda: paused.process.poll() is not None or rows(lake, "rejections"))
     assert paused.process.poll() is None, "the first run ended before it could be paused"
     os.kill(paused.process.pid, signal.SIGSTOP)
-    code, output = Labelling(lake.uri, model, "--take-over").wait()
+    code, output = Labeling(lake.uri, model, "--take-over").wait()
     assert code == 0, output
     check(lake, undisturbed)
     before = {name: lake.table(name).version() for name in ("triples", "rejections", "failures", "progress")}
@@ -170,7 +170,7 @@ def test_a_second_run_is_refused_and_a_take_over_fences_a_paused_one(
 def test_two_labelers_run_side_by_side(tmp_path: Path, videos: Path, model: Path) -> None:
     lake = new_lake(tmp_path, videos)
     both = [
-        Labelling(lake.uri, model, "--limit", "8", "--uniform-stride", stride, "--method", "uniform")
+        Labeling(lake.uri, model, "--limit", "8", "--uniform-stride", stride, "--method", "uniform")
         for stride in ("40", "50")
     ]
     for run in both:

@@ -105,7 +105,7 @@ def test_what_was_counted_is_what_happened(watched: Watched) -> None:
 
     assert outcomes("ray_worldlake_videos_total") == {"finished": 1, "failed": 1}
     pairs = outcomes("ray_worldlake_pairs_total")
-    assert pairs["sampled"] == pairs["labelled"] == pairs.get("accepted", 0) + pairs.get("rejected", 0) > 0
+    assert pairs["sampled"] == pairs["labeled"] == pairs.get("accepted", 0) + pairs.get("rejected", 0) > 0
 
 
 def test_log_lines_say_which_run_and_which_video(watched: Watched) -> None:

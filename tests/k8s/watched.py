@@ -1,6 +1,6 @@
 """Everything that is counted, in one Ray whose metrics a Prometheus reads: `python -m tests.k8s.watched FOLDER PORT`.
 
-A labelling run, a training, a service, and a store and a table that fail. The test starts this as a process of its own.
+A labeling run, a training, a service, and a store and a table that fail. The test starts this as a process of its own.
 """
 
 from __future__ import annotations

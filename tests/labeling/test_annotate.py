@@ -1,4 +1,4 @@
-"""The labelling stage: every pair gets its own label, and a bad one takes no neighbour with it."""
+"""The labeling stage: every pair gets its own label, and a bad one takes no neighbor with it."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_scores_of_a_pair_of_equal_frames_are_zero(annotate: Annotate) -> None:
     assert still["copy"] == pytest.approx(0, abs=1e-5)
 
 
-def test_a_bad_pair_takes_no_neighbour_with_it(annotate: Annotate) -> None:
+def test_a_bad_pair_takes_no_neighbor_with_it(annotate: Annotate) -> None:
     pairs = [pair(number) for number in range(5)]
     alone = labels(annotate(block(pairs, SAMPLES)).to_pylist())
     pairs[2]["next_obs"] = b"no image"

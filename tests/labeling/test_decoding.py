@@ -37,7 +37,7 @@ def test_every_frame_of_every_file_shows_what_its_pts_says(corpus: dict[str, Med
         assert any(isinstance(item, Gap) for item in items) is (medium.outcome == "damaged"), name
 
 
-def test_frames_after_damage_are_found_and_the_gap_lies_between_its_neighbours(corpus: dict[str, Medium]) -> None:
+def test_frames_after_damage_are_found_and_the_gap_lies_between_its_neighbors(corpus: dict[str, Medium]) -> None:
     for name in (name for name in corpus if name.startswith("zeroed")):
         _, items = read(corpus[name].path)
         (place,) = [index for index, item in enumerate(items) if isinstance(item, Gap)]
@@ -65,7 +65,7 @@ def test_a_pts_that_is_not_there_is_an_error(corpus: dict[str, Medium]) -> None:
         read(corpus["h264.mp4"].path, 7)
 
 
-def test_deep_colour_and_anamorphic_pixels(corpus: dict[str, Medium], tmp_path: Path) -> None:
+def test_deep_color_and_anamorphic_pixels(corpus: dict[str, Medium], tmp_path: Path) -> None:
     def first(path: Path) -> Frame:
         frame = next(iter(open_video(str(path), "pyav").read(None)))
         assert not isinstance(frame, Gap)

@@ -8,9 +8,9 @@ import pytest
 
 from labeling.decoding import DecodeError, open_video
 from lake.catalog import ingest
-from lake.probe import ProbeError, prober
 from lake.storage import Entry, StorageConfig, local_etag
 from lake.tables import Lake
+from lake.video_headers import ProbeError, prober
 from tests.labeling.datasets import video
 from tests.worldlake.command import worldlake
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from labeling import policy
 from labeling.policy import COMPUTED, NOISE, Bounds, Policy, load_policy
-from labeling.stream import LABELLED, block
+from labeling.stream import LABELED, block
 from labeling.text import text_score
 from labeling.verify import Verify
 from lake.errors import Refused
@@ -96,7 +96,7 @@ def test_no_shipped_policy_accepts_what_noise_decides(shipped: str, direction: f
 
 def test_rows_that_are_no_pairs_pass_through_the_stage() -> None:
     rows = [{"video_id": "v", "sampled": 0}, {"video_id": "v", "triple_id": "t", "copy": 1.0, "text": 1.0}]
-    found = Verify(Policy(default={"copy": Bounds(min=0.5)}))(block(rows, LABELLED))
+    found = Verify(Policy(default={"copy": Bounds(min=0.5)}))(block(rows, LABELED))
     assert found["video_id"].to_pylist() == ["v", "v"]
     assert found["reasons"].to_pylist() == [["copy"], []]
     assert found.schema.field("reasons").type == pa.list_(pa.string())

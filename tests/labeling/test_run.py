@@ -1,4 +1,4 @@
-"""What a run refuses before anything is labelled."""
+"""What a run refuses before anything is labeled."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def test_choice_respects_count_interval_and_score_order(
     gaps = np.diff([positions[index] for index in chosen])
     assert (gaps >= min_interval).all()
     for index in set(range(len(scores))) - set(chosen):
-        # Left out only for frames that come first: a full set, or neighbours, of a better rank.
+        # Left out only for frames that come first: a full set, or neighbors, of a better rank.
         better = [other for other in chosen if (-scores[other], other) < (-scores[index], index)]
         assert len(better) == count or any(abs(positions[index] - positions[other]) < min_interval for other in better)
 

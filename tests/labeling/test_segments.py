@@ -88,7 +88,7 @@ def test_no_pair_crosses_a_cut_or_the_end_of_a_clip(shots: Path, method: str) ->
     assert all(obs // (2 * FPS) == after // (2 * FPS) for obs, after in numbers)
     least = 6 if method == "motion" else 7
     assert all(least <= after - obs <= 1.5 * FPS for obs, after in numbers)
-    # Neighbours share their frame, and its bytes.
+    # Neighbors share their frame, and its bytes.
     chained = [(one, two) for one, two in pairwise(segment.pairs) if one.next_pts == two.obs_pts]
     assert chained
     assert all(one.next_obs == two.obs for one, two in chained)

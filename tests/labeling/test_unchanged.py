@@ -47,8 +47,8 @@ def _footage(frames: list[RGB]) -> Iterator[tuple[str, list[RGB]]]:
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
-    """Rows of `LABELLED`, by the builtin model, of unchanging footage made from generated and from real clips."""
+def labeled(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    """Rows of `LABELED`, by the builtin model, of unchanging footage made from generated and from real clips."""
     sources, folder = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("unchanged")
     for source in [*write_folder(sources, range(320_000, 320_004)), *real_clips()]:
         for kind, frames in _footage(_frames(source)):
@@ -67,20 +67,20 @@ def _label(paths: list[Path]) -> pa.Table:
         sampler.close()
 
 
-def _accepted(labelled: pa.Table, policy: str) -> list[dict[str, Any]]:
-    rows = Verify(load_policy(policy))(labelled).to_pylist()
+def _accepted(labeled: pa.Table, policy: str) -> list[dict[str, Any]]:
+    rows = Verify(load_policy(policy))(labeled).to_pylist()
     assert not any(row["error_type"] for row in rows)
     return [row for row in rows if row["triple_id"] and not row["reasons"]]
 
 
 @pytest.mark.parametrize("policy", SHIPPED)
-def test_nothing_is_accepted_where_nothing_changes(labelled: pa.Table, policy: str) -> None:
-    pairs = [row for row in labelled.to_pylist() if row["triple_id"]]
+def test_nothing_is_accepted_where_nothing_changes(labeled: pa.Table, policy: str) -> None:
+    pairs = [row for row in labeled.to_pylist() if row["triple_id"]]
     kinds = [row["video_id"].split(" of ")[0] for row in pairs]
     assert {kind: kinds.count(kind) >= 20 for kind in kinds} == dict.fromkeys(
         ("frozen", "grain", "there-and-back", "black"), True
     )
-    accepted = _accepted(labelled, policy)
+    accepted = _accepted(labeled, policy)
     assert [(row["video_id"], row["action"], row["direction"], row["copy"]) for row in accepted] == []
 
 

@@ -1,4 +1,4 @@
-"""A lake with videos, decided pairs and runs in it, written as a labelling run writes them."""
+"""A lake with videos, decided pairs and runs in it, written as a labeling run writes them."""
 
 from __future__ import annotations
 

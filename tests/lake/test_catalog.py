@@ -1,4 +1,4 @@
-"""The catalogue over real files in a folder and in S3."""
+"""The catalog over real files in a folder and in S3."""
 
 import os
 import shutil
@@ -15,10 +15,10 @@ from lake.catalog import IngestCounts, ingest
 from lake.errors import Refused
 from lake.layouts import FORMATS, find_mapping, place
 from lake.manifest import hashed_split
-from lake.probe import read_header
 from lake.s3 import RangedObject
 from lake.storage import StorageConfig
 from lake.tables import Lake
+from lake.video_headers import read_header
 from tests.conftest import Bucket
 from tests.media import FFMPEG, MISSING, ffmpeg, real_clips
 
@@ -42,7 +42,7 @@ def rows(lake: Lake, table: str) -> list[dict[str, Any]]:
 
 
 def bad_files(folder: Path, clip: Path) -> dict[str, str]:
-    """Files that cannot be catalogued, each with a word of its reason."""
+    """Files that cannot be catalogd, each with a word of its reason."""
     content = clip.read_bytes()
     (folder / "empty.mp4").touch()
     (folder / "noise.mp4").write_bytes(os.urandom(100_000))

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pytest
 
-from lake import forgotten
+from lake import tombstones
 from lake.commits import Committer
 from lake.errors import Fenced, Refused
 from lake.forget import forget
@@ -135,7 +135,7 @@ def test_a_forget_that_was_killed_at_any_point_is_completed_by_the_next(
         patched.setattr("lake.forget.delete_files", killed)
         with pytest.raises(KeyboardInterrupt):
             forget(lake, uri)
-    assert forgotten.tombstones(lake).covers(uri, video)
+    assert tombstones.read(lake).covers(uri, video)
     assert forget(lake, uri)
     assert traces(lake, [video, uri]) == []
     # Once more does no harm, and a name that never was is refused.
@@ -148,11 +148,11 @@ def test_what_is_brought_back_may_be_written_again(filled: Filled) -> None:
     lake, video = filled.lake, filled.videos[0]
     row = identity(lake, video)
     forget(lake, video)
-    away = forgotten.tombstones(lake)
+    away = tombstones.read(lake)
     assert away.covers(row["uri"])
     assert away.covers(video=video)
-    forgotten.bring_back(Writer(lake), [row["uri"]])
-    assert not forgotten.tombstones(lake).covers(row["uri"], video)
+    tombstones.bring_back(Writer(lake), [row["uri"]])
+    assert not tombstones.read(lake).covers(row["uri"], video)
     Writer(lake).append("videos", [row])
     assert check(lake) == []
     assert Counter(lake.dataset("videos").to_table()["video_id"].to_pylist())[video] == 1
@@ -165,13 +165,13 @@ def test_the_later_of_two_wishes_counts_whatever_the_clocks_say(
     forget(lake, uri)
     with monkeypatch.context() as patched:
         # On a machine whose clock is a day behind.
-        patched.setattr(forgotten, "now", lambda: now() - timedelta(days=1))
-        forgotten.bring_back(Writer(lake), [uri])
-    assert not forgotten.tombstones(lake).covers(uri)
+        patched.setattr(tombstones, "now", lambda: now() - timedelta(days=1))
+        tombstones.bring_back(Writer(lake), [uri])
+    assert not tombstones.read(lake).covers(uri)
     with monkeypatch.context() as patched:
-        patched.setattr(forgotten, "now", lambda: now() - timedelta(days=2))
-        forgotten.record(Writer(lake), [(uri, filled.videos[0])])
-    assert forgotten.tombstones(lake).covers(uri)
+        patched.setattr(tombstones, "now", lambda: now() - timedelta(days=2))
+        tombstones.record(Writer(lake), [(uri, filled.videos[0])])
+    assert tombstones.read(lake).covers(uri)
 
 
 def test_a_run_that_is_alive_is_spared_unless_it_is_taken_over(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_bad_manifests_are_refused(name: str, content: bytes, message: str, tmp_
             "manifest: x\nvideo: '{a}'\naction: c\nstart_time: a\nstop_time: b\nstart_frame: a\nstop_frame: b",
             "times or",
         ),
-        ("manifest: x\nvideo: '{a}'\ncolour: b", "at colour"),
+        ("manifest: x\nvideo: '{a}'\ncolor: b", "at color"),
         ("name: a'b\nmanifest: x\nvideo: '{a}'", "at name"),
         ("- a", "wrong"),
         ("a: [", "not YAML"),
@@ -175,7 +175,7 @@ def test_bad_mappings_are_refused(text: str, message: str, tmp_path: Path) -> No
 
 def test_formats_by_name() -> None:
     assert find_mapping("auto") is find_mapping("folder") is None
-    assert {name for name, mapping in PRESETS.items() if mapping.is_labelled} == {
+    assert {name for name, mapping in PRESETS.items() if mapping.is_labeled} == {
         "aurora", "aurora-bench", "something", "epic-kitchens",
     }  # fmt: skip
     for name in ("imagenet", "nowhere.yaml"):

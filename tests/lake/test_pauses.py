@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from deltalake.table import TableOptimizer
 
-from lake import durable, forget, forgotten, maintenance
+from lake import durable, forget, maintenance, tombstones
 from lake.commits import Committer
 from lake.errors import Fenced, Refused
 from lake.log import Log, commit_path
@@ -52,7 +52,7 @@ def test_a_maintain_deletes_nothing_that_is_committed_meanwhile(
     lake.write_file(to_table("triples", [triple(SECRET, "left")]), "triples", "run")
     paused = Paused(monkeypatch, forget, stands_at, lambda: maintain(lake))
     opened = Writer(lake)
-    forgotten.bring_back(opened, [SECRET])
+    tombstones.bring_back(opened, [SECRET])
     opened.append("videos", [video(SECRET)])
     committer = Committer(lake, LABELER, "run")
     committer.fence()

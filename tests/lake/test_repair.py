@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable
 
-from lake import forgotten
+from lake import tombstones
 from lake.commits import Committer
 from lake.errors import Refused
 from lake.forget import forget
@@ -84,7 +84,7 @@ def sums(filled: Filled) -> None:
 def entombed(filled: Filled) -> None:
     lake = filled.lake
     [row] = lake.dataset("videos").to_table().slice(0, 1).to_pylist()
-    forgotten.record(Writer(lake), [(row["uri"], row["video_id"])])
+    tombstones.record(Writer(lake), [(row["uri"], row["video_id"])])
 
 
 def half_a_checkpoint(filled: Filled) -> None:

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lake import sql
+from lake.cached_tables import KeptLake
 from lake.errors import Refused
-from lake.kept import KeptLake
 from lake.runs import Run
 from lake.tables import Lake
 from lake.writer import Writer
@@ -63,7 +63,7 @@ def test_current_is_empty_before_a_labeler_finishes(tmp_path: Path) -> None:
         assert ask(lake, f"FROM triples_{LABELERS[0][:8]}") == []
 
 
-def test_what_people_labelled_has_a_view_and_is_not_current(tmp_path: Path) -> None:
+def test_what_people_labeled_has_a_view_and_is_not_current(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     lake.create()
     for labeler in (LABELERS[0], "human:my-data", "human:mine"):

@@ -19,7 +19,7 @@ from lake.errors import Refused, SourceChanged
 from lake.s3 import Unavailable, is_transient, outage, patiently
 from lake.schemas import TABLES
 from lake.sql import query
-from lake.storage import Entry, StorageConfig, local_etag, normalise
+from lake.storage import Entry, StorageConfig, local_etag, normalize
 from lake.tables import Lake
 from lake.writer import Writer
 from tests.answering import Answering
@@ -44,13 +44,13 @@ def only(storage: StorageConfig, uri: str) -> Entry:
     ],
 )
 def test_a_uri_has_one_spelling(given: str, expected: str) -> None:
-    assert normalise(given) == expected
+    assert normalize(given) == expected
 
 
 @pytest.mark.parametrize("uri", ["gs://b/x", "https://host/x", "s3:///x", "s3:/x", "", "hdfs://x"])
 def test_other_schemes_are_refused_with_the_remedy(uri: str) -> None:
     with pytest.raises(Refused, match=r"s3://bucket/folder"):
-        normalise(uri)
+        normalize(uri)
 
 
 @pytest.mark.parametrize("name", ["a b", "ü", "a%b", "x*y", "{y}", "a:b", "~t", "a+b&c=d;e,f@g!$()", "quote'\"<>`"])
@@ -118,7 +118,7 @@ def test_pages_are_sorted_and_bounded(tmp_path: Path, bucket: Bucket) -> None:
             (tmp_path / "sub" / f"{number:05}").touch()
             threads.submit(client.put_object, Bucket=bucket.name, Key=f"sub/{number:05}", Body=b"")
     bucket.put("sub", b"an object beside the folder of its name")
-    bucket.put("subway", b"a neighbour")
+    bucket.put("subway", b"a neighbor")
     storage = StorageConfig()
     local = list(storage.pages(str(tmp_path)))
     remote = list(storage.pages(f"{bucket.uri}/sub"))

@@ -96,9 +96,9 @@ def test_an_event_run_backwards_shows_the_opposite(seed: int, data: st.DataObjec
     clip = make_clip(seed)
     i = data.draw(st.integers(0, len(clip.events) - 1))
     event = clip.events[i]
-    judgement = oracle_of(clip, event.end_frame).judge(picture(clip, clip.scenes[i]))
-    assert judgement.action == transformed(event.action, 0, False, True)
-    assert event.action.endswith("turns") or judgement.action != event.action
+    judgment = oracle_of(clip, event.end_frame).judge(picture(clip, clip.scenes[i]))
+    assert judgment.action == transformed(event.action, 0, False, True)
+    assert event.action.endswith("turns") or judgment.action != event.action
 
 
 @settings(max_examples=25, deadline=None)
@@ -142,9 +142,9 @@ def test_pictures_that_nothing_explains_are_unclear(pairs: list[Shown]):
     oracle = pairs[0].oracle
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     for strange in (noise, np.full((64, 64, 3), 255, np.uint8), 255 - pairs[0].obs):
-        judgement = oracle.judge(strange)
-        assert judgement.action == UNCLEAR
-        assert judgement.fit < 20
+        judgment = oracle.judge(strange)
+        assert judgment.action == UNCLEAR
+        assert judgment.fit < 20
 
 
 def test_wrong_shapes_and_types_are_refused(pairs: list[Shown]):

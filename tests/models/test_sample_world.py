@@ -83,7 +83,7 @@ def gray(image: Frame) -> np.ndarray:
 
 
 def mask(image: Frame, color: str, scene: Scene) -> np.ndarray:
-    """Where a colour is, under the light of the scene."""
+    """Where a color is, under the light of the scene."""
     return np.abs(image.astype(int) - np.array(COLORS[color]) * scene.light).max(axis=2) < 8
 
 

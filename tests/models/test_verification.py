@@ -19,8 +19,8 @@ from models.world_loading import WorldSettings, load_world
 from tests.models.tiny import save_tiny
 
 
-class Greys:
-    """A world model whose candidates are plain pictures of given grey levels, one list an observation."""
+class Grays:
+    """A world model whose candidates are plain pictures of given gray levels, one list an observation."""
 
     def __init__(self, levels: Sequence[Sequence[int]], image_size: int = 8) -> None:
         self.levels, self.image_size, self.seeds = levels, image_size, [0]
@@ -40,7 +40,7 @@ class Greys:
 
 
 class Wants:
-    """A dynamics model that finds a picture the likelier the nearer its grey level is to the number in the action."""
+    """A dynamics model that finds a picture the likelier the nearer its gray level is to the number in the action."""
 
     def __init__(self, image_size: int = 16) -> None:
         self.image_size, self.calls = image_size, 0
@@ -61,7 +61,7 @@ def test_the_candidate_nearest_to_the_action_is_chosen(data: st.DataObject, n: i
     level = st.integers(0, 255)
     levels = data.draw(st.lists(st.lists(level, min_size=n, max_size=n), min_size=batch, max_size=batch))
     wanted = data.draw(st.lists(level, min_size=batch, max_size=batch))
-    world, dynamics = Greys(levels), Wants()
+    world, dynamics = Grays(levels), Wants()
     obs = np.zeros((batch, 32, 32, 3), np.uint8)
     found = predict(world, dynamics, obs, [str(one) for one in wanted], n, seed=7, keep_candidates=True)
     assert dynamics.calls == 1
@@ -82,7 +82,7 @@ def test_a_candidate_without_a_score_is_not_chosen() -> None:
             return scores
 
     obs = np.zeros((2, 8, 8, 3), np.uint8)
-    found = predict(Greys([[9, 200], [9, 9]]), Partly(), obs, ["9", "9"], 2)
+    found = predict(Grays([[9, 200], [9, 9]]), Partly(), obs, ["9", "9"], 2)
     assert found.chosen.tolist() == [1, 0]
     assert found.candidates is None
 
@@ -90,9 +90,9 @@ def test_a_candidate_without_a_score_is_not_chosen() -> None:
 def test_bad_calls_are_refused() -> None:
     obs = np.zeros((1, 8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match="0 candidates"):
-        predict(Greys([[1]]), Wants(), obs, ["1"], 0)
+        predict(Grays([[1]]), Wants(), obs, ["1"], 0)
     with pytest.raises(ValueError, match="2 actions for 1"):
-        predict(Greys([[1]]), Wants(), obs, ["1", "2"], 1)
+        predict(Grays([[1]]), Wants(), obs, ["1", "2"], 1)
 
 
 def test_sizes() -> None:

@@ -1,4 +1,4 @@
-"""Randomly initialised models of a few thousand weights, saved as their users would save them."""
+"""Randomly initialized models of a few thousand weights, saved as their users would save them."""
 
 from __future__ import annotations
 

@@ -26,16 +26,16 @@ from models.loading import ModelSettings, load_dynamics
 from models.protocols import Images
 from models.world_loading import WorldSettings, load_world
 from serve import middleware
-from serve.answers import Answers
 from serve.app import build_app
-from serve.guard import Guard, session_key
+from serve.auth import Guard, session_key
+from serve.idempotency import Answers
 from serve.keys import Keys
-from serve.reading import Reading
+from serve.live_writer import LiveWriter
+from serve.queries import Reading
 from serve.services import Services
 from serve.settings import Limits
 from serve.uploads import Uploads
 from serve.videos import Videos
-from serve.writing import LiveWriter
 from tests.lake.filled import Filled, fill
 
 LIMITS = Limits(
@@ -62,8 +62,8 @@ class InProcess:
         self._label = LabelPairs(self.dynamics)
 
     async def label(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        labelled: list[dict[str, Any]] = self._label(block(rows, SAMPLES)).to_pylist()
-        return labelled
+        labeled: list[dict[str, Any]] = self._label(block(rows, SAMPLES)).to_pylist()
+        return labeled
 
     async def score(self, obs: Images, candidates: Images, action: str) -> Sequence[float]:
         frames = np.repeat(obs[None], len(candidates), axis=0)

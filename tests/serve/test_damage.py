@@ -24,11 +24,11 @@ from PIL import Image
 
 from labeling.annotate import LabelPairs
 from labeling.sample import SampleVideos
-from lake.probe import prober
 from lake.tables import Lake
+from lake.video_headers import prober
 from models.protocols import Annotation, Images
 from models.sample_world import write_folder
-from serve.api.video import PATH
+from serve.api.label_video import PATH
 from serve.problems import ProblemDocument
 from serve.schemas import LabelOut
 from serve.settings import Limits

@@ -23,7 +23,7 @@ from lake.tables import Lake, now, to_table
 from lake.writer import Writer
 from models.sample_world import write_folder
 from serve.app import build_app
-from serve.guard import COOKIE
+from serve.auth import COOKIE
 from serve.keys import Keys
 from serve.settings import Limits
 from tests.lake.filled import LABELERS, Filled, fill, jpeg

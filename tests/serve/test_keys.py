@@ -21,7 +21,7 @@ from starlette.types import Message
 from lake.errors import Refused
 from lake.tables import Lake
 from serve.app import build_app
-from serve.guard import COOKIE, Guard
+from serve.auth import COOKIE, Guard
 from serve.keys import SCOPES, Bucket, Key, Keys, find
 from tests.conftest import Bucket as StoreBucket
 from tests.serve.conftest import SESSION, TOKEN, InProcess, Served, close, serve
@@ -92,7 +92,7 @@ def test_nobody_is_let_in_without_a_key_or_the_token_of_the_session(
     lake: Lake, models: InProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     services = serve(lake, models)
-    monkeypatch.setattr("serve.guard._READ_EVERY_S", 0)
+    monkeypatch.setattr("serve.auth._READ_EVERY_S", 0)
     with TestClient(build_app(services)) as client:
         assert get(client, None) == (401, "no-key")
         assert get(client, TOKEN) == (200, "")
@@ -111,7 +111,7 @@ def test_deleting_every_key_of_a_lake_opens_no_service(
 ) -> None:
     """A rule of a bucket, or somebody who may write there, can empty the folder of keys: nobody gets in by that."""
     tokens = [Keys(lake).create(scope, (scope,))[1] for scope in SCOPES]
-    monkeypatch.setattr("serve.guard._READ_EVERY_S", 0)
+    monkeypatch.setattr("serve.auth._READ_EVERY_S", 0)
     services = replace(serve(lake, models), guard=Guard(Keys(lake), session))
     app = build_app(services)
     with TestClient(app) as client:
@@ -306,14 +306,14 @@ def test_keys_that_cannot_be_read_for_a_while_hold(
     lake: Lake, models: InProcess, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, token = Keys(lake).create("reader", ("read",))
-    monkeypatch.setattr("serve.guard._READ_EVERY_S", 0.0)
+    monkeypatch.setattr("serve.auth._READ_EVERY_S", 0.0)
     services = serve(lake, models)
     with TestClient(build_app(services), raise_server_exceptions=False) as client:
         for path in Path(lake.uri, "_serve/keys").iterdir():
             path.write_text("half a fi")
         assert get(client, token)[0] == 200
         assert get(client, "wl_other")[0] == 401
-        monkeypatch.setattr("serve.guard._HOLD_S", 0.0)
+        monkeypatch.setattr("serve.auth._HOLD_S", 0.0)
         assert get(client, token)[0] == 503, "not for ever: it may have been revoked"
     assert "keys cannot be read" in caplog.text
     services.uploads.close()

@@ -29,8 +29,8 @@ def test_labels_are_those_of_the_batch_path(served: Served, pairs: Pairs) -> Non
     found = answer.json()
     assert found["labeler_id"] == served.services.labeler_id
     rows = [{"triple_id": str(i), "obs": obs, "next_obs": after} for i, (obs, after, _) in enumerate(pairs[:8])]
-    labelled = LabelPairs(load_dynamics(ModelSettings(batch_size=3), "cpu"))(block(rows, SAMPLES)).to_pylist()
-    for live, batch in zip(found["labels"], labelled, strict=True):
+    labeled = LabelPairs(load_dynamics(ModelSettings(batch_size=3), "cpu"))(block(rows, SAMPLES)).to_pylist()
+    for live, batch in zip(found["labels"], labeled, strict=True):
         assert live["action"] == batch["action"]
         assert live["confidence"] == pytest.approx(batch["confidence"], abs=1e-4)
         assert live["scores"]["direction"] == pytest.approx(batch["direction"], abs=1e-3)
@@ -40,7 +40,7 @@ def test_labels_are_those_of_the_batch_path(served: Served, pairs: Pairs) -> Non
     assert np.mean(right) > 0.7
 
 
-def test_files_are_labelled_as_base64_is(served: Served, pairs: Pairs) -> None:
+def test_files_are_labeled_as_base64_is(served: Served, pairs: Pairs) -> None:
     obs, after, _ = pairs[0]
     files = {"obs": ("a.jpg", obs, "image/jpeg"), "next_obs": ("b.jpg", after, "image/jpeg")}
     answer = served.client.post("/v1/label", files=files)

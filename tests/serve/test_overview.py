@@ -114,7 +114,7 @@ def test_a_video_has_its_pairs_in_the_order_of_their_time(served: Served) -> Non
     get(served, "/v1/videos/none", 404)
 
 
-def test_an_upload_that_was_labelled_live_is_shown_too(tmp_path: Path, models: InProcess) -> None:
+def test_an_upload_that_was_labeled_live_is_shown_too(tmp_path: Path, models: InProcess) -> None:
     lake = fill(Lake(str(tmp_path / "lake")), videos=1).lake
     committer = Committer(lake, LABELERS[0], "live")
     committer.fence()

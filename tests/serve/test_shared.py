@@ -75,7 +75,7 @@ def test_a_thousand_at_once_ask_the_ingress_once() -> None:
 
 
 def test_an_ingress_that_says_nothing_is_no_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.admission._SHARED_S", 0.2)
+    monkeypatch.setattr("serve.load_shedding._SHARED_S", 0.2)
 
     async def hangs(scope: Scope, receive: Receive, send: Send) -> None:
         await asyncio.sleep(60)

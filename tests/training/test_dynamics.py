@@ -22,7 +22,7 @@ from models.protocols import Images
 from tests.models.tiny import save_tiny
 from tests.training.tiny import add_triples, picture
 from training.dynamics import load_task
-from training.feed import decode_images
+from training.prefetch import decode_images
 from training.run import train
 from training.settings import DynamicsTraining
 
@@ -89,7 +89,7 @@ def test_a_run_makes_an_adapter_that_names_what_it_was_shown(cluster: None, tmp_
     shown = {"image_size": 32, "prompt": "what moves", "pair_layout": "images"}
     wanted = settings(model, lora_dropout=0.0, **shown)
     done = train(lake, wanted, run="adapter", stop=threading.Event())
-    assert (done.status, done.triples) == ("finished", len(ids)), "what a model guessed is not learnt from unasked"
+    assert (done.status, done.triples) == ("finished", len(ids)), "what a model guessed is not learned from unasked"
     [failure] = lake.read("failures", ["triple_id", "stage", "message"]).to_pylist()
     assert failure == {"triple_id": "bad", "stage": "decode", "message": "an image of a triple cannot be decoded"}
     as_trained = resolve(ModelSettings(name=f"hf:{model}", adapter=done.model), "cpu").settings

@@ -9,8 +9,8 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.feed import _first_rows
 from training.order import Order, micro_batches
+from training.prefetch import _first_rows
 
 SOURCES = st.lists(
     st.tuples(st.integers(1, 12), st.floats(0.1, 4.0).filter(lambda factor: factor > 0.6)), min_size=1, max_size=3

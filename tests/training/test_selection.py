@@ -111,7 +111,7 @@ def test_filters() -> None:
     assert ids(splits=[]) == ["0000", "0003", "0004", "0001", "0002"]
     assert ids(where="motion > 0.2 -- a comment") == ["0000", "0001", "0002"]
     assert ids(where="class_label = 'run' OR false") == ["0003", "0002"]
-    for wrong in ("colour = 'red'", "motion >", "obs IS NOT NULL; DROP TABLE triples", "1 IN (FROM '/etc/passwd')"):
+    for wrong in ("color = 'red'", "motion >", "obs IS NOT NULL; DROP TABLE triples", "1 IN (FROM '/etc/passwd')"):
         with pytest.raises(Refused, match="condition"):
             ids(where=wrong)
 

@@ -49,14 +49,14 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
         (["label", "--lake", "LAKE", "--policy", "/no/such.yaml"], "builtin"),
         (["label", "--lake", "LAKE", "--policy", "BAD_POLICY"], "confidense"),
         (["label", "--lake", "LAKE", "--policy", "AGREEMENT_POLICY"], "agreement"),
-        (["label", "--lake", "LAKE", "--where", "colour = 'red'"], "colour"),
+        (["label", "--lake", "LAKE", "--where", "color = 'red'"], "color"),
         (["label", "--lake", "LAKE", "--where", "dataset ="], "condition"),
         (["label", "--lake", "LAKE", "--where", "dataset::INT = 1"], "condition"),
         (["label", "/no/such/videos", "--lake", "NEW"], "/no/such/videos"),
         (["label", "--lake", "NEW"], "worldlake ingest"),
         (["label", "--lake", "gs://bucket/lake"], "s3://"),
         (["label", "--lake", "LAKE", "--config", "/no/such.yaml"], "--config"),
-        (["label", "--lake", "LAKE", "--config", "BAD_CONFIG"], "colour"),
+        (["label", "--lake", "LAKE", "--config", "BAD_CONFIG"], "color"),
         (["ingest", "/no/such/videos", "--lake", "NEW"], "/no/such/videos"),
         (["ingest", "VIDEOS", "--lake", "NEW", "--format", "zip"], "kinetics"),
         (["ingest", "VIDEOS", "--lake", "NEW", "--split", "half"], "validation"),
@@ -67,7 +67,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
         (["ingest", "VIDEOS", "--lake", "BAD_CONFIG"], "folder to write"),
         (["status", "--lake", "NEW"], "worldlake ingest"),
         (["sql", "SELEC 1", "--lake", "LAKE"], "syntax error"),
-        (["sql", "SELECT colour FROM triples", "--lake", "LAKE"], "colour"),
+        (["sql", "SELECT color FROM triples", "--lake", "LAKE"], "color"),
         (["sql", "DROP TABLE triples", "--lake", "LAKE"], "read only"),
         (["sql", "SELECT * FROM read_csv('/etc/passwd')", "--lake", "LAKE"], "only the tables of the lake"),
         (["sql", "SELECT 1 AS a, 2 AS a", "--lake", "LAKE", "--format", "json"], "names with AS"),
@@ -91,7 +91,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
         (["label", "--lake", "LAKE", "--decode-on", "cpu"], "KEY=VALUE"),
         (["label", "--lake", "LAKE", "--label-on", "group=gpu"], "RAY_ADDRESS"),
         (["status", "--config", "TWICE_CONFIG"], "lake is given twice"),
-        (["label", "--lake", "LAKE", "--config", "SPELT_TWICE_CONFIG"], "image_size is given twice"),
+        (["label", "--lake", "LAKE", "--config", "SPELLED_TWICE_CONFIG"], "image_size is given twice"),
         (["status", "--config", "LIST_CONFIG"], "not ['a', 'b']"),
         (["status", "--config", "NUMBER_CONFIG"], "lake: give text"),
         (["label", "--lake", "LAKE", "--config", "WORD_CONFIG"], "limit: give a whole number"),
@@ -103,11 +103,11 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], says: str, 
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad-policy.yaml").write_text("default: {confidense: {min: 0}}")
     (tmp_path / "agreement-policy.yaml").write_text("default: {agreement: {min: 0}}")
-    (tmp_path / "bad-config.yaml").write_text("colour: red")
+    (tmp_path / "bad-config.yaml").write_text("color: red")
     files = {
         "EMPTY_POLICY": "",
         "TWICE_CONFIG": "lake: a\nlake: b\n",
-        "SPELT_TWICE_CONFIG": "image-size: 64\nimage_size: 128\n",
+        "SPELLED_TWICE_CONFIG": "image-size: 64\nimage_size: 128\n",
         "LIST_CONFIG": "lake: [a, b]\n",
         "NUMBER_CONFIG": "lake: 7\n",
         "WORD_CONFIG": "limit: many\n",

@@ -34,8 +34,8 @@ def jpeg(image: Any, side: int = 64) -> bytes:
     return encoded
 
 
-def labelled(seed: int, video: str) -> list[dict[str, Any]]:
-    """A triple for every event of a clip, as ingesting labelled rows writes it."""
+def labeled(seed: int, video: str) -> list[dict[str, Any]]:
+    """A triple for every event of a clip, as ingesting labeled rows writes it."""
     clip = make_clip(seed, frames=FRAMES)
     images = list(clip.images())
     return [
@@ -66,13 +66,13 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
         Writer(target).append(
             "videos", [{"video_id": f"v{seed}", "uri": f"/videos/sample-{seed:06d}.mp4", "frames": FRAMES}]
         )
-        rows += labelled(seed, f"v{seed}")
+        rows += labeled(seed, f"v{seed}")
         if len(rows) >= PAIRS:
             break
     rows = rows[:PAIRS]
     Writer(target).append("triples", rows)
     bad = {**rows[0], "obs_pts": 1, "dataset": "bad", "uri": "/elsewhere.mp4"}
-    large = [jpeg(np.full((96, 96, 3), grey, np.uint8), 96) for grey in (0, 200)]
+    large = [jpeg(np.full((96, 96, 3), gray, np.uint8), 96) for gray in (0, 200)]
     more = [
         {"triple_id": "0-broken", "next_obs": b"no image"},
         {"triple_id": "0-large", "obs": large[0], "next_obs": large[1]},
@@ -196,7 +196,7 @@ def test_pairs_that_cannot_be_read_are_counted_and_sizes_mixed(
         (["dynamics", "--lake", "LAKE", "--split", "half"], "validation"),
         (["dynamics", "--lake", "LAKE", "--split", "train"], "--labeler"),
         (["dynamics", "--lake", "LAKE", "--dataset", "nothing"], "--dataset"),
-        (["dynamics", "--lake", "LAKE", "--where", "colour = 1"], "colour"),
+        (["dynamics", "--lake", "LAKE", "--where", "color = 1"], "color"),
         (["dynamics", "--lake", "LAKE", "--dataset", "empty"], "empty action"),
         (["dynamics", "--lake", "LAKE", "--where", "triple_id = '0-broken'"], "can be read"),
         (["dynamics", "--lake", "LAKE", "--model", "gpt"], "hf:"),

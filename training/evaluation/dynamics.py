@@ -11,7 +11,7 @@ import numpy as np
 from models.protocols import DynamicsModel, Images
 from training.evaluation.intervals import UNIT, Figure, mean, share
 from training.evaluation.probes import Alternative, margins, preferences
-from training.evaluation.text import bleu, normalised, rouge
+from training.evaluation.text import bleu, normalized, rouge
 
 
 def judge_dynamics(
@@ -27,7 +27,7 @@ def judge_dynamics(
         {
             "named": annotation.action,
             "confidence": annotation.mean_logprob if np.isfinite(annotation.mean_logprob) else None,
-            "exact": normalised(annotation.action) == normalised(action),
+            "exact": normalized(annotation.action) == normalized(action),
             **rouge(action, annotation.action),
             "probes": margin,
         }

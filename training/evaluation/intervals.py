@@ -34,9 +34,9 @@ class Share:
         if not self.total:
             return math.nan, math.nan
         z, n, p = 1.959964, self.effective or self.total, self.value
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        center = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return max(0.0, centre - half), min(1.0, centre + half)
+        return max(0.0, center - half), min(1.0, center + half)
 
     def __str__(self) -> str:
         low, high = self.interval

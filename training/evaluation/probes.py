@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from models.protocols import Images
+from training.evaluation.image_metrics import changed
 from training.evaluation.intervals import Figure, mean, share
-from training.evaluation.pictures import changed
-from training.evaluation.text import normalised, words
+from training.evaluation.text import normalized, words
 
 PROBES = ("random", "counterfactual", "inverse", "copy")
 
@@ -63,8 +63,8 @@ class Alternative:
 def alternatives(actions: Sequence[str], seed: int) -> list[Alternative]:
     """What each pair could be confused with, among all `actions`; the same for the same actions, order and seed."""
     generator = np.random.default_rng(seed)
-    distinct = sorted({normalised(action): action for action in reversed(actions)}.values())
-    places = {normalised(action): place for place, action in enumerate(distinct)}
+    distinct = sorted({normalized(action): action for action in reversed(actions)}.values())
+    places = {normalized(action): place for place, action in enumerate(distinct)}
     chosen = range(len(distinct))
     if len(distinct) > _POOL:
         chosen = np.sort(generator.choice(len(distinct), _POOL, replace=False)).tolist()
@@ -79,7 +79,7 @@ def alternatives(actions: Sequence[str], seed: int) -> list[Alternative]:
 
     found = []
     for action in actions:
-        place, drawn = places[normalised(action)], None
+        place, drawn = places[normalized(action)], None
         if len(distinct) > 1:
             other = int(generator.integers(len(distinct) - 1))
             drawn = distinct[other + (other >= place)]

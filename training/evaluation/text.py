@@ -20,7 +20,7 @@ def words(action: str) -> list[str]:
     return _WORD.findall(action.lower())
 
 
-def normalised(action: str) -> str:
+def normalized(action: str) -> str:
     """What two actions must share to be an exact match: their words, whatever case, punctuation and white space."""
     return " ".join(words(action))
 

@@ -13,11 +13,11 @@ import numpy.typing as npt
 from models.protocols import DynamicsModel, Images, WorldModel
 from models.verification import predict, resized
 from training.evaluation.features import ImageFeatures
+from training.evaluation.image_metrics import picture_scores
 from training.evaluation.intervals import UNIT, Figure, mean, share
 from training.evaluation.judge import Judge
-from training.evaluation.pictures import picture_scores
 from training.evaluation.probes import Alternative, margins, preferences
-from training.evaluation.text import normalised
+from training.evaluation.text import normalized
 
 SAMPLE, COPY, CEILING = "one sample", "copy of obs", "true next_obs, tokenized"
 
@@ -126,11 +126,11 @@ class WorldTest:
             named = self.referee.annotate(resized(shown_obs, side), resized(predicted, side))
             for row, annotation, action in zip(rows, named, pairs.actions, strict=True):
                 row["referee"] = annotation.action
-                row["referee_agrees"] = normalised(annotation.action) == normalised(action)
+                row["referee_agrees"] = normalized(annotation.action) == normalized(action)
         if pairs.shows:
             for row, shows, picture, action in zip(rows, pairs.shows, predicted, pairs.actions, strict=True):
                 row["oracle"] = shows(picture)
-                row["oracle_agrees"] = normalised(row["oracle"]) == normalised(action)
+                row["oracle_agrees"] = normalized(row["oracle"]) == normalized(action)
         return rows
 
 

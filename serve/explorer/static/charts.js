@@ -1,7 +1,7 @@
-// Charts, by uPlot; in the colours of the page, and again in others when the page gets others.
+// Charts, by uPlot; in the colors of the page, and again in others when the page gets others.
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
-function colour(name) {
+function color(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
@@ -23,7 +23,7 @@ function redrawn(draw) {
   };
 }
 
-const axis = () => ({ stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } });
+const axis = () => ({ stroke: color("--muted"), grid: { stroke: color("--line"), width: 1 }, ticks: { show: false } });
 
 const short = (time) => new Date(1000 * time).toISOString().slice(5, 16).replace("T", " ");
 
@@ -43,7 +43,7 @@ export function throughput(element, runs) {
           cursor: { show: false },
           scales: { x: { range: [first - margin, last + margin] }, y: { range: (_, low, high) => [0, high * 1.1 || 1] } },
           axes: [{ ...axis(), space: 100, values: (_, times) => times.map(short) }, axis()],
-          series: [{}, { stroke: colour("--accent"), width: 2, points: { show: true, size: 8, fill: colour("--accent") } }],
+          series: [{}, { stroke: color("--accent"), width: 2, points: { show: true, size: 8, fill: color("--accent") } }],
         },
         data,
         element,
@@ -58,12 +58,12 @@ export function histogram(element, scores, kept) {
   // Square roots: a tall bin must not hide the few pairs that a threshold is about.
   const data = [middles, scores.accepted.map(Math.sqrt), scores.rejected.map(Math.sqrt)];
   const bars = uPlot.paths.bars({ size: [1, Infinity], gap: 1 });
-  const series = (name) => ({ fill: colour(name), width: 0, paths: bars, points: { show: false } });
+  const series = (name) => ({ fill: color(name), width: 0, paths: bars, points: { show: false } });
   const veil = (chart) => {
     const { left, top, height } = chart.bbox;
     chart.ctx.save();
     chart.ctx.globalAlpha = 0.75;
-    chart.ctx.fillStyle = colour("--surface");
+    chart.ctx.fillStyle = color("--surface");
     const wide = chart.bbox.width / middles.length;
     middles.forEach((middle, bin) => {
       const [from, to] = [Math.round(left + bin * wide), Math.round(left + (bin + 1) * wide)];

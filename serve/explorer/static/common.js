@@ -118,7 +118,7 @@ export function shown(pair) {
     label: [pair.action, name(pair.uri), time].filter(Boolean).join(", "),
     why: pair.reasons && pair.reasons.length ? `by ${pair.reasons.join(", ")}` : "",
     datasetText: [pair.dataset, pair.split].filter(Boolean).join(", "),
-    confidenceText: numbers.confidence ? `confidence ${numbers.confidence}` : "labelled by people",
+    confidenceText: numbers.confidence ? `confidence ${numbers.confidence}` : "labeled by people",
     scores: SCORES.filter((score) => numbers[score] !== "").map((score) => ({ name: score.replace("_", " "), text: numbers[score] })),
     numbers,
     videoHref: `/videos/${encodeURIComponent(pair.video_id)}`,

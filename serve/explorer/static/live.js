@@ -4,7 +4,7 @@ page("live", () => ({
   view: "side",
   overVideo: false,
   uri: "",
-  labelling: false,
+  labeling: false,
   videoState: "",
   videoProblem: "",
   found: [],
@@ -41,9 +41,9 @@ page("live", () => ({
     this.stopped.abort();
   },
   async label(name, request) {
-    if (this.labelling) this.stopped.abort();
+    if (this.labeling) this.stopped.abort();
     const stopped = (this.stopped = new AbortController());
-    Object.assign(this, { found: [], labelling: true, videoProblem: "", videoState: `${name}: sent` });
+    Object.assign(this, { found: [], labeling: true, videoProblem: "", videoState: `${name}: sent` });
     try {
       const answer = await ask("/v1/label/video?write=no", { method: "POST", signal: stopped.signal, ...request });
       let sums = null;
@@ -60,7 +60,7 @@ page("live", () => ({
       if (error.name === "AbortError") this.videoState = `${name}: stopped after ${count(this.found.length)} pairs`;
       else Object.assign(this, { videoProblem: error.message, videoState: "" });
     } finally {
-      if (this.stopped === stopped) this.labelling = false;
+      if (this.stopped === stopped) this.labeling = false;
     }
   },
 

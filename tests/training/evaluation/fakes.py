@@ -1,4 +1,4 @@
-"""A world of grey squares, with models that know its rules: what each figure must come to is known beforehand."""
+"""A world of gray squares, with models that know its rules: what each figure must come to is known beforehand."""
 
 from __future__ import annotations
 

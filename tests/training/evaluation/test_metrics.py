@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from sacrebleu import corpus_bleu
 
 from tests.training.evaluation.fakes import SIZE, pairs, scene
+from training.evaluation.image_metrics import changed, picture_scores
 from training.evaluation.intervals import UNIT, Share, mean, plain, share, share_of_groups
-from training.evaluation.pictures import changed, picture_scores
 from training.evaluation.probes import OPPOSITES, alternatives, opposite
-from training.evaluation.text import bleu, normalised, rouge
+from training.evaluation.text import bleu, normalized, rouge
 
 
 def test_means_and_shares() -> None:
@@ -61,7 +61,7 @@ def test_where_all_agree_every_group_counts_once(hit: bool) -> None:
 
 
 def test_text() -> None:
-    assert normalised(" The red  Square moves. ") == "the red square moves"
+    assert normalized(" The red  Square moves. ") == "the red square moves"
     # One word of three is common on either side; as a sequence as well.
     assert rouge("moves it left", "left the room") == pytest.approx({"rouge1": 1 / 3, "rougeL": 1 / 3})
     truths = ["the red shape moves left now", "it gets darker and darker"]
@@ -132,15 +132,15 @@ def test_opposites() -> None:
 def test_alternatives_are_other_actions(actions: list[str], seed: int) -> None:
     found = alternatives(actions, seed)
     assert found == alternatives(actions, seed)
-    distinct = {normalised(action) for action in actions}
+    distinct = {normalized(action) for action in actions}
     for action, other in zip(actions, found, strict=True):
         assert (other.random is None) == (len(distinct) == 1)
         if other.random is not None:
-            assert normalised(other.random) in distinct - {normalised(action)}
+            assert normalized(other.random) in distinct - {normalized(action)}
         if action == "the door opens":
             assert (other.counterfactual, other.is_opposite) == ("the door closes", True)
         elif other.counterfactual is not None:
             assert not other.is_opposite
-            assert normalised(other.counterfactual) in distinct - {normalised(action)}
+            assert normalized(other.counterfactual) in distinct - {normalized(action)}
         if action == "the cat runs away" and "it runs" in distinct:
             assert other.counterfactual == "it runs"

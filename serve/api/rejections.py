@@ -8,10 +8,10 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query
 
 from serve.api.triples import NEWEST, page_of
-from serve.guard import Guard
+from serve.auth import Guard
 from serve.lake_schemas import FailureOut, FailuresPage, RejectionsPage
 from serve.problems import responses
-from serve.reading import Filters, Reading
+from serve.queries import Filters, Reading
 
 FAILURE = (
     "video_id, uri, labeler_id, run_id, scope, triple_id, start_pts, end_pts, stage, error_type, message, transient, "

@@ -1,4 +1,4 @@
-"""Processes that read headers may die or hang: their neighbours do not notice."""
+"""Processes that read headers may die or hang: their neighbors do not notice."""
 
 import os
 import shutil
@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lake.probe import Header, ProbeError, prober
 from lake.s3 import Unavailable
 from lake.storage import Entry, StorageConfig, local_etag
+from lake.video_headers import Header, ProbeError, prober
 from tests.answering import Answering
 from tests.media import FFMPEG, MISSING, ffmpeg
 

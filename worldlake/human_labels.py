@@ -1,4 +1,4 @@
-"""`worldlake ingest` of data sets that people labelled."""
+"""`worldlake ingest` of data sets that people labeled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from worldlake import console
 from worldlake.ingested import any_failed, in_words
 
 
-def labelled_command(
+def labeled_command(
     lake: Lake,
     sources: list[str],
     layout: str,
@@ -20,12 +20,12 @@ def labelled_command(
     strict: bool,
     json: bool,
 ) -> int:
-    """Ingest labelled rows and say what became of them; the exit code."""
-    from labeling.labelled import LabelledOptions, ingest_labelled
+    """Ingest labeled rows and say what became of them; the exit code."""
+    from labeling.human_labels import LabeledOptions, ingest_labeled
 
-    options = LabelledOptions(dataset, split, image_size, retry_failed, bring_back)
+    options = LabeledOptions(dataset, split, image_size, retry_failed, bring_back)
     with console.counter("ingest") as counter:
-        videos, rows = ingest_labelled(
+        videos, rows = ingest_labeled(
             lake, sources, layout, options, lambda counts: counter(counts.triples + counts.failed, vars(counts))
         )
     if json:

@@ -42,7 +42,7 @@ COOKIE = "worldlake_key"
 _SAFE = ("GET", "HEAD")
 _ASK = {"WWW-Authenticate": 'Bearer realm="worldlake"'}
 
-log = logging.getLogger("serve.guard")
+log = logging.getLogger("serve.auth")
 
 
 class KeyRing:

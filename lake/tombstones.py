@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from lake.errors import Refused
 from lake.ids import video_id
-from lake.storage import normalise
+from lake.storage import normalize
 from lake.tables import Lake, now
 from lake.writer import Writer
 
@@ -46,7 +46,7 @@ class Tombstones:
         return (uri is not None and key(uri) in self.uris) or (video is not None and key(video) in self.videos)
 
 
-def tombstones(lake: Lake) -> Tombstones:
+def read(lake: Lake) -> Tombstones:
     """The tombstones of a lake."""
     columns = ["video_id", "triple_id", "error_type", "failed_at"]
     rows = lake.read("failures", columns, pc.field("stage") == STAGE).to_pylist()
@@ -61,12 +61,12 @@ def tombstones(lake: Lake) -> Tombstones:
 
 def keys(lake: Lake) -> frozenset[str]:
     """The hashes of all uris that are forgotten now."""
-    return tombstones(lake).uris
+    return read(lake).uris
 
 
 def record(writer: Writer, videos: Iterable[tuple[str, str]]) -> int:
     """Let every writer that opens from now on leave these states alone: (uri, video_id) of each; how many are new."""
-    known = tombstones(writer.lake)
+    known = read(writer.lake)
     missing = sorted({pair for pair in videos if key(pair[0]) not in known.uris or key(pair[1]) not in known.videos})
     message = "deleted on request and left alone since; `worldlake ingest SRC --forgotten` brings it back"
     writer.append("failures", [_row(key(uri), _FORGOTTEN, message, known, key(video)) for uri, video in missing])
@@ -75,7 +75,7 @@ def record(writer: Writer, videos: Iterable[tuple[str, str]]) -> int:
 
 def bring_back(writer: Writer, uris: Iterable[str]) -> None:
     """Let ingests see these uris again."""
-    known = tombstones(writer.lake)
+    known = read(writer.lake)
     message = "brought back by `worldlake ingest --forgotten`"
     writer.append("failures", [_row(key(uri), _BROUGHT_BACK, message, known) for uri in uris])
 
@@ -96,7 +96,7 @@ def redacted(config: str | None, away: Tombstones) -> str | None:
 def normal(what: str) -> str:
     """A uri in the spelling of the tables, where it has one."""
     try:
-        return normalise(what)
+        return normalize(what)
     except Refused:
         return what
 

@@ -17,17 +17,17 @@ import pytest
 from lake.isolation import Isolated
 from lake.schemas import TABLES
 from lake.tables import Lake
-from serve import queries, reading
+from serve import queries, query_worker
+from serve.isolated_pool import NoneFree, Processes
 from serve.problems import Problem
-from serve.processes import NoneFree, Processes
-from serve.reading import Reading
+from serve.queries import Reading
 from tests.lake import statements
 from tests.lake.filled import fill
 from tests.serve.conftest import LIMITS, Served
 
 # DuckDB cannot be interrupted in it: some fifty seconds.
 HANGS = "SELECT levenshtein(repeat('a', 120000), repeat('b', 120000))"
-LATEST_S = LIMITS.sql_seconds + reading._LATE_S + 2
+LATEST_S = LIMITS.sql_seconds + queries._LATE_S + 2
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_no_statement_of_any_type_is_answered_or_leaves_a_file(
 
 @pytest.fixture(scope="module")
 def process(lake: Lake) -> Iterator[Isolated]:
-    with Isolated(10, reading._ADDRESSES, first=partial(queries.prepare, lake.uri, lake.storage)) as made:
+    with Isolated(10, queries._ADDRESSES, first=partial(query_worker.prepare, lake.uri, lake.storage)) as made:
         made.start()
         yield made
 
@@ -90,8 +90,8 @@ def test_the_process_of_a_query_can_write_nowhere(process: Isolated, tmp_path: P
 
 
 def test_the_process_of_a_query_may_compute_for_so_long(process: Isolated, lake: Lake) -> None:
-    question = queries.Question("SELECT 1 AS a", {}, 10, 1000, 5.0)
-    assert process.call(queries.read_apart, lake.uri, lake.storage, question).rows == [{"a": 1}]
+    question = query_worker.Question("SELECT 1 AS a", {}, 10, 1000, 5.0)
+    assert process.call(query_worker.read_apart, lake.uri, lake.storage, question).rows == [{"a": 1}]
     soft, _ = process.call(resource.getrlimit, resource.RLIMIT_CPU)
     assert 5 <= soft <= 5 * 100
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 from models.errors import ModelRefused
 from models.folders import WANTED
 from models.loading import ModelSettings, load_dynamics, resolve
-from models.stored import fetch
+from models.s3_cache import fetch
 from tests.conftest import Bucket
 from tests.models.tiny import save_tiny
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from labeling.stop import Stop
+from labeling.stop_flag import Stop
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve import connections, flow, pace
-from serve.guard import KeyRing, key_of, needs_key, refuse_other_sites
+from serve.auth import KeyRing, key_of, needs_key, refuse_other_sites
 from serve.keys import Key
 from serve.limits import Limits
 from serve.middleware import Named, audit_to_output, declared_bytes
@@ -57,7 +57,7 @@ _DEFAULT = "256"
 def environment(settings: ServeSettings) -> dict[str, str]:
     """What Ray has to be started with, for its proxies to refuse."""
     return {
-        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.admission:middlewares",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.load_shedding:middlewares",
         _AT_ONCE: str(at_once(settings)),
     }
 

@@ -1,4 +1,4 @@
-"""Data sets that people labelled, in their published layouts, read by the real code."""
+"""Data sets that people labeled, in their published layouts, read by the real code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from labeling.annotate import decode_images
-from labeling.labelled import LabelledCounts, LabelledOptions, ingest_labelled
+from labeling.human_labels import LabeledCounts, LabeledOptions, ingest_labeled
 from lake.catalog import ingest
 from lake.commits import Committer
 from lake.errors import Refused
@@ -64,11 +64,11 @@ def triples_as_they_are(lake: Lake) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: row["triple_id"])
 
 
-def ingest_again(lake: Lake, root: Path, layout: str, counts: LabelledCounts) -> None:
+def ingest_again(lake: Lake, root: Path, layout: str, counts: LabeledCounts) -> None:
     """A second run adds no row and opens no file."""
     before = [rows(lake, name) for name in TABLES]
-    _, again = ingest_labelled(lake, [str(root)], layout)
-    assert again == LabelledCounts(listed=counts.listed, known=counts.listed)
+    _, again = ingest_labeled(lake, [str(root)], layout)
+    assert again == LabeledCounts(listed=counts.listed, known=counts.listed)
     assert [rows(lake, name) for name in TABLES] == before
 
 
@@ -80,8 +80,8 @@ def test_aurora(place: str, root: Path, request: Any) -> None:
         for path in (path for path in root.rglob("*") if path.is_file()):
             bucket.put(f"aurora/{path.relative_to(root)}", path)
         source = f"{bucket.uri}/aurora"
-    videos, counts = ingest_labelled(lake, [source], "aurora")
-    assert (videos.listed, counts) == (0, LabelledCounts(listed=4, triples=4))
+    videos, counts = ingest_labeled(lake, [source], "aurora")
+    assert (videos.listed, counts) == (0, LabeledCounts(listed=4, triples=4))
     assert summary(lake, "dataset", "action", "split", "labeler_id", "policy_id", "obs_pts", "next_pts") == [
         ("aurora-ag", "do thing 1", "train", "human:aurora", "human", 0, 1, 10, 11),
         ("aurora-kubric", "do thing 3", "train", "human:aurora", "human", 0, 1, 30, 31),
@@ -92,8 +92,8 @@ def test_aurora(place: str, root: Path, request: Any) -> None:
     for row in rows(lake, "triples"):
         assert row["uri"].startswith(f"{source}/data/")
         assert {row[name] for name in ("confidence", "motion", "direction", "copy", "text", "time_base")} == {None}
-    _, again = ingest_labelled(lake, [source], "aurora")
-    assert again == LabelledCounts(listed=4, known=4)
+    _, again = ingest_labeled(lake, [source], "aurora")
+    assert again == LabeledCounts(listed=4, known=4)
     assert len(rows(lake, "triples")) == 4
 
 
@@ -118,27 +118,27 @@ def test_every_row_that_cannot_be_used_is_a_failure(root: Path, lake: Lake) -> N
         "already": {**good, "instruction": "something else"},
     }
     manifest.write_text(json.dumps([good, *bad.values(), good]))
-    _, counts = ingest_labelled(lake, [str(root)], "aurora")
-    assert counts == LabelledCounts(listed=15, triples=4, failed=10, known=1)
+    _, counts = ingest_labeled(lake, [str(root)], "aurora")
+    assert counts == LabeledCounts(listed=15, triples=4, failed=10, known=1)
     failures = rows(lake, "failures")
     for number, reason in enumerate(bad, 2):
         [row] = [row for row in failures if row["message"].startswith(f"row {number} of train.json: ")]
         assert reason in row["message"]
         assert (row["labeler_id"], row["transient"], row["scope"]) == ("human:aurora", False, "pair")
     ingest_again(lake, root, "aurora", counts)
-    retried = ingest_labelled(lake, [str(root)], "aurora", LabelledOptions(retry_failed=True))[1]
+    retried = ingest_labeled(lake, [str(root)], "aurora", LabeledOptions(retry_failed=True))[1]
     assert (retried.triples, retried.failed, retried.known) == (0, 9, 6)
 
     datasets.image(root / "data/ag/images/gone.png", 77)
-    _, after = ingest_labelled(lake, [str(root)], "aurora")
-    assert after == LabelledCounts(listed=15, triples=1, known=14)
+    _, after = ingest_labeled(lake, [str(root)], "aurora")
+    assert after == LabeledCounts(listed=15, triples=1, known=14)
     assert len(rows(lake, "triples")) == 5
 
 
 def test_aurora_bench(root: Path, lake: Lake) -> None:
     datasets.aurora_bench(root)
-    _, counts = ingest_labelled(lake, [str(root)], "aurora-bench")
-    assert counts == LabelledCounts(listed=8, triples=5, failed=3)
+    _, counts = ingest_labeled(lake, [str(root)], "aurora-bench")
+    assert counts == LabeledCounts(listed=8, triples=5, failed=3)
     assert summary(lake, "dataset", "action", "split")[0] == ("aurora-bench-ag", "do task ag", "test", 10, 11)
     assert [row["message"] for row in rows(lake, "failures")] == [
         f"row {number} of test.json: no next_obs: column 'output' is missing" for number in (6, 7, 8)
@@ -148,12 +148,12 @@ def test_aurora_bench(root: Path, lake: Lake) -> None:
 
 def test_something(root: Path, lake: Lake) -> None:
     datasets.something(root)
-    videos, counts = ingest_labelled(lake, [str(root)], "something")
+    videos, counts = ingest_labeled(lake, [str(root)], "something")
     assert (videos.new, videos.failed) == (3, 0)
-    assert counts == LabelledCounts(listed=3, triples=2, failed=1)
+    assert counts == LabeledCounts(listed=3, triples=2, failed=1)
     template = "Holding [something] next to [something]"
-    catalogued = sorted((row["split"], row["class_label"]) for row in rows(lake, "videos"))
-    assert catalogued == [("test", None), ("train", template), ("validation", template)]
+    catalogd = sorted((row["split"], row["class_label"]) for row in rows(lake, "videos"))
+    assert catalogd == [("test", None), ("train", template), ("validation", template)]
     assert summary(lake, "split", "action", "dataset") == [
         ("train", "holding potato next to cup 0", "something", 0, 11),
         ("validation", "holding potato next to cup 1", "something", 100, 111),
@@ -168,8 +168,8 @@ def test_something(root: Path, lake: Lake) -> None:
 
 def test_epic_kitchens(root: Path, lake: Lake) -> None:
     datasets.epic_kitchens(root)
-    videos, counts = ingest_labelled(lake, [str(root)], "epic-kitchens")
-    assert (videos.new, counts) == (2, LabelledCounts(listed=3, triples=3))
+    videos, counts = ingest_labeled(lake, [str(root)], "epic-kitchens")
+    assert (videos.new, counts) == (2, LabeledCounts(listed=3, triples=3))
     # The first frames at or after the times; a stop just after the end is the last frame.
     assert summary(lake, "split", "action", "dataset") == [
         ("train", "open door, slowly", "epic-kitchens", 4, 30),
@@ -187,18 +187,18 @@ def stays_away_until_asked_for(lake: Lake, root: Path, layout: str, triples: int
     """What was just forgotten, with so many triples, comes back with `bring_back` only."""
     before = lake.dataset("triples").count_rows()
     for _ in range(2):
-        counts = ingest_labelled(lake, [str(root)], layout)[1]
+        counts = ingest_labeled(lake, [str(root)], layout)[1]
         assert (counts.triples, counts.failed, counts.listed) == (0, 0, counts.known)
     assert lake.dataset("triples").count_rows() == before
-    back = ingest_labelled(lake, [str(root)], layout, LabelledOptions(bring_back=True))[1]
+    back = ingest_labeled(lake, [str(root)], layout, LabeledOptions(bring_back=True))[1]
     assert (back.triples, lake.dataset("triples").count_rows()) == (triples, before + triples)
-    again = ingest_labelled(lake, [str(root)], layout)[1]
+    again = ingest_labeled(lake, [str(root)], layout)[1]
     assert (again.triples, again.known) == (0, again.listed)
 
 
 def test_new_rows_of_a_video_are_added(root: Path, lake: Lake) -> None:
     datasets.epic_kitchens(root)
-    ingest_labelled(lake, [str(root)], "epic-kitchens")
+    ingest_labeled(lake, [str(root)], "epic-kitchens")
     manifest = root / "epic-kitchens-100-annotations/EPIC_100_train.csv"
     lines = manifest.read_text().splitlines()
     more = [
@@ -211,8 +211,8 @@ def test_new_rows_of_a_video_are_added(root: Path, lake: Lake) -> None:
     ]
     added = datasets.write_csv(root / "more.txt", more).read_text().splitlines()[1:]
     manifest.write_text("\n".join([*lines, *added]) + "\n")
-    _, counts = ingest_labelled(lake, [str(root)], "epic-kitchens")
-    assert counts == LabelledCounts(listed=9, triples=1, failed=5, known=3)
+    _, counts = ingest_labeled(lake, [str(root)], "epic-kitchens")
+    assert counts == LabeledCounts(listed=9, triples=1, failed=5, known=3)
     reasons = " ".join(row["message"] for row in rows(lake, "failures"))
     for reason in (
         "ends after 3.96 s",
@@ -262,8 +262,8 @@ def test_frame_numbers_of_a_mapping_of_ones_own(root: Path, lake: Lake, tmp_path
         tmp_path, manifest=r"rows\.jsonl", video="{file}", start_frame="{from}", stop_frame="{to}", first_frame=1,
         action="{what}", split="{set}",
     )  # fmt: skip
-    _, counts = ingest_labelled(lake, [str(root)], mapping)
-    assert counts == LabelledCounts(listed=5, triples=2, failed=3)
+    _, counts = ingest_labeled(lake, [str(root)], mapping)
+    assert counts == LabeledCounts(listed=5, triples=2, failed=3)
     assert summary(lake, "labeler_id", "dataset", "split", "action") == [
         ("human:my-data", "my-data", "validation", "do", 0, 10),
         ("human:my-data", "my-data", "validation", "do more", 10, 49),
@@ -279,8 +279,8 @@ def test_a_folder_of_pairs_is_a_mapping_too(root: Path, lake: Lake, tmp_path: Pa
         tmp_path, paths=r"(?P<act>[^/]+)/(?P<id>\d+)_before\.png", obs="{path}", next_obs="{act}/{id}_after.png",
         action="{act}",
     )  # fmt: skip
-    _, counts = ingest_labelled(lake, [str(root)], mapping)
-    assert counts == LabelledCounts(listed=2, triples=1, failed=1)
+    _, counts = ingest_labeled(lake, [str(root)], mapping)
+    assert counts == LabeledCounts(listed=2, triples=1, failed=1)
     assert summary(lake, "action") == [("open door", 3, 4)]
     ingest_again(lake, root, mapping, counts)
 
@@ -293,8 +293,8 @@ def test_classes_of_a_manifest(root: Path, lake: Lake, tmp_path: Path) -> None:
         tmp_path, manifest=r"annotations/\w+\.csv", video="{youtube_id}_{time_start:0>6}_{time_end:0>6}.mp4",
         class_label="{label}", split="{split}", dataset="kinetics",
     )  # fmt: skip
-    _, counts = ingest_labelled(lake, [str(root)], mapping)
-    assert counts == LabelledCounts(listed=2, known=1, failed=1)
+    _, counts = ingest_labeled(lake, [str(root)], mapping)
+    assert counts == LabeledCounts(listed=2, known=1, failed=1)
     [found] = rows(lake, "videos")
     assert (found["dataset"], found["class_label"], found["split"]) == ("kinetics", "playing harp", "validation")
     assert rows(lake, "triples") == []
@@ -310,10 +310,10 @@ def test_a_run_that_was_killed_is_resumed(after: int, root: Path, lake: Lake, tm
     datasets.epic_kitchens(root)
     (root / "EPIC-KITCHENS/P01/videos/P01_11.MP4").write_bytes(b"no video")
     whole = Lake(str(tmp_path / "whole"))
-    expected = ingest_labelled(whole, [str(root)], "epic-kitchens")[1]
-    assert expected == LabelledCounts(listed=3, triples=2, failed=1)
+    expected = ingest_labeled(whole, [str(root)], "epic-kitchens")[1]
+    assert expected == LabeledCounts(listed=3, triples=2, failed=1)
 
-    monkeypatch.setattr("labeling.labelled._COMMIT_ROWS", 1)
+    monkeypatch.setattr("labeling.human_labels._COMMIT_ROWS", 1)
     original, commits = Committer._commit_table, [0]
 
     def killed(self: Committer, *args: Any) -> None:
@@ -325,12 +325,12 @@ def test_a_run_that_was_killed_is_resumed(after: int, root: Path, lake: Lake, tm
     with monkeypatch.context() as patched:
         patched.setattr(Committer, "_commit_table", killed)
         with pytest.raises(Killed):
-            ingest_labelled(lake, [str(root)], "epic-kitchens")
-    counts = ingest_labelled(lake, [str(root)], "epic-kitchens")[1]
+            ingest_labeled(lake, [str(root)], "epic-kitchens")
+    counts = ingest_labeled(lake, [str(root)], "epic-kitchens")[1]
     assert counts.listed == counts.triples + counts.failed + counts.known == 3
     assert triples_as_they_are(lake) == triples_as_they_are(whole)
     assert len(rows(lake, "progress")) == 2
-    assert ingest_labelled(lake, [str(root)], "epic-kitchens")[1].known == 3
+    assert ingest_labeled(lake, [str(root)], "epic-kitchens")[1].known == 3
 
 
 def test_the_command(root: Path, lake: Lake) -> None:
@@ -346,7 +346,7 @@ def test_the_command(root: Path, lake: Lake) -> None:
     assert "3 videos listed = 3 new" in printed
 
     code, printed = worldlake("status", "--lake", lake.uri, "--json")
-    assert json.loads(printed)["labelled_by_people"] == {"human:aurora-bench": 5, "human:something": 2}, printed
+    assert json.loads(printed)["labeled_by_people"] == {"human:aurora-bench": 5, "human:something": 2}, printed
     assert "human:something: 2 triples" in worldlake("status", "--lake", lake.uri)[1]
     with query(lake, "SELECT count(*) FROM triples_human_aurora_bench") as result:
         assert result.read_all().to_pylist()[0] == {"count_star()": 5}
@@ -374,9 +374,9 @@ def test_the_command(root: Path, lake: Lake) -> None:
 def test_manifests_that_are_refused(content: str, message: str, root: Path, lake: Lake) -> None:
     (root / "test.json").write_text(content)
     with pytest.raises(Refused, match=message):
-        ingest_labelled(lake, [str(root)], "aurora-bench")
+        ingest_labeled(lake, [str(root)], "aurora-bench")
     code, printed = worldlake("ingest", str(root), "--lake", lake.uri, "--format", "aurora-bench")
     assert code == 2
     assert len(printed.strip().splitlines()) == 1, printed
     with pytest.raises(Refused, match="is a file"):
-        ingest_labelled(lake, [str(root / "test.json")], "aurora-bench")
+        ingest_labeled(lake, [str(root / "test.json")], "aurora-bench")

@@ -145,7 +145,7 @@ def test_a_lake_that_is_away_is_a_problem_of_the_moment(served: Served, monkeypa
     def away(*_: object, **__: object) -> None:
         raise Unavailable("the store does not answer")
 
-    monkeypatch.setattr("serve.queries.query", away)
+    monkeypatch.setattr("serve.query_worker.query", away)
     answer = served.client.get("/v1/labelers")
     assert (answer.status_code, answer.json()["type"]) == (503, "urn:worldlake:problem:busy")
     assert "Retry-After" in answer.headers

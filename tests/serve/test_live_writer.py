@@ -20,12 +20,12 @@ from lake.forget import forget
 from lake.maintenance import maintain
 from lake.runs import Run, find_alive, states
 from lake.tables import Lake
-from serve.answers import Answers
 from serve.app import build_app
+from serve.idempotency import Answers
 from serve.keys import Keys
+from serve.live_writer import LiveWriter, WriteFailed
 from serve.services import Services
 from serve.soon import DROPPED
-from serve.writing import LiveWriter, WriteFailed
 from tests.serve.conftest import InProcess, as_base64, asking, close, serve, writer_of
 
 Pairs = list[tuple[bytes, bytes, str]]

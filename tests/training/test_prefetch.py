@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import ray
 
-from training.feed import Feeder, Rows
+from training.prefetch import Feeder, Rows
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,7 +42,7 @@ def test_rows_are_found_in_their_blocks_whatever_all_of_them_weigh() -> None:
         return blocks if isinstance(asked, list) else kept(asked)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.feed.ray.get", get)
+        patch.setattr("training.prefetch.ray.get", get)
         feeder = Feeder(rows)
     wanted = np.array([47, 3, 3, 20])
     assert feeder.batch(wanted) == {

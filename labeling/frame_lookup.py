@@ -48,7 +48,7 @@ def pick_frames(
 ) -> Picked:
     """Look for moments in `segment_s` seconds of a video from `start` (None: its first frame) on.
 
-    A frame that was lost is never replaced by its neighbour: the moment is missing. Raises DecodeError.
+    A frame that was lost is never replaced by its neighbor: the moment is missing. Raises DecodeError.
     """
     video = open_video(path, settings.decoder)
     try:

@@ -6,7 +6,7 @@ import duckdb
 import pyarrow as pa
 
 from labeling.stream import WORK
-from lake import forgotten
+from lake import tombstones
 from lake.errors import Refused
 from lake.tables import Lake
 
@@ -38,7 +38,7 @@ def video_states(lake: Lake, labeler_id: str) -> duckdb.DuckDBPyConnection:
     for name in ("videos", "progress", "failures", "triples", "rejections"):
         connection.register(name, lake.dataset(name))
     # A `forget` that is under way has entombed videos that it has yet to delete.
-    connection.register("forgotten", pa.table({"uri_key": pa.array(sorted(forgotten.keys(lake)), pa.string())}))
+    connection.register("forgotten", pa.table({"uri_key": pa.array(sorted(tombstones.keys(lake)), pa.string())}))
     connection.execute(_STATES, {"labeler": labeler_id, "max_attempts": MAX_ATTEMPTS})
     return connection
 

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labeling.ledger import Ledger, Report
+from labeling.accounting import Ledger, Report
 
 outcomes = st.lists(st.sampled_from(["accepted", "rejected", "failed", "span"]), max_size=8)
 

@@ -1,4 +1,4 @@
-"""Ingesting what people labelled: rows of a manifest become triples under the labeler `human:<data set>`.
+"""Ingesting what people labeled: rows of a manifest become triples under the labeler `human:<data set>`.
 
 `progress` says which videos and pairs of images are finished, so that a second run opens only what is new, and the
 committer of the labeler makes it exactly once.
@@ -16,27 +16,27 @@ from typing import Any
 import pyarrow.compute as pc
 from PIL import Image
 
-from labeling.units import Outcome, Unit, reader
-from lake import catalog, forgotten
+from labeling.frame_reader import Outcome, Unit, reader
+from lake import catalog, tombstones
 from lake.commits import Committer
 from lake.errors import Refused
 from lake.ids import content_id, triple_id, video_id
 from lake.layouts import find_mapping
-from lake.manifest import Labelled, Manifest, Origin, Place, check_split, read_manifest
+from lake.manifest import Labeled, Manifest, Origin, Place, check_split, read_manifest
 from lake.manifest import Mapping as Layout
 from lake.runs import Run, new_run_id, states
-from lake.storage import normalise
+from lake.storage import normalize
 from lake.tables import Lake, now, to_table
 
 POLICY_ID = "human"
 # The size at which the paper trains on AURORA.
 IMAGE_SIZE = 256
-# A commit makes a file a table: every ten seconds as in labelling, or when so many rows wait in memory.
+# A commit makes a file a table: every ten seconds as in labeling, or when so many rows wait in memory.
 _COMMIT_S, _COMMIT_ROWS = 10.0, 1000
 
 
 @dataclass
-class LabelledCounts:
+class LabeledCounts:
     """Rows: listed = triples + failed + known; `known` are in the lake already, also as failures of an earlier run."""
 
     listed: int = 0
@@ -46,7 +46,7 @@ class LabelledCounts:
 
 
 @dataclass(frozen=True)
-class LabelledOptions:
+class LabeledOptions:
     """What a user chooses: data set and split for all rows (None: by mapping), side of the images in pixels, whether
     to try again what failed for good, and whether to take in again what was forgotten."""
 
@@ -57,14 +57,14 @@ class LabelledOptions:
     bring_back: bool = False
 
 
-def ingest_labelled(
+def ingest_labeled(
     lake: Lake,
     sources: Sequence[str],
     layout: str,
-    options: LabelledOptions = LabelledOptions(),
-    on_progress: Callable[[LabelledCounts], None] = lambda counts: None,
-) -> tuple[catalog.IngestCounts, LabelledCounts]:
-    """Read labelled rows, catalogue their videos, and make triples of them.
+    options: LabeledOptions = LabeledOptions(),
+    on_progress: Callable[[LabeledCounts], None] = lambda counts: None,
+) -> tuple[catalog.IngestCounts, LabeledCounts]:
+    """Read labeled rows, catalog their videos, and make triples of them.
 
     `layout` is the name of a preset, or a YAML file with a `manifest.Mapping`; one that has rows.
 
@@ -74,14 +74,14 @@ def ingest_labelled(
         s3.Unavailable: the store does not answer.
     """
     mapping = find_mapping(layout)
-    if mapping is None or not mapping.is_labelled:
-        raise Refused(f"the format {layout!r} has no labelled rows")
+    if mapping is None or not mapping.is_labeled:
+        raise Refused(f"the format {layout!r} has no labeled rows")
     check_split(options.split)
     if not sources:
         raise Refused("no source given: name a folder or s3://bucket/folder that holds the data set")
     for uri in sources:
         lake.storage.check(uri, must_exist=True)
-    manifests = {uri: read_manifest(lake.storage, uri, mapping) for uri in map(normalise, sources)}
+    manifests = {uri: read_manifest(lake.storage, uri, mapping) for uri in map(normalize, sources)}
     lake.create()
     videos = catalog.IngestCounts()
     if mapping.video:
@@ -119,14 +119,14 @@ class _Work:
     """One run over the rows of one mapping."""
 
     def __init__(
-        self, lake: Lake, mapping: Layout, options: LabelledOptions, on_progress: Callable[[LabelledCounts], None]
+        self, lake: Lake, mapping: Layout, options: LabeledOptions, on_progress: Callable[[LabeledCounts], None]
     ) -> None:
         self._lake, self._mapping, self._options, self._on_progress = lake, mapping, options, on_progress
         self._labeler = f"human:{mapping.name}"
-        self._counts = LabelledCounts()
+        self._counts = LabeledCounts()
         self._pending = _Pending()
 
-    def do(self, manifests: Mapping[str, Manifest]) -> LabelledCounts:
+    def do(self, manifests: Mapping[str, Manifest]) -> LabeledCounts:
         self._refuse_other_size()
         signatures = self._signatures(manifests)
         config = {
@@ -196,10 +196,10 @@ class _Work:
             self._fail(key, origin.manifest.uri, origin, why)
 
     def _unfinished(self, all_units: Iterator[Unit], signatures: dict[str, str]) -> list[Unit]:
-        todo, found, away = [], list(all_units), forgotten.tombstones(self._lake)
+        todo, found, away = [], list(all_units), tombstones.read(self._lake)
         left_alone = {unit.uri for unit in found if away.covers(unit.uri)}
         if left_alone and self._options.bring_back:
-            forgotten.bring_back(self._committer.writer, left_alone)
+            tombstones.bring_back(self._committer.writer, left_alone)
             left_alone = set()
         for unit in found:
             if unit.uri in left_alone or self._is_finished(unit, signatures):
@@ -232,7 +232,7 @@ class _Work:
         for row, (obs_pts, obs), (next_pts, next_obs) in outcome.pairs:
             id_ = triple_id(unit.video_id, obs_pts, next_pts, self._labeler)
             if actions.get(id_, row.action) != row.action:
-                message = f"the same frames are labelled {actions[id_]!r} already"
+                message = f"the same frames are labeled {actions[id_]!r} already"
                 why = {"stage": "manifest", "error_type": "SecondLabel", "message": message, "transient": False}
                 self._fail(unit.video_id, unit.uri, row.origin, why)
             elif id_ in self._decided:
@@ -251,7 +251,7 @@ class _Work:
             self._finish(unit, self._counts.triples - before[0], self._counts.failed - before[1])
         self._on_progress(self._counts)
 
-    def _triple(self, unit: Unit, row: Labelled) -> dict[str, Any]:
+    def _triple(self, unit: Unit, row: Labeled) -> dict[str, Any]:
         return {
             "run_id": self._committer.run_id,
             "labeler_id": self._labeler,
@@ -305,9 +305,9 @@ class _Work:
         )
 
 
-def units(manifests: Mapping[str, Manifest], mapping: Layout, options: LabelledOptions) -> Iterator[Unit]:
+def units(manifests: Mapping[str, Manifest], mapping: Layout, options: LabeledOptions) -> Iterator[Unit]:
     """Rows by the video or the pair of images that they are about, in the order of the manifests."""
-    rows: dict[str, list[Labelled]] = {}
+    rows: dict[str, list[Labeled]] = {}
     places: dict[str, Place] = {}
     for source, manifest in manifests.items():
         for row in manifest.rows:

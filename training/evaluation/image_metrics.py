@@ -15,7 +15,7 @@ from skimage.metrics import structural_similarity
 from models.protocols import Images
 
 CHANGED = 16
-"""Grey levels, after a light blur, by which a pixel changed: codecs and JPEG stay below, what one sees is above."""
+"""Gray levels, after a light blur, by which a pixel changed: codecs and JPEG stay below, what one sees is above."""
 
 COPIED_SHARE = 0.1
 """A prediction that changes fewer pixels than this share of those that truly change is a copy of obs."""
@@ -23,7 +23,7 @@ COPIED_SHARE = 0.1
 _BLUR = 1.0
 # The structural similarity of two pixels is that of the 7 x 7 windows around them.
 _WINDOW = 7
-# Of errors below the rounding of grey levels nothing is known: no PSNR is above 58.9 dB.
+# Of errors below the rounding of gray levels nothing is known: no PSNR is above 58.9 dB.
 _ROUNDING = 1 / 12
 
 Mask = npt.NDArray[np.bool_]

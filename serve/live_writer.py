@@ -1,6 +1,6 @@
 """Live labels into the lake: one writer for a service, which gathers what many requests decided into one commit.
 
-It goes beside labelling runs of the same labeler without ever racing one: uploads are videos of their own, and its
+It goes beside labeling runs of the same labeler without ever racing one: uploads are videos of their own, and its
 commits carry an application id of their own. A second writer, or a `forget`, fences it; it then starts anew.
 """
 
@@ -18,13 +18,13 @@ import pyarrow.compute as pc
 from deltalake.exceptions import DeltaError
 from ray import serve
 
+from labeling.accounting import Report
 from labeling.labeler import Labeler
-from labeling.ledger import Report
 from labeling.policy import Policy
 from labeling.run import refuse_other_policy
 from labeling.stream import VERIFIED, block
 from labeling.write import Write
-from lake import forgotten
+from lake import tombstones
 from lake.commits import Committer
 from lake.errors import Refused, Superseded
 from lake.ids import video_id
@@ -41,7 +41,7 @@ _ROWS = 1024
 _WAIT_S = 0.2
 """A commit takes some ten milliseconds on a disk and a few hundred in S3; a batch gathers in that time."""
 
-log = logging.getLogger("serve.writing")
+log = logging.getLogger("serve.live_writer")
 
 
 def upload_columns(*digests: bytes) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class WriteFailed(Exception):
 
 
 class LiveWriter:
-    """Writes labelled and verified rows (`stream.VERIFIED`): accepted ones to `triples`, others to `rejections`.
+    """Writes labeled and verified rows (`stream.VERIFIED`): accepted ones to `triples`, others to `rejections`.
 
     A deployment of one replica. Ray starts another when it dies, which reads what was written and goes on.
     """
@@ -111,7 +111,7 @@ class LiveWriter:
     def _write(self, rows: Rows) -> dict[str, dict[str, Any]]:
         if self._run is None:
             self._open()
-        wanted = {row["triple_id"]: row for row in rows if forgotten.key(row["uri"]) not in self._forgotten}
+        wanted = {row["triple_id"]: row for row in rows if tombstones.key(row["uri"]) not in self._forgotten}
         fresh = {id_: row for id_, row in wanted.items() if not self._committer.is_decided(id_)}
         self._commit(list(fresh.values()))
         return {**fresh, **(self._in_the_lake(wanted.keys() - fresh.keys()) if len(wanted) > len(fresh) else {})}
@@ -161,7 +161,7 @@ class LiveWriter:
         self._run = run
         # A range, so that files of videos alone are left unread.
         self._committer.remember((pc.field("uri") >= _UPLOADS) & (pc.field("uri") < "upload;"))
-        self._forgotten = forgotten.keys(self._lake)
+        self._forgotten = tombstones.keys(self._lake)
 
     def close(self) -> None:
         """End the run that is on record, if any."""

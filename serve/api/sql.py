@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Depends, Request
 
-from serve.guard import Guard
+from serve.auth import Guard
 from serve.problems import responses
-from serve.reading import Reading, asker
+from serve.queries import Reading, asker
 from serve.schemas import LabelerOut, SqlIn, SqlOut
 
 _LABELERS = """
@@ -29,7 +29,7 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
         rows = [list(row.values()) for row in found.rows]
         return SqlOut(columns=found.columns, rows=rows, truncated=found.truncated)
 
-    @api.get("/v1/labelers", summary="Who has labelled in this lake", responses=errors)
+    @api.get("/v1/labelers", summary="Who has labeled in this lake", responses=errors)
     async def labelers() -> list[LabelerOut]:
         return [LabelerOut(**row) for row in await reading.rows(_LABELERS, {})]
 

@@ -1,4 +1,4 @@
-"""Reading the frames that labelled rows name, in processes that may be killed, a few units at a time."""
+"""Reading the frames that labeled rows name, in processes that may be killed, a few units at a time."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from queue import SimpleQueue
 from typing import Any
 
 from labeling.decoding import DecodeError
-from labeling.picking import Picked, Position, pick_frames, read_images
+from labeling.frame_lookup import Picked, Position, pick_frames, read_images
 from labeling.sampling import SamplingSettings
 from labeling.stream import describe
 from lake.isolation import ChildLost, Isolated
-from lake.manifest import Labelled, Moment
+from lake.manifest import Labeled, Moment
 from lake.s3 import outage
 from lake.storage import Entry, StorageConfig
 
-# Seconds that a minute of video, or a pair of images, may take: as in labelling.
+# Seconds that a minute of video, or a pair of images, may take: as in labeling.
 TIMEOUT_S = 300.0
 
 Frame = tuple[int, bytes]
@@ -36,7 +36,7 @@ class Unit:
     files: tuple[Entry, ...]
     dataset: str
     split: str
-    rows: tuple[Labelled, ...]
+    rows: tuple[Labeled, ...]
 
     @property
     def uri(self) -> str:
@@ -58,8 +58,8 @@ class Outcome:
 
     unit: Unit
     time_base: tuple[int, int] | None = None
-    pairs: list[tuple[Labelled, Frame, Frame]] = field(default_factory=list)
-    failures: list[tuple[Labelled, dict[str, Any]]] = field(default_factory=list)
+    pairs: list[tuple[Labeled, Frame, Frame]] = field(default_factory=list)
+    failures: list[tuple[Labeled, dict[str, Any]]] = field(default_factory=list)
 
 
 class Reader:

@@ -20,11 +20,11 @@ from starlette.datastructures import Headers
 from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve import admission, connections, flow, middleware, pace
-from serve.admission import ANONYMOUS, READS, Admission, at_once, environment, with_others
-from serve.guard import COOKIE, session_key
+from serve import connections, flow, load_shedding, middleware, pace
+from serve.auth import COOKIE, session_key
 from serve.keys import Key
 from serve.limits import Limits
+from serve.load_shedding import ANONYMOUS, READS, Admission, at_once, environment, with_others
 from serve.settings import ServeSettings
 
 MINE, TOKEN = session_key()
@@ -200,7 +200,7 @@ def test_reads_of_one_key_do_not_take_the_threads_of_all() -> None:
 
 
 def test_bodies_have_a_budget_of_which_no_key_takes_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission, "_BUFFERED_BYTES", 2 * BODY)
+    monkeypatch.setattr(load_shedding, "_BUFFERED_BYTES", 2 * BODY)
 
     async def run() -> None:
         leave = asyncio.Event()
@@ -300,8 +300,8 @@ def test_keys_that_nobody_can_tell_yet_are_a_problem_of_the_moment() -> None:
 
 
 def test_a_proxy_that_is_not_told_lets_in_what_default_settings_do() -> None:
-    assert str(at_once(ServeSettings())) == admission._DEFAULT
-    assert environment(ServeSettings(replicas=(1, 3)))["WORLDLAKE_AT_ONCE"] == str(3 * int(admission._DEFAULT))
+    assert str(at_once(ServeSettings())) == load_shedding._DEFAULT
+    assert environment(ServeSettings(replicas=(1, 3)))["WORLDLAKE_AT_ONCE"] == str(3 * int(load_shedding._DEFAULT))
     assert with_others(256) == 320
 
 
@@ -640,9 +640,9 @@ def test_a_proxy_makes_one_handle_however_often_it_asks_for_keys(monkeypatch: py
         return made[-1]
 
     monkeypatch.setattr("ray.serve.handle.DeploymentHandle", handle)
-    admission._asking_for_keys.cache_clear()
+    load_shedding._asking_for_keys.cache_clear()
     try:
-        assert [admission._keys_of_the_service() for _ in range(3)] == [[]] * 3
+        assert [load_shedding._keys_of_the_service() for _ in range(3)] == [[]] * 3
     finally:
-        admission._asking_for_keys.cache_clear()
+        load_shedding._asking_for_keys.cache_clear()
     assert len(made) == 1

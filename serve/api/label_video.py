@@ -18,7 +18,7 @@ from starlette.datastructures import UploadFile
 from serve.api.label import Write, as_label, media_type, unsupported, write_mode
 from serve.flow import STREAMED
 from serve.problems import Problem, bad_request, internal, responses
-from serve.reading import asked
+from serve.queries import asked
 from serve.replicas import Rows
 from serve.schemas import VideoIn, VideoTriple, WriteMode, encoded
 from serve.services import Services
@@ -28,7 +28,7 @@ from serve.videos import Videos, save
 
 log = logging.getLogger("serve.video")
 _BUSY_S = (0.5, 1, 2, 4, 8, 15)
-"""Waits while other requests are labelled: a stream that has begun does not give up at the first."""
+"""Waits while other requests are labeled: a stream that has begun does not give up at the first."""
 
 _Place = tuple[Path, AsyncExitStack]
 """A folder, and what has to end before another request may have its place."""
@@ -78,8 +78,8 @@ def router(services: Services) -> APIRouter:
         videos, mode, path = services.videos, write_mode(request, write), folder / "video"
         if media_type(request) == "application/json":
             entry = await videos.run(videos.find, await _uri(request))
-            if (video_id := await asked(lambda: videos.catalogued(entry))) is not None:
-                # A labelling run decides about it, under its own id.
+            if (video_id := await asked(lambda: videos.catalogd(entry))) is not None:
+                # A labeling run decides about it, under its own id.
                 mode = "no"
                 if (rows := await asked(lambda: videos.decided(video_id))) is not None:
                     return _stream(_told(rows), ending)
@@ -87,7 +87,7 @@ def router(services: Services) -> APIRouter:
         else:
             await _save(request, path, videos)
         await videos.run(videos.check, path)
-        return _stream(_labelled(path, mode, services), ending)
+        return _stream(_labeled(path, mode, services), ending)
 
     return api
 
@@ -120,7 +120,7 @@ def _stream(events: AsyncGenerator[str], ending: AsyncExitStack) -> StreamingRes
             yield _event("problem", problem.document(PATH))
         except Exception:
             # Its status is long sent; a stream that only stops would be taken for a broken connection.
-            log.exception("a video was not labelled to its end")
+            log.exception("a video was not labeled to its end")
             yield _event("problem", internal().document(PATH))
 
     # Of a client that leaves nothing else ends the stream before its place is another's.
@@ -129,7 +129,7 @@ def _stream(events: AsyncGenerator[str], ending: AsyncExitStack) -> StreamingRes
     return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
-async def _labelled(path: Path, mode: WriteMode, services: Services) -> AsyncGenerator[str]:
+async def _labeled(path: Path, mode: WriteMode, services: Services) -> AsyncGenerator[str]:
     counts = {"sampled": 0, "accepted": 0, "rejected": 0, "failed": 0}
     async with aclosing(services.videos.sample(path)) as segments:
         async for rows in segments:

@@ -10,7 +10,7 @@ import pytest
 
 from labeling.annotate import decode_images
 from labeling.decoding import DecodeError
-from labeling.picking import LOST, Picked, pick_frames, read_images
+from labeling.frame_lookup import LOST, Picked, pick_frames, read_images
 from labeling.sampling import SamplingSettings
 from lake.manifest import Moment
 from tests.labeling import datasets

@@ -1,4 +1,4 @@
-"""Videos labelled live, as events: what a labelling run would say of them, within limits, from allowed places only."""
+"""Videos labeled live, as events: what a labeling run would say of them, within limits, from allowed places only."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from lake.ids import triple_id
 from lake.storage import Entry
 from lake.tables import Lake, now, to_table
 from models.sample_world import write_folder
-from serve.api.video import PATH
+from serve.api.label_video import PATH
 from serve.app import build_app
 from serve.keys import Keys
 from serve.services import Services
@@ -59,7 +59,7 @@ def events(answer: Response) -> list[tuple[str, dict[str, Any]]]:
     return [(event.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for event, data in parts]
 
 
-def test_a_video_gets_the_labels_of_a_labelling_run(client: TestClient, models: InProcess, clip: Path) -> None:
+def test_a_video_gets_the_labels_of_a_labeling_run(client: TestClient, models: InProcess, clip: Path) -> None:
     *triples, (last, sums) = events(upload(client, clip))
     assert last == "done"
     pairs = [pair for segment in sample_video(str(clip), SamplingSettings(), 64) for pair in segment.pairs]
@@ -291,7 +291,7 @@ def test_a_stream_that_fails_says_so(client: TestClient, services: Services, cli
     assert (kind, problem["type"]) == ("problem", "urn:worldlake:problem:internal")
 
 
-def test_a_catalogued_video_is_told_and_never_written(bucket: Bucket, models: InProcess, clip: Path) -> None:
+def test_a_catalogd_video_is_told_and_never_written(bucket: Bucket, models: InProcess, clip: Path) -> None:
     bucket.put("videos/clip.mp4", clip)
     lake = Lake(f"{bucket.uri}/lake")
     catalog.ingest(lake, [f"{bucket.uri}/videos"])
@@ -305,11 +305,11 @@ def test_a_catalogued_video_is_told_and_never_written(bucket: Bucket, models: In
         committer.fence()
         same = {"labeler_id": services.labeler_id, "video_id": video["video_id"], "run_id": "run"}
         row = {"triple_id": triple_id(video["video_id"], 3, 9, services.labeler_id), "obs_pts": 3, "next_pts": 9}
-        images = {"action": "as it was labelled", "obs": b"a", "next_obs": b"b", "labeled_at": now()}
+        images = {"action": "as it was labeled", "obs": b"a", "next_obs": b"b", "labeled_at": now()}
         tables = {"triples": {**same, **row, **images}, "progress": {**same, "sampled": 1, "accepted": 1}}
         committer.commit([lake.write_file(to_table(name, [r]), name, "run") for name, r in tables.items()])
         (kind, told), (_, sums) = events(client.post(**ask))
-        assert (kind, told["action"], told["triple_id"]) == ("triple", "as it was labelled", row["triple_id"])
+        assert (kind, told["action"], told["triple_id"]) == ("triple", "as it was labeled", row["triple_id"])
         assert sums == {"sampled": 1, "accepted": 1, "rejected": 0, "failed": 0}
     assert lake.read("triples", ["triple_id"]).num_rows == 1
     assert lake.read("rejections", ["triple_id"]).num_rows == 0

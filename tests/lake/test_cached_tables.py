@@ -5,9 +5,9 @@ import pyarrow.compute as pc
 import pytest
 
 from lake import maintenance, writer
+from lake.cached_tables import KeptLake
 from lake.commits import Committer
 from lake.forget import forget
-from lake.kept import KeptLake
 from lake.runs import Run
 from lake.sql import query
 from lake.tables import Lake, now, to_table
