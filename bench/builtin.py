@@ -30,8 +30,8 @@ import torch
 from bench.unknown import write_clips
 from labeling.annotate import decode_images
 from labeling.policy import Policy, load_policy
-from labeling.sampling import SamplingSettings
 from labeling.segments import FramePair, sample_video
+from labeling.settings import SamplingSettings
 from labeling.text import text_score
 from models.builtin.pairs import kind_of
 from models.loading import ModelSettings, load_dynamics, resolve

@@ -23,7 +23,7 @@ from statistics import mean
 import av
 
 from labeling.images import square_jpeg
-from labeling.sampling import SamplingSettings
+from labeling.settings import SamplingSettings
 from models.qwen import CHUNKED_ATTENTION
 
 RESULTS = Path(__file__).parent / "results"

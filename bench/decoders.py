@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from labeling.decoding import DecodeError, DecoderName, Gap, open_video
-from labeling.sampling import SamplingSettings, flow_picture, motion_between
+from labeling.sampling import flow_picture, motion_between
 from labeling.segments import sample_segment, sample_video
+from labeling.settings import SamplingSettings
 from lake.isolation import ChildLost, Isolated
 from tests.media import H264, VP9, Medium, ffmpeg, make_corpus, read_counter, real_clips
 
@@ -99,7 +100,7 @@ def stages(path: str) -> dict[str, float]:
 
 def memory(paths: list[str], decoder: DecoderName) -> dict[str, float]:
     """Resident megabytes after the first tenth of the files, at the end, and the most; a second of each is sampled."""
-    settings = SamplingSettings(decoder=decoder, segment_s=1)
+    settings = SamplingSettings(decoder=decoder, segment_seconds=1)
     process = psutil.Process()
     used: list[float] = []
     for number in range(MEMORY_FILES):

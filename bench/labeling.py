@@ -219,14 +219,13 @@ def _videos(folder: Path) -> list[str]:
 
 def run_worldlake(folder: Path) -> dict[str, Any]:
     """`worldlake ingest` and `worldlake label`."""
-    from labeling.labeler import LabelerSettings
     from lake.catalog import ingest
     from lake.tables import Lake
-    from worldlake.label import label_command
+    from worldlake.api import label
 
     lake = Lake(tempfile.mkdtemp(dir=folder))
     ingest(lake, [str(folder / "videos")])
-    summary = label_command(lake, LabelerSettings(), "builtin", {})
+    summary = label(lake)
     assert summary.status == "finished"
     pairs = [
         (row["uri"], row["obs_pts"], row["next_pts"])
@@ -264,7 +263,7 @@ def _load() -> None:
 def _label_list(paths: list[str], out: Path) -> list[tuple[str, int, int]]:
     import pandas as pd
 
-    from labeling.sampling import SamplingSettings
+    from labeling.settings import SamplingSettings
 
     sampled = [(path, pair) for path in paths for pair in _pairs(path, SamplingSettings())]
     rows = []
@@ -283,8 +282,8 @@ def run_ray_pipeline(folder: Path) -> dict[str, Any]:
     from deltalake import DeltaTable
     from ray.data import ActorPoolStrategy
 
-    from labeling.sampling import SamplingSettings
-    from worldlake.label import start_ray
+    from cluster.connect import start_ray
+    from labeling.settings import SamplingSettings
 
     start_ray()
     cores = os.cpu_count() or 1
@@ -340,7 +339,7 @@ def _label(model: Any, pairs: list[Any]) -> list[dict[str, Any]]:
 def run_stages(folder: Path) -> dict[str, float]:
     """CPU-seconds of each stage alone in one thread of one process, for all pairs of all videos."""
     from labeling.policy import load_policy
-    from labeling.sampling import SamplingSettings
+    from labeling.settings import SamplingSettings
     from labeling.stream import LABELED, block
     from labeling.verify import Verify
     from labeling.write import Write

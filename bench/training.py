@@ -123,7 +123,7 @@ def measure_feeds(options: argparse.Namespace) -> list[dict[str, Any]]:
         torch.manual_seed(0)
         write_folder(new_model(new_tokenizer()), model)
         add_sample_pairs(lake, options.clips)
-        settings = WorldTraining.checked(
+        settings = WorldTraining.model_validate(
             {"model": f"hf:{model}", "steps": options.steps, "batch_size": options.batch_size, "method": "full"}
             | {"micro_batch_size": options.batch_size, "precision": "mixed", "floor": 0.3}
         )
@@ -314,7 +314,7 @@ def measure_step(
 ) -> dict[str, Any]:
     size = options.micro_batch_size
     kind: type[TrainingSettings] = WorldTraining if shape in EMU3 else DynamicsTraining
-    settings = kind.checked(
+    settings = kind.model_validate(
         {"steps": 1000, "batch_size": size, "micro_batch_size": size, "method": method}
         # bfloat16 moments too: in float32 those of 8 B parameters alone are 64 GB.
         | {"precision": "bfloat16" if device.type == "cuda" else "float32", "activation_checkpointing": True}

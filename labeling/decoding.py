@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from labeling.settings import DecoderName
 
 Gray = npt.NDArray[np.uint8]
 """A luminance image, uint8, shape (height, width)."""
 RGB = npt.NDArray[np.uint8]
 """A color image, uint8, shape (size, size, 3)."""
-
-DecoderName = Literal["pyav", "decord"]
 
 
 class DecodeError(Exception):

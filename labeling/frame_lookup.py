@@ -8,7 +8,7 @@ from pathlib import Path
 
 from labeling.decoding import DecodeError, Decoder, Frame, Gap, open_video
 from labeling.images import encode_jpeg, square_jpeg
-from labeling.sampling import SamplingSettings
+from labeling.settings import SamplingSettings
 from lake.manifest import Moment
 
 # How far a time may lie after the last frame and still mean that one: annotators and containers round.
@@ -46,7 +46,7 @@ class Picked:
 def pick_frames(
     path: str, moments: frozenset[Moment], start: Position | None, settings: SamplingSettings, image_size: int
 ) -> Picked:
-    """Look for moments in `segment_s` seconds of a video from `start` (None: its first frame) on.
+    """Look for moments in `segment_seconds` seconds of a video from `start` (None: its first frame) on.
 
     A frame that was lost is never replaced by its neighbor: the moment is missing. Raises DecodeError.
     """
@@ -89,7 +89,7 @@ class _Search:
                 continue
             if first is None:
                 first, self._origin = item.pts, self._start.origin_pts if self._start else item.pts
-            if self._seconds(first, item.pts) >= self._settings.segment_s and last is not None:
+            if self._seconds(first, item.pts) >= self._settings.segment_seconds and last is not None:
                 self._found.goes_on = Position(item.pts, self._number, self._origin, self._damaged)
                 return self._found
             self._take(item, is_after_gap=gap is not None)

@@ -14,7 +14,7 @@ from typing import Any
 
 from labeling.decoding import DecodeError
 from labeling.frame_lookup import Picked, Position, pick_frames, read_images
-from labeling.sampling import SamplingSettings
+from labeling.settings import SamplingSettings
 from labeling.stream import describe
 from lake.isolation import ChildLost, Isolated
 from lake.manifest import Labeled, Moment

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from labeling.sampling import SamplingSettings
+from labeling.settings import SamplingSettings
 from lake.ids import content_id
 from models.loading import ModelSettings, resolve
 

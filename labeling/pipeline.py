@@ -31,8 +31,8 @@ DECODE_BYTES, MODEL_BYTES, WRITE_BYTES = 350 << 20, 550 << 20, 160 << 20
 _ROOM = 0.9
 """Of the memory that Ray lets processes of a node have: the rest is for the driver, and what Ray Data runs beside."""
 
-Labels = dict[str, str] | None
-"""Labels that a node of Ray must have; None: any node will do."""
+NodeLabel = str | None
+"""KEY=VALUE that a node of Ray must be labeled with; None: any node will do."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Workers:
     decode_cpus: float
     label_cpus: float
     label_gpus: float
-    decode_on: Labels
-    label_on: Labels
+    decode_on: NodeLabel
+    label_on: NodeLabel
     label_bytes: int
     """Memory of a node that Ray sets aside for each that labels; 0 where the user said how many this cluster has."""
 
@@ -55,8 +55,8 @@ def workers(
     decode: int | None,
     label: int | None,
     worker_cpus: float | None = None,
-    decode_on: Labels = None,
-    label_on: Labels = None,
+    decode_on: NodeLabel = None,
+    label_on: NodeLabel = None,
     weight_bytes: int = 0,
 ) -> Workers:
     """Fill cores, GPUs and memory of the cluster that Ray is connected to; numbers given by the user win.
@@ -111,7 +111,7 @@ def _fit(node: dict[str, Any], kind: Literal["CPU", "GPU"], size: int, beside: i
     return int(min(math.ceil(node["Resources"].get(kind, 0)), max(0, memory // size)))
 
 
-def _beside(label_fit: dict[str, int], label_bytes: int, decode_on: Labels) -> dict[str, int]:
+def _beside(label_fit: dict[str, int], label_bytes: int, decode_on: NodeLabel) -> dict[str, int]:
     """Processes that decode, by node, beside those that label there."""
     return {
         node["NodeID"]: _fit(node, "CPU", DECODE_BYTES, beside=label_bytes * label_fit.get(node["NodeID"], 0))
@@ -119,22 +119,24 @@ def _beside(label_fit: dict[str, int], label_bytes: int, decode_on: Labels) -> d
     }
 
 
-def _cpus_by_node(labels: Labels) -> dict[str, float]:
-    if not (nodes := nodes_with(labels)):
-        raise Refused(
-            f"no node of the cluster has the label {in_words(labels)}: `ray list nodes --detail` shows labels"
-        )
+def _cpus_by_node(label: NodeLabel) -> dict[str, float]:
+    if not (nodes := nodes_with(label)):
+        raise Refused(f"no node of the cluster has the label {label}: `ray list nodes --detail` shows labels")
     return {node["NodeID"]: node["Resources"].get("CPU", 0) for node in nodes if node["Resources"].get("CPU")}
 
 
-def in_words(labels: Labels) -> str:
-    """As a command line has them."""
-    return ", ".join(f"{key}={value}" for key, value in (labels or {}).items())
+def nodes_with(label: NodeLabel) -> list[dict[str, Any]]:
+    """Return the live nodes that have this label, as `ray.nodes` describes them."""
+    wanted = (_selector(label) or {}).items()
+    return [node for node in ray.nodes() if node["Alive"] and wanted <= node["Labels"].items()]
 
 
-def nodes_with(labels: Labels) -> list[dict[str, Any]]:
-    """The nodes that are there and have these labels, as `ray.nodes` describes them."""
-    return [node for node in ray.nodes() if node["Alive"] and (labels or {}).items() <= node["Labels"].items()]
+def _selector(label: NodeLabel) -> dict[str, str] | None:
+    """Return the label as Ray takes it."""
+    if label is None:
+        return None
+    key, _, value = label.partition("=")
+    return {key: value}
 
 
 def decisions(
@@ -157,7 +159,7 @@ def decisions(
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=pool.decode),
             num_cpus=pool.decode_cpus,
-            label_selector=pool.decode_on,
+            label_selector=_selector(pool.decode_on),
         )
         .map_batches(
             Annotate,
@@ -168,7 +170,7 @@ def decisions(
             num_cpus=pool.label_cpus,
             num_gpus=pool.label_gpus,
             memory=pool.label_bytes,
-            label_selector=pool.label_on,
+            label_selector=_selector(pool.label_on),
         )
         # Light work, fused into one stage: a tenth of a core lets it run beside the actors that own the cores. Actors,
         # because Ray ends the process of a task that has nothing to do for a second, and starts another for the next.

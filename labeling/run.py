@@ -15,13 +15,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from pydantic import BaseModel, ConfigDict
 
+from cluster.connect import start_ray
 from labeling.accounting import Ledger, Report
 from labeling.labeler import Labeler
 from labeling.pending import list_work
-from labeling.pipeline import Workers, decisions, in_words, nodes_with, workers
+from labeling.pipeline import Workers, decisions, nodes_with, workers
 from labeling.policy import Policy
+from labeling.settings import RunSettings
 from labeling.stop_flag import Stop
 from labeling.stream import WORK
 from lake.commits import Committer
@@ -37,30 +38,6 @@ log = logging.getLogger(__name__)
 
 # Ray replaces what a dead worker had in hand; what is missing all the same is queued again this often in a run.
 _ROUNDS = 3
-
-
-class RunSettings(BaseModel):
-    """How a run uses the cluster; nothing here changes what is labeled or how."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    decode_workers: int | None = None
-    """Processes that decode and sample; one a core when not given."""
-    label_workers: int | None = None
-    """Processes that hold the model; one a GPU (without any, one a core) when not given."""
-    worker_cpus: float | None = None
-    """Cores that each of them asks for (none where it has a GPU); its share of what the cluster has when not given."""
-    decode_on: dict[str, str] | None = None
-    """Labels of the nodes that decode; any node when not given."""
-    label_on: dict[str, str] | None = None
-    """Labels of the nodes that hold the model."""
-    segment_timeout_s: float = 300
-    """Seconds that a minute of video may take to decode before its process is killed."""
-    stall_timeout_s: float = 3600
-    """Seconds without an outcome and without a decoded segment after which the run ends. Longer than what gives no sign
-    takes: new nodes that load a large model, the download of a large video, 64 pairs of a slow model."""
-    commit_every_s: float = 10
-    """Seconds between commits, each of which makes the rows before it visible."""
 
 
 @dataclass
@@ -101,14 +78,13 @@ def label(
     retry_failed: bool = False,
     take_over: bool = False,
     stop: threading.Event,
-    start_cluster: Callable[[], None] = lambda: None,
     progress: Progress = lambda counts: None,
     warn: Callable[..., None] = lambda message, **_: None,
 ) -> Summary:
     """Label every pending video of a lake under a labeler, and commit the outcome as it comes.
 
-    Set `stop` to drain: what was begun is finished and committed, the rest stays pending. `start_cluster` connects to
-    Ray; it is called only when there is work. `warn` is called as a logger's `warning` is, with `extra`.
+    Set `stop` to drain: what was begun is finished and committed, the rest stays pending. Ray is
+    started, or connected to, only when there is work. `warn` is called as a logger's `warning` is, with `extra`.
 
     Raises:
         Refused: another run of the labeler is alive, another policy is active, or `where` is wrong.
@@ -125,7 +101,7 @@ def label(
     if not take_over:
         refuse_second_run(lake, labeler.id, stop)
     if not stop.is_set():
-        start_cluster()
+        start_ray()
     config = {"labeler": labeler.identity, "policy": policy.model_dump(mode="json"), "run": settings.model_dump()}
     with Run(
         lake,
@@ -218,11 +194,11 @@ class _Driver:
             self._run.run_id,
             stop,
             pool,
-            self._settings.segment_timeout_s,
+            self._settings.segment_timeout,
         )
         # Otherwise only the text of it would be left of what a stage raised.
         dataset.context.raise_original_map_exception = True
-        # Ours knows of signs of life that are no blocks, and what to say: see `stall_timeout_s`.
+        # Ours knows of signs of life that are no blocks, and what to say: see `stall_timeout`.
         dataset.context.execution_no_progress_timeout_s = -1
         committed = heard = time.monotonic()
         try:
@@ -231,11 +207,11 @@ class _Driver:
                     heard = time.monotonic()
                     self.ledger.add(report)
                     self._progress(self.ledger.counts)
-                elif stop.is_stalled(time.monotonic() - heard, self._settings.stall_timeout_s):
+                elif stop.is_stalled(time.monotonic() - heard, self._settings.stall_timeout):
                     raise Stalled(self._diagnosis(todo, pool))
                 if self._stop.is_set():
                     stop.request()
-                if time.monotonic() - committed >= self._settings.commit_every_s:
+                if time.monotonic() - committed >= self._settings.commit_every:
                     self._commit()
                     committed = time.monotonic()
                 if time.monotonic() - self._observed_at >= REFRESH_S:
@@ -260,7 +236,7 @@ class _Driver:
         open_ = pc.is_in(todo["video_id"], value_set=pa.array(self.ledger.unfinished, pa.string()))
         waiting = todo["uri"].filter(open_).to_pylist()
         there, free = ray.cluster_resources(), ray.available_resources()
-        said = f"no sign of life for {self._settings.stall_timeout_s:g} s, {len(waiting):,} videos unfinished"
+        said = f"no sign of life for {self._settings.stall_timeout:g} s, {len(waiting):,} videos unfinished"
         said += f" ({waiting[0]}, ...)" if waiting else ""
         said += f"; nodes {sum(node['Alive'] for node in ray.nodes())}"
         for name, wanted in (
@@ -270,8 +246,8 @@ class _Driver:
             said += (
                 f", {name} {there.get(name, 0):g} ({free.get(name, 0):g} free, all workers together ask for {wanted:g})"
             )
-        for labels in filter(None, (pool.decode_on, pool.label_on)):
-            said += f", nodes with {in_words(labels)} {len(nodes_with(labels))}"
+        for label_ in filter(None, (pool.decode_on, pool.label_on)):
+            said += f", nodes with {label_} {len(nodes_with(label_))}"
         return (
             f"{said}: start nodes or ask for fewer workers where that is too much, else look at the workers' logs "
             "(`ray logs`); the same command goes on from here"

@@ -1,17 +1,15 @@
-"""Which frames of a clip become frame pairs: shot cuts, motion scores, selection."""
+"""What is measured on frames: shot cuts and motion."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
 
-from labeling.decoding import DecoderName, Gray
+from labeling.decoding import Gray
 
 # Long side in pixels of the pictures on which motion is measured: an object of a twentieth of the frame still covers
 # 6 px, and a pair costs about a millisecond.
@@ -35,36 +33,6 @@ FLAT_DIFFERENCE = 128.0
 
 Flow = npt.NDArray[np.float32]
 """A displacement in pixels (x, y) for every pixel, float32, shape (height, width, 2)."""
-
-
-class SamplingSettings(BaseModel):
-    """How a video becomes frame pairs. Every field changes which pairs exist, so all go into the labeler's identity.
-
-    The defaults of `frames_per_clip` (K) and `min_interval` (I) are those of Qiu et al., arXiv 2506.06006.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    method: Literal["motion", "uniform"] = "motion"
-    # Highest-scoring frames kept of a clip.
-    frames_per_clip: int = Field(default=6, ge=2)
-    # Least distance in frames between two kept frames.
-    min_interval: int = Field(default=20, ge=1)
-    # Frames from one scored candidate to the next. Half of I is the coarsest grid that can still place frames exactly I
-    # apart; at 25 to 30 frames/s it is a third of a second, so that a short event falls between two candidates and the
-    # later one of the two, which shows its outcome, gets its motion as score.
-    score_stride: int = Field(default=10, ge=1)
-    # Frames between neighbors of the uniform method: about a second.
-    uniform_stride: int = Field(default=30, ge=1)
-    # Cut where consecutive frames differ by more; see `content_change`. Within shots of real footage the most seen is
-    # 0.3, in the fastest pans of the sample world 0.49; of cuts between unrelated shots one in a hundred is less.
-    shot_threshold: float = Field(default=0.5, gt=0, le=2)
-    # The length of a Kinetics clip. It also bounds memory: only the candidates of one clip are held.
-    max_clip_s: float = Field(default=10.0, gt=0)
-    # Work that is lost when a decode process has to be killed.
-    segment_s: float = Field(default=60.0, gt=0)
-    decoder: DecoderName = "pyav"
-    jpeg_quality: int = Field(default=95, ge=1, le=100)
 
 
 class Thumbnail(NamedTuple):
@@ -146,17 +114,3 @@ def _camera_flow(flow: Flow) -> Flow:
         return np.zeros_like(flow)
     moved: Flow = cv2.transform(pixels, matrix.astype(np.float32))
     return moved - pixels
-
-
-def choose(scores: Sequence[float], positions: Sequence[int], count: int, min_interval: int) -> list[int]:
-    """Indices, in order, of at most `count` highest scores whose `positions` (frames) are `min_interval` apart.
-
-    Greedy in order of score; of equal scores the earlier wins.
-    """
-    chosen: list[int] = []
-    for index in sorted(range(len(scores)), key=lambda i: (-scores[i], i)):
-        if len(chosen) == count:
-            break
-        if all(abs(positions[index] - positions[other]) >= min_interval for other in chosen):
-            chosen.append(index)
-    return sorted(chosen)

@@ -9,18 +9,17 @@ from itertools import chain, pairwise
 
 import cv2
 
-from labeling.decoding import RGB, Decoder, DecoderName, Frame, Gap, Gray, open_video
+from labeling.decoding import RGB, Decoder, Frame, Gap, Gray, open_video
 from labeling.images import encode_jpeg
 from labeling.sampling import (
     CUT_SIDE,
-    SamplingSettings,
     Thumbnail,
-    choose,
     content_change,
     flow_picture,
     motion_between,
     thumbnail,
 )
+from labeling.settings import DecoderName, SamplingSettings
 
 # One decode process has one core.
 cv2.setNumThreads(1)
@@ -70,7 +69,7 @@ class Segment:
 class _Candidate:
     pts: int
     position: int
-    score: float
+    motion: float
     small: Gray
     square: RGB
 
@@ -96,8 +95,7 @@ class _Clips:
         if is_cut or (self._clip and frame.pts - self._clip_start >= self.clip_units):
             self.end_clip()
         self._last = shown
-        stride = self.settings.score_stride if self.settings.method == "motion" else self.settings.uniform_stride
-        if self._position % stride == 0:
+        if self._position % self.settings.sampler.stride == 0:
             self._add_candidate(frame, flow_picture(frame.luma(1)))
         self._position += 1
         self.frames += 1
@@ -107,24 +105,20 @@ class _Clips:
             self.end_clip()
         if not self._clip:
             self._clip_start = frame.pts
-        is_scored = self.settings.method == "motion" and self._clip
-        # Nothing is known to have led up to the first frame of a clip, so it is kept only where frames are left over.
-        score = motion_between(self._clip[-1].small, small)[0] if is_scored else 0.0
-        self._clip.append(_Candidate(frame.pts, self._position, score, small, frame.square(self.image_size)))
+        is_measured = self.settings.sampler.measures_motion and self._clip
+        motion = motion_between(self._clip[-1].small, small)[0] if is_measured else 0.0
+        self._clip.append(_Candidate(frame.pts, self._position, motion, small, frame.square(self.image_size)))
 
     def end_clip(self) -> None:
         """What comes next belongs to another clip."""
-        kept = self._clip
-        if self.settings.method == "motion":
-            positions = [candidate.position for candidate in kept]
-            scores = [candidate.score for candidate in kept]
-            chosen = choose(scores, positions, self.settings.frames_per_clip, self.settings.min_interval)
-            kept = [kept[index] for index in chosen]
+        positions = [candidate.position for candidate in self._clip]
+        motion = [candidate.motion for candidate in self._clip]
+        kept = [self._clip[index] for index in self.settings.sampler.choose(positions, motion)]
         if len(kept) > 1:
             images = [encode_jpeg(candidate.square, self.settings.jpeg_quality) for candidate in kept]
             for (obs, next_obs), (obs_image, next_image) in zip(pairwise(kept), pairwise(images), strict=True):
-                motion = motion_between(obs.small, next_obs.small)
-                self.pairs.append(FramePair(obs.pts, next_obs.pts, obs_image, next_image, *motion))
+                between = motion_between(obs.small, next_obs.small)
+                self.pairs.append(FramePair(obs.pts, next_obs.pts, obs_image, next_image, *between))
         self._clip, self._position, self._last = [], 0, None
 
 
@@ -143,7 +137,7 @@ _held: list[_Source] = []
 
 
 def sample_segment(path: str, start_pts: int | None, settings: SamplingSettings, image_size: int) -> Segment:
-    """Sample the frame pairs of `segment_s` seconds from the frame with `start_pts` (None: the first) on.
+    """Sample the frame pairs of `segment_seconds` from the frame with `start_pts` (None: the first) on.
 
     The result depends on the arguments and the file only, not on earlier calls. A shot that is still running at the
     end of the segment is cut there. Raises DecodeError.
@@ -151,7 +145,7 @@ def sample_segment(path: str, start_pts: int | None, settings: SamplingSettings,
     source = _source(path, start_pts, settings.decoder)
     numerator, denominator = source.decoder.time_base
     units_per_s = denominator / numerator
-    clips = _Clips(settings, image_size, clip_units=max(1, round(settings.max_clip_s * units_per_s)))
+    clips = _Clips(settings, image_size, clip_units=max(1, round(settings.max_clip_seconds * units_per_s)))
     failures: list[SpanFailure] = []
     pairs_before = 0
     end: int | None = None
@@ -166,7 +160,7 @@ def sample_segment(path: str, start_pts: int | None, settings: SamplingSettings,
             pairs_before = len(clips.pairs)
             continue
         if end is None:
-            end = item.pts + max(1, round(settings.segment_s * units_per_s))
+            end = item.pts + max(1, round(settings.segment_seconds * units_per_s))
         if item.pts >= end:
             next_start = item.pts
             source.pending = item

@@ -271,7 +271,7 @@ def _without_forgotten(session: _Session, page: list[Entry], again: _Again) -> l
 
 
 def _unsettled(lake: Lake, page: list[Entry], retry_failed: bool) -> tuple[dict[str, Entry], int]:
-    """The entries of a page, by video id, that are not catalogd and have not failed for good; how many have."""
+    """The entries of a page, by video id, that are not cataloged and have not failed for good; how many have."""
     entries = {video_id(entry.uri, entry.etag): entry for entry in page}
     named = [entry.uri for entry in page if is_text(entry.uri)]
     settled = set(_seen(lake, lake.table("videos"), named).newest.values()) if named else set()

@@ -11,15 +11,16 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Annotated, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs as pafs
 from botocore.exceptions import BotoCoreError, ClientError
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, Field
 
 from lake import durable, s3
 from lake.errors import Refused, SourceChanged
+from lake.settings import Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -96,18 +97,32 @@ def local_etag(path: str | Path) -> str:
     return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 
-class StorageConfig(BaseModel):
+Text = Annotated[str, Field(pattern=r"\S")]
+"""Text that says something."""
+
+
+def _bucket(name: str) -> str:
+    bucket, _ = split_s3(name)
+    if not bucket:
+        raise ValueError("give a bucket, such as open-videos or s3://open-videos")
+    return bucket
+
+
+Bucket = Annotated[str, AfterValidator(_bucket)]
+
+
+class StorageConfig(Settings):
     """Where S3 is and how it is addressed, over the standard AWS environment; picklable, without secrets."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    endpoint_url: str | None = None
-    region: str | None = None
-    profile: str | None = None
-    #: Buckets with sources that are read without credentials, as public ones can be.
-    anonymous: frozenset[str] = frozenset()
-    #: Buckets with sources whose reads the reader pays for.
-    requester_pays: frozenset[str] = frozenset()
+    endpoint_url: Text | None = Field(None, description="S3 endpoint. Default: the AWS environment and profile.")
+    region: Text | None = Field(None, description="S3 region. Default: the AWS environment and profile.")
+    profile: Text | None = Field(None, description="AWS profile. Default: the AWS environment.")
+    anonymous: frozenset[Bucket] = Field(
+        frozenset(), description="Bucket to read videos from without credentials; repeat for several."
+    )
+    requester_pays: frozenset[Bucket] = Field(
+        frozenset(), description="Bucket whose reads you agree to pay for; repeat for several."
+    )
 
     def _settings(self, bucket: str = "") -> s3.Settings:
         own = bucket in self.anonymous, bucket in self.requester_pays

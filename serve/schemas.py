@@ -94,7 +94,7 @@ class VideoTriple(Label):
 
     obs_time_s: float | None
     next_time_s: float | None
-    obs: str | None = Field(description="JPEG as base64; null for rejected pairs of a catalogd video")
+    obs: str | None = Field(description="JPEG as base64; null for rejected pairs of a cataloged video")
     next_obs: str | None
 
 

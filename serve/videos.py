@@ -111,14 +111,14 @@ class Videos:
         except (ClientError, BotoCoreError):
             raise busy("the store of this video does not answer", 5) from None
 
-    def catalogd(self, entry: Entry) -> str | None:
+    def cataloged(self, entry: Entry) -> str | None:
         """The id of the video in the catalog; None where this state of it is not there."""
         mine = (pc.field("uri") == entry.uri) & (pc.field("etag") == entry.etag)
         found = self._lake.read("videos", ["video_id"], mine)["video_id"].to_pylist()
         return found[0] if found else None
 
     def decided(self, video_id: str) -> Rows | None:
-        """What the labeler has said of a catalogd video; None where it has not finished it."""
+        """What the labeler has said of a cataloged video; None where it has not finished it."""
         mine = (pc.field("video_id") == video_id) & (pc.field("labeler_id") == self._labeler.id)
         if not self._lake.read("progress", ["video_id"], mine).num_rows:
             return None
@@ -153,7 +153,7 @@ class Videos:
         blocks = sampler(work)
         try:
             # A header may be silent about the length, or wrong; a still picture has segments without a pair.
-            most = 2 + self._limits.video_seconds / self._labeler.settings.sampling.segment_s
+            most = 2 + self._limits.video_seconds / self._labeler.settings.sampling.segment_seconds
             segments = 0
             while (block := await self.run(next, blocks, None)) is not None:
                 if (segments := segments + 1) > most:

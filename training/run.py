@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
+from cluster.connect import start_ray
 from lake.commits import Claim
 from lake.errors import Refused, Superseded
 from lake.runs import Run, find_alive, states
@@ -115,14 +116,13 @@ def train(
     run: str | None = None,
     out: str | None = None,
     stop: threading.Event,
-    start_cluster: Callable[[], None] = lambda: None,
     progress: Progress = lambda line: None,
     warn: Callable[[str], None] = lambda message: None,
 ) -> Summary:
     """Train a model on the triples of a lake, or go on where the run of this name stopped.
 
     `run` defaults to a name that the same settings always have, `out` to `<lake>/models`. Set `stop` to end after the
-    step at hand, with a checkpoint. `start_cluster` connects to Ray.
+    step at hand, with a checkpoint.
 
     Raises:
         Refused, ModelRefused: no triple is chosen, a version is gone, the run was begun otherwise or is at work, the
@@ -154,7 +154,7 @@ def train(
     hashes = {f"base/{name}": digest for name, digest in base.hashes.items()}
     with Run(lake, run, "train", config, model_hashes=hashes, tables_read=versions, on_error=warn) as books:
         driver = _Driver(writer, claim, base, books, uri, stop, progress, summary)
-        driver.train(record, start_cluster)
+        driver.train(record)
         books.status = summary.status
         summary.seconds = books.timings["seconds"] = time.monotonic() - started
     return summary
@@ -180,7 +180,7 @@ def _find_base(settings: TrainingSettings) -> _Base:
 def _pin(lake: Lake, settings: TrainingSettings) -> dict[str, int]:
     # Triples first: a video that a triple names is in a later version of `videos` too.
     return {
-        "triples": at_version(lake, "triples", settings.version).version(),
+        "triples": at_version(lake, "triples", settings.triples_version).version(),
         "videos": lake.table("videos").version(),
     }
 
@@ -232,12 +232,12 @@ class _Driver:
         self._stop, self._progress, self._summary = stop, progress, summary
         self._settings = base.settings
 
-    def train(self, record: _Record | None, start_cluster: Callable[[], None]) -> None:
+    def train(self, record: _Record | None) -> None:
         versions = self._books.tables_read
         chosen = choose(self._lake, self._settings.sources, versions)
         # A `forget` that is under way has entombed what it has yet to delete, and a pinned version may hold it, too.
         chosen = chosen.without(entombed(self._lake, versions["triples"]))
-        start_cluster()
+        start_ray()
         gpus = refuse_too_few(self._settings)
         if isinstance(self._settings, WorldTraining) and not self._make_tokens(chosen):
             self._summary.status = "drained"

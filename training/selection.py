@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from lake.errors import Refused
+from lake.settings import Settings
 from lake.tables import Lake
 
 BY_PEOPLE = "labeler_id LIKE 'human:%'"
@@ -42,7 +43,7 @@ _CLASS = {
 }
 
 _STATEMENT = """
-WITH labels AS (  -- a video that two processes catalogd at once has two rows
+WITH labels AS (  -- a video that two processes cataloged at once has two rows
     SELECT video_id, min(class_label) AS class_label FROM videos GROUP BY video_id
 ), labeled AS (
     SELECT triples.*, labels.class_label FROM triples LEFT JOIN labels USING (video_id)
@@ -65,10 +66,8 @@ ORDER BY dataset, rank
 """
 
 
-class SelectionSettings(BaseModel):
+class SelectionSettings(Settings):
     """Which triples may be chosen, and how many are. An empty list of labelers, data sets or splits means all."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     labelers: tuple[str, ...] = Field((), description="labeler ids, e.g. human:aurora")
     datasets: tuple[str, ...] = Field((), description="data sets")

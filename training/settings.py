@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+import yaml
+from pydantic import Field, field_validator, model_validator
 
-from lake.errors import Refused
 from lake.ids import content_id
+from lake.settings import Settings
 from training.selection import BY_PEOPLE, SelectionSettings
 
 _HOW = frozenset({"workers", "device", "strategy", "activation_checkpointing", "checkpoint_every", "log_every"})
@@ -17,55 +18,87 @@ _HOW = frozenset({"workers", "device", "strategy", "activation_checkpointing", "
 class Source(SelectionSettings):
     """Some of the triples, and how often an epoch shows them."""
 
-    per_dataset: int | None = Field(None, ge=1, description="the likeliest so many of a data set; None: all")
+    per_dataset: int | None = Field(
+        None, ge=1, description="Use the N most likely triples of each data set. Default: all."
+    )
     factor: float = Field(
-        1.0, gt=0, le=1000, description="times an epoch shows each triple; 0.5: another random half of them every epoch"
+        1.0,
+        gt=0,
+        le=1000,
+        description="Times that an epoch shows each triple; 0.5 shows another random half every epoch.",
     )
 
 
-class TrainingSettings(BaseModel):
+_SOURCE = (
+    f"as key: value pairs in braces; repeat to mix sources. Keys: {', '.join(Source.model_fields)}. "
+    "Example: '{datasets: [magicbrush], factor: 15}'."
+)
+
+
+class TrainingSettings(Settings):
     """Settings that both kinds of training have. Raises Refused where a value is impossible."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     task: ClassVar[Literal["dynamics", "world"]]
 
     model: str = Field(
-        "builtin", description="what to start from: builtin, hf:<folder>, hf:<owner>/<repository> or s3://<folder>"
+        "builtin", description="Model to start from: builtin, hf:<folder>, hf:<owner>/<repository> or s3://<folder>."
     )
-    revision: str | None = Field(None, description="commit, tag or branch of a repository; None: its main branch")
-    image_size: int | None = Field(None, ge=8, le=4096, description="pixels; None: the model's own")
+    revision: str | None = Field(None, description="Commit, tag or branch of a repository. Default: its main branch.")
+    image_size: int | None = Field(
+        None, ge=8, le=4096, description="Side of the images in pixels. Default: the model's."
+    )
 
     sources: tuple[Source, ...] = Field(
-        (Source(),), min_length=1, description="which triples; default: every one of the split train"
+        (Source(),), min_length=1, description=f"Triples to train on, {_SOURCE} Default: the whole split train."
     )
-    version: int | None = Field(None, ge=0, description="version of the table triples; None: the newest")
-    epochs: float | None = Field(None, gt=0, description="passes over the sources; exactly one of epochs and steps")
-    steps: int | None = Field(None, ge=1)
-    seed: int = Field(0, ge=0, lt=2**32)
+    triples_version: int | None = Field(None, ge=0, description="Version of the table triples. Default: the newest.")
+    epochs: float | None = Field(
+        None, gt=0, description="Passes over the sources. Give exactly one of epochs and steps."
+    )
+    steps: int | None = Field(None, ge=1, description="Optimizer steps. Give exactly one of epochs and steps.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Random seed.")
 
-    method: Literal["lora", "full"] = "lora"
-    lora_rank: int = Field(16, ge=1)
-    lora_alpha: float = Field(32, gt=0)
-    lora_dropout: float = Field(0.05, ge=0, lt=1)
+    method: Literal["lora", "full"] = Field("lora", description="Train a LoRA adapter, or all weights.")
+    lora_rank: int = Field(16, ge=1, description="Rank of the LoRA matrices.")
+    lora_alpha: float = Field(32, gt=0, description="LoRA scaling; updates are scaled by alpha / rank.")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on the inputs of LoRA matrices.")
 
-    batch_size: int = Field(64, ge=1, description="pairs of a step, over all workers")
-    micro_batch_size: int = Field(16, ge=1, description="pairs a worker computes at once; divides batch_size")
-    peak_lr: float = Field(2e-4, gt=0, lt=10)
-    warmup_steps: int = Field(100, ge=0, description="steps up to the peak; at most a fifth of all")
-    weight_decay: float = Field(0.01, ge=0, description="of matrices; norms and biases have none")
-    grad_clip: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
+    batch_size: int = Field(64, ge=1, description="Pairs per step, over all workers.")
+    micro_batch_size: int = Field(16, ge=1, description="Pairs that a worker computes at once; divides batch_size.")
+    peak_lr: float = Field(2e-4, gt=0, lt=10, description="Peak learning rate.")
+    warmup_steps: int = Field(100, ge=0, description="Warmup steps; at most a fifth of all steps count.")
+    weight_decay: float = Field(0.01, ge=0, description="Weight decay of matrices; norms and biases have none.")
+    grad_clip: float = Field(1.0, gt=0, description="Maximum norm of a step's gradient.")
     precision: Literal["auto", "float32", "mixed", "bfloat16"] = Field(
         "auto",
-        description="mixed: float32 weights, bfloat16 arithmetic; bfloat16: weights and optimizer too; auto: bfloat16 "
-        "for LoRA (adapters stay float32) and mixed for full on a GPU, float32 on a CPU",
+        description="mixed: float32 weights, bfloat16 arithmetic. bfloat16: weights and optimizer too. auto: bfloat16 "
+        "for LoRA (adapters stay float32) and mixed for full on a GPU, float32 on a CPU.",
     )
 
-    workers: int | tuple[int, int] = Field(1, description="processes, one a GPU; (least, most): as many as there are")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where the cluster has any")
-    strategy: Literal["ddp", "fsdp2"] = Field("ddp", description="weights whole on every worker, or sharded over them")
-    activation_checkpointing: bool = Field(False, description="less memory for a third more arithmetic")
-    checkpoint_every: int = Field(500, ge=1, description="steps")
-    log_every: int = Field(10, ge=1, description="steps")
+    workers: int | tuple[int, int] = Field(1, description="Workers, one per GPU; 2-8 is elastic.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where to train; auto: GPUs where the cluster has any."
+    )
+    strategy: Literal["ddp", "fsdp2"] = Field(
+        "ddp", description="Weights whole on every worker (ddp), or sharded over them (fsdp2)."
+    )
+    activation_checkpointing: bool = Field(False, description="Use less memory for a third more arithmetic.")
+    checkpoint_every: int = Field(500, ge=1, description="Steps between checkpoints.")
+    log_every: int = Field(10, ge=1, description="Steps between log lines.")
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _parse_sources(cls, value: Any) -> Any:
+        """Take sources as a command line has them: YAML in braces."""
+        if not isinstance(value, list | tuple):
+            return value
+        return [_mapping(one) if isinstance(one, str) else one for one in value]
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _parse_workers(cls, value: Any) -> Any:
+        """Take a range as a command line has it: 2-8."""
+        return tuple(value.split("-", 1)) if isinstance(value, str) and "-" in value else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -104,18 +137,12 @@ class TrainingSettings(BaseModel):
         """The name of a run that is given none: the same settings have the same."""
         return f"{self.task}-{content_id(self.identity())[:8]}"
 
-    @classmethod
-    def checked(cls, values: dict[str, Any]) -> Self:
-        """The settings of these values. Raises Refused, with one line, where they are impossible."""
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"]).replace("_", "-")
-            message = first["msg"].removeprefix("Value error, ")
-            if first["type"] == "extra_forbidden" and first["loc"][0] == "sources":
-                name, message = "source", f"there is no key {first['loc'][-1]!r}, only {', '.join(Source.model_fields)}"
-            raise Refused(f"--{name}: {message} (given: {first['input']!r})" if name else message) from None
+
+def _mapping(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r} is not YAML ({str(error).splitlines()[0]}): write {{key: value, ...}}") from None
 
 
 class WorldTraining(TrainingSettings):
@@ -127,8 +154,8 @@ class WorldTraining(TrainingSettings):
         None,
         ge=0,
         le=1,
-        description="weigh tokens by how much their place changes, the least weight being this share of the mean; "
-        "None: all alike",
+        description="Weight tokens by how much their place changes; the least weight is this share of the mean. "
+        "Default: all alike.",
     )
 
 
@@ -140,9 +167,9 @@ class DynamicsTraining(TrainingSettings):
     sources: tuple[Source, ...] = Field(
         (Source(where=BY_PEOPLE),),
         min_length=1,
-        description="which triples; default: every one of the split train that people labeled",
+        description=f"Triples to train on, {_SOURCE} Default: what people labeled of the split train.",
     )
-    prompt: str | None = Field(None, min_length=1, description="what the model is asked; None: as labeling asks it")
+    prompt: str | None = Field(None, min_length=1, description="Prompt. Default: the one that labeling uses.")
     pair_layout: Literal["auto", "images", "video"] = Field(
-        "auto", description="two images, or one video of two frames; auto: video where the model takes it"
+        "auto", description="A pair as two images, or as a video of two frames; auto: video where the model takes it."
     )

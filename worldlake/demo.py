@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from labeling.labeler import LabelerSettings
 from lake.catalog import ingest
 from lake.errors import Refused
 from lake.sql import query
@@ -17,7 +16,7 @@ from lake.tables import Lake
 from models.sample_world import GroundTruth, write_folder
 from worldlake import console
 from worldlake.accuracy import Share, judge, summary
-from worldlake.label import label_command
+from worldlake.api import label
 from worldlake.report import write_report
 from worldlake.status import lake_status, print_status
 
@@ -54,7 +53,8 @@ def run_demo(folder: Path, videos: list[Path], clips: int, seed: int) -> dict[st
     ingest(lake, [str(sample)], dataset="sample-world", layout="folder")
     if videos:
         ingest(lake, [str(path) for path in videos], dataset="your-videos", layout="folder")
-    run = label_command(lake, LabelerSettings(), "builtin", {})
+    with console.counter("label") as counter:
+        run = label(lake, progress=counter, warn=console.log.warning)
     console.out.print(run.text(), markup=False)
     found = lake_status(lake)
     print_status(found)

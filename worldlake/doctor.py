@@ -154,7 +154,7 @@ def _ray() -> Iterator[Finding]:
     if not address:
         yield Finding("fine", "ray", "starts on this machine; set RAY_ADDRESS to use a cluster")
         return
-    from worldlake.label import start_ray
+    from cluster.connect import start_ray
 
     start_ray()
     import ray

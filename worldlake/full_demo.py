@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from labeling.human_labels import LabeledOptions, ingest_labeled
-from labeling.labeler import LabelerSettings
 from lake.catalog import ingest
 from lake.tables import Lake
 from models.builtin.reset_vocabulary import write_dynamics, write_world
@@ -19,13 +18,12 @@ from models.sample_world import FPS, make_clip, write_folder
 from models.world import SamplingSettings
 from models.world_loading import WorldSettings
 from training.evaluation.intervals import Figure
-from training.run import train
 from training.settings import DynamicsTraining, Source, TrainingSettings, WorldTraining
 from worldlake import console
+from worldlake.api import label, train
+from worldlake.commands.train import show
 from worldlake.evaluation import WorldOptions, evaluate_dynamics, evaluate_world, plain_figures
 from worldlake.evaluation_pairs import Choice
-from worldlake.label import draining, label_command
-from worldlake.train import show
 
 # Clips that the builtin models were not trained on and that the short demo does not use either.
 FIRST_SEED = 6_000_000
@@ -71,7 +69,9 @@ def run_full_demo(folder: Path, seed: int, amounts: Amounts = Amounts()) -> dict
     _say("2. a dynamics model learns what happened from the labeled pairs")
     dynamics = ModelSettings(name=_train(lake, _dynamics_training(bases, taught, amounts)))
     _say("3. it labels the unlabeled clips, and every label is verified before it is written")
-    labels = label_command(lake, LabelerSettings(model=dynamics), "default", {}, where=f"dataset = '{_UNLABELED}'")
+    where = f"dataset = '{_UNLABELED}'"
+    with console.counter("label") as counter:
+        labels = label(lake, model=dynamics, where=where, progress=counter, warn=console.log.warning)
     console.out.print(labels.text(), markup=False)
     found = Source(labelers=(labels.labeler_id,), datasets=(_UNLABELED,), splits=())
     _say("4. world models learn what an action leads to: from the labeled pairs alone, and from the verified ones too")
@@ -153,15 +153,8 @@ def _rows(seed: int, split: str) -> list[dict[str, Any]]:
 
 def _train(lake: Lake, settings: TrainingSettings) -> str:
     """Train, or find what was trained; the name of the model."""
-    with draining(None) as (stop, start_cluster), console.counter("train") as counter:
-        summary = train(
-            lake,
-            settings,
-            stop=stop,
-            start_cluster=start_cluster,
-            progress=lambda line: show(line, counter),
-            warn=console.log.warning,
-        )
+    with console.counter("train") as counter:
+        summary = train(lake, settings, progress=lambda line: show(line, counter), warn=console.log.warning)
     console.out.print(summary.text(), markup=False)
     if summary.status == "drained":
         raise KeyboardInterrupt

@@ -6,22 +6,25 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import typer
+from cyclopts import App
 
+from cluster.connect import start_ray
+from cluster.signals import draining
+from labeling.labeler import LabelerSettings
 from lake.errors import Refused
 from lake.s3 import Unavailable
 from lake.tables import Lake
+from models.loading import ModelSettings
 from models.world_loading import WorldSettings
 from serve.load_shedding import environment
 from serve.run import bound, plan, session, start, stop
 from serve.settings import ServeSettings
 from worldlake import console
-from worldlake.label import draining, labeler_settings
-from worldlake.options import open_lake, storage
-from worldlake.serve import serve
+from worldlake.commands.serve import serve
+from worldlake.config import read_config
+from worldlake.options import open_lake
 
 _PORT_WAIT_S = 20.0
 """The processes of a service that was killed let go of its port some seconds later."""
@@ -30,40 +33,34 @@ _LOOK_S = 10.0
 """Between looks for a lake and a key that are yet to come."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """What `worldlake serve` is told about models."""
+def service_settings(
+    model: ModelSettings,
+    policy: str | None,
+    world: WorldSettings,
+    replicas: str,
+    batch_pairs: int,
+    allow: list[str] | None,
+) -> ServeSettings:
+    """Return the settings of a service from options.
 
-    model: str
-    revision: str | None
-    adapter: str | None
-    policy: str | None
-    world: str
-    world_adapter: str | None
-    replicas: str
-    batch_pairs: int
-    allow: list[str] | None
-
-    def settings(self) -> ServeSettings:
-        """As a service wants them. Raises Refused, ModelRefused where a value is impossible."""
-        least, dash, most = self.replicas.partition("-")
-        if not least.isdecimal() or (dash and not most.isdecimal()) or not 1 <= int(least) <= int(most or least):
-            raise Refused(f"--replicas {self.replicas!r}: give a number, or two with a dash, such as 1-4")
-        labeler = labeler_settings({"name": self.model, "revision": self.revision, "adapter": self.adapter}, {})
-        world = None if self.world == "none" else WorldSettings(name=self.world, adapter=self.world_adapter)
-        return ServeSettings(
-            labeler=labeler,
-            policy=self.policy or ("builtin" if self.model == "builtin" else "default"),
-            world=world,
-            replicas=(int(least), int(most or least)),
-            batch_pairs=self.batch_pairs,
-            sources=tuple(self.allow or ()),
-        )
+    Raises:
+        Refused: a value is impossible.
+    """
+    least, dash, most = replicas.partition("-")
+    if not least.isdecimal() or (dash and not most.isdecimal()) or not 1 <= int(least) <= int(most or least):
+        raise Refused(f"--replicas {replicas!r}: give a number, or two with a dash, such as 1-4")
+    return ServeSettings(
+        labeler=LabelerSettings(model=model),
+        policy=policy or ("builtin" if model.name == "builtin" else "default"),
+        world=None if world.name == "none" else world,
+        replicas=(int(least), int(most or least)),
+        batch_pairs=batch_pairs,
+        sources=tuple(allow or ()),
+    )
 
 
-def run_service(lake: Lake, options: Options, host: str, port: int) -> None:
+def run_service(lake: Lake, settings: ServeSettings, host: str, port: int) -> None:
     """Serve until a signal comes. Raises Refused, ModelRefused where that cannot be."""
-    settings = options.settings()
     has_cluster = bool(os.environ.get("RAY_ADDRESS"))
     if not has_cluster:
         _refuse_taken(host, port)
@@ -71,12 +68,12 @@ def run_service(lake: Lake, options: Options, host: str, port: int) -> None:
     key, token = session(lake, host) or (None, None)
     # A cluster that runs already was started with these, or its proxies refuse nothing.
     os.environ.update(environment(settings))
-    with draining(None) as (stopped, start_cluster):
+    with draining() as stopped:
         # A cluster is asked for its GPUs; Ray on this machine has this machine's, and what cannot be is refused before.
         if has_cluster:
-            start_cluster()
+            start_ray()
         checked = plan(lake, settings, key)
-        start_cluster()
+        start_ray()
         if stopped.is_set():
             return
         start(checked, host, port)
@@ -130,13 +127,14 @@ def application(args: dict[str, str]) -> Any:
     changes. Raises Refused, ModelRefused for the rest, as the command does.
     """
     device = args.get("device")
-    command = typer.Typer()
-    command.command()(serve)
+    app = App(default_command=serve, config=read_config)
     given = [f"--{name}={value}" for name, value in args.items() if name != "device"]
-    values = typer.main.get_command(command).make_context("worldlake serve", given).params
-    settings = Options(**{name: values[name] for name in Options.__dataclass_fields__}).settings()
-    store = storage(values["endpoint_url"], values["region"], values["profile"])
-    lake = _lake_with_a_key(lambda: open_lake(values["lake"], store))
+    _, bound_arguments, _ = app.parse_args(given, exit_on_error=False, print_error=False)
+    bound_arguments.apply_defaults()
+    options = bound_arguments.arguments
+    names = ("model", "policy", "world", "replicas", "batch_pairs", "allow")
+    settings = service_settings(*(options[name] for name in names))
+    lake = _lake_with_a_key(lambda: open_lake(options["lake"], options["storage"]))
     return bound(plan(lake, settings.model_copy(update={"device": device}), None))
 
 

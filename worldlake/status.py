@@ -15,7 +15,7 @@ from lake.runs import RunState, states
 from lake.storage import normalize
 from lake.tables import Lake
 from worldlake import console
-from worldlake.ingested import why_unread
+from worldlake.commands.ingest import why_unread
 
 
 def lake_status(lake: Lake) -> dict[str, Any]:

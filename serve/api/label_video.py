@@ -78,7 +78,7 @@ def router(services: Services) -> APIRouter:
         videos, mode, path = services.videos, write_mode(request, write), folder / "video"
         if media_type(request) == "application/json":
             entry = await videos.run(videos.find, await _uri(request))
-            if (video_id := await asked(lambda: videos.catalogd(entry))) is not None:
+            if (video_id := await asked(lambda: videos.cataloged(entry))) is not None:
                 # A labeling run decides about it, under its own id.
                 mode = "no"
                 if (rows := await asked(lambda: videos.decided(video_id))) is not None:

@@ -16,7 +16,7 @@ def test_operations_are_those_that_torch_counts(method: str) -> None:
     settings: Any = {"steps": 1, "batch_size": 1, "micro_batch_size": 1, "method": method, "precision": "float32"}
     if method == "lora":
         settings["lora_rank"] = 1
-    task = RandomWorld("tiny-emu3", WorldTraining.checked(settings), torch.device("cpu"))
+    task = RandomWorld("tiny-emu3", WorldTraining.model_validate(settings), torch.device("cpu"))
     batch = task.batch(1)
     with FlopCounterMode(display=False) as counter:
         torch.autograd.backward(task.loss(task.model, batch))

@@ -95,7 +95,7 @@ class World:
     source: Path
     draw: random.Random
     late: list[Callable[[], Any]] = field(default_factory=list)
-    catalogd: set[str] = field(default_factory=set)
+    cataloged: set[str] = field(default_factory=set)
     """Uris that an `ingest` has acknowledged."""
     decided: dict[str, str] = field(default_factory=dict)
     """Uris by the triples that a run has committed."""
@@ -114,7 +114,7 @@ class World:
             self.brought_back |= set(self.uris)
         counts = catalog.ingest(self.lake, [str(self.source)], dataset="d", bring_back=bring_back)
         if not counts.forgotten:
-            self.catalogd |= set(self.uris)
+            self.cataloged |= set(self.uris)
 
     def label(self, labeler: str) -> None:
         committer = Committer(self.lake, labeler, runs.new_run_id())
@@ -227,7 +227,7 @@ class World:
     def settle(self) -> None:
         """Take what is in doubt between commands of one round for unknown, before the next."""
         self.forgotten -= self.brought_back
-        self.catalogd -= self.begun
+        self.cataloged -= self.begun
         self.decided = {id_: uri for id_, uri in self.decided.items() if uri not in self.begun}
         self.begun.clear()
         self.brought_back.clear()
@@ -240,8 +240,8 @@ class World:
         rows = {name: self.lake.dataset(name).to_table(columns=["uri"])["uri"].to_pylist() for name in _WITH_URI}
         for name, uris in rows.items():
             assert gone.isdisjoint(uris), f"{name} has a row of what was forgotten"
-        missing = self.catalogd - self.begun - set(rows["videos"])
-        assert not missing, f"catalogd and not there: {missing}"
+        missing = self.cataloged - self.begun - set(rows["videos"])
+        assert not missing, f"cataloged and not there: {missing}"
         there = {id_ for name in DECISIONS for id_ in self.lake.read(name, ["triple_id"])["triple_id"].to_pylist()}
         lost = [id_ for id_, uri in self.decided.items() if uri not in self.begun and id_ not in there]
         assert not lost, f"decided and not there: {lost}"

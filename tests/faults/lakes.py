@@ -59,7 +59,7 @@ def template(folder: Path) -> tuple[Lake, Videos]:
         ingest(lake, [path], dataset="d", layout="folder")
     Path(videos.broken).write_bytes(b"no video")
     _decide(lake)
-    # Touched, catalogd, and touched back: the next ingest replaces a row.
+    # Touched, cataloged, and touched back: the next ingest replaces a row.
     before = Path(videos.back).stat()
     os.utime(videos.back)
     ingest(lake, [str(videos.folder)], dataset="d", layout="folder")

@@ -174,7 +174,7 @@ def test_what_is_forgotten_beside_a_paused_ingest_stays_away(scene: Scene) -> No
     each(scene.points("ingest")[1:-1], pause_at(scene, "ingest", "forget another"))
 
 
-def test_what_is_catalogd_beside_a_paused_forget_is_forgotten_too(scene: Scene) -> None:
+def test_what_is_cataloged_beside_a_paused_forget_is_forgotten_too(scene: Scene) -> None:
     """Once the `forget` deleted only what it had found before it was paused."""
     each(scene.some("forget"), pause_at(scene, "forget", "ingest"))
 

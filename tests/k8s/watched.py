@@ -20,7 +20,8 @@ from ray.serve.config import HTTPOptions
 
 from labeling.labeler import LabelerSettings, resolve_labeler
 from labeling.policy import load_policy
-from labeling.run import RunSettings, label
+from labeling.run import label
+from labeling.settings import RunSettings
 from lake import s3
 from lake.catalog import ingest
 from lake.commits import Committer
@@ -105,7 +106,7 @@ def _lose_the_store() -> None:
 def _train(lake: Lake) -> None:
     add_triples(lake, 4, size=64)
     values: dict[str, Any] = {"model": "builtin", "steps": 2, "batch_size": 2, "micro_batch_size": 2, "log_every": 1}
-    done = train(lake, DynamicsTraining.checked(values), stop=threading.Event(), warn=console.log.warning)
+    done = train(lake, DynamicsTraining.model_validate(values), stop=threading.Event(), warn=console.log.warning)
     assert done.status == "finished"
 
 

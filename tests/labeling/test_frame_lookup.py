@@ -11,7 +11,7 @@ import pytest
 from labeling.annotate import decode_images
 from labeling.decoding import DecodeError
 from labeling.frame_lookup import LOST, Picked, pick_frames, read_images
-from labeling.sampling import SamplingSettings
+from labeling.settings import SamplingSettings
 from lake.manifest import Moment
 from tests.labeling import datasets
 from tests.media import Medium, read_counter
@@ -19,9 +19,9 @@ from tests.media import Medium, read_counter
 SIZE = 96
 
 
-def pick(path: Path, wanted: set[Moment], segment_s: float = 60) -> Picked:
+def pick(path: Path, wanted: set[Moment], segment_seconds: float = 60) -> Picked:
     """All segments, put together."""
-    settings = SamplingSettings(segment_s=segment_s)
+    settings = SamplingSettings(segment_seconds=segment_seconds)
     whole = pick_frames(str(path), frozenset(wanted), None, settings, SIZE)
     part = whole
     while part.goes_on:
@@ -36,16 +36,16 @@ def numbers(picked: Picked) -> dict[Moment, int]:
     return {moment: read_counter(decode_images([jpeg])[0]) for moment, (_, jpeg) in picked.frames.items()}
 
 
-@pytest.mark.parametrize("segment_s", [60, 1, 0.3])
-def test_times_and_numbers(tmp_path: Path, segment_s: float) -> None:
+@pytest.mark.parametrize("segment_seconds", [60, 1, 0.3])
+def test_times_and_numbers(tmp_path: Path, segment_seconds: float) -> None:
     path = datasets.video(tmp_path / "a.mp4", range(100))
     times = {Fraction(0): 0, Fraction("0.04"): 1, Fraction("0.041"): 2, Fraction("2.5"): 63, Fraction("3.97"): 99}
-    picked = pick(path, {*times, None}, segment_s)
+    picked = pick(path, {*times, None}, segment_seconds)
     assert numbers(picked) == {**times, None: 99}
-    picked = pick(path, {0, 1, 42, 99, 100}, segment_s)
+    picked = pick(path, {0, 1, 42, 99, 100}, segment_seconds)
     assert numbers(picked) == {0: 0, 1: 1, 42: 42, 99: 99}
     assert picked.missing == {100: "the video ends after 3.96 s with frame 99"}
-    assert pick(path, {Fraction(5)}, segment_s).missing.keys() == {Fraction(5)}
+    assert pick(path, {Fraction(5)}, segment_seconds).missing.keys() == {Fraction(5)}
 
 
 def test_what_was_lost_is_missing(corpus: dict[str, Medium]) -> None:

@@ -152,8 +152,8 @@ def test_something(root: Path, lake: Lake) -> None:
     assert (videos.new, videos.failed) == (3, 0)
     assert counts == LabeledCounts(listed=3, triples=2, failed=1)
     template = "Holding [something] next to [something]"
-    catalogd = sorted((row["split"], row["class_label"]) for row in rows(lake, "videos"))
-    assert catalogd == [("test", None), ("train", template), ("validation", template)]
+    cataloged = sorted((row["split"], row["class_label"]) for row in rows(lake, "videos"))
+    assert cataloged == [("test", None), ("train", template), ("validation", template)]
     assert summary(lake, "split", "action", "dataset") == [
         ("train", "holding potato next to cup 0", "something", 0, 11),
         ("validation", "holding potato next to cup 1", "something", 100, 111),

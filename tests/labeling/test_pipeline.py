@@ -7,10 +7,10 @@ import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labeling.pipeline import DECODE_BYTES, MODEL_BYTES, WRITE_BYTES, Labels, Workers, workers
+from labeling.pipeline import DECODE_BYTES, MODEL_BYTES, WRITE_BYTES, NodeLabel, Workers, workers
 from lake.errors import Refused
 
-CPU, MODEL, NOWHERE = {"group": "cpu"}, {"group": "model"}, {"group": "nowhere"}
+CPU, MODEL, NOWHERE = "group=cpu", "group=model", "group=nowhere"
 
 
 def node(number: int, cpus: int, gpus: int = 0, memory: float = 1 << 40, **labels: str) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def asked(pool: Workers) -> dict[str, float]:
     ],
 )
 def test_what_all_workers_ask_for_fits(
-    monkeypatch: pytest.MonkeyPatch, decode_on: Labels, label_on: Labels, gpus: int, decode: int, label: int
+    monkeypatch: pytest.MonkeyPatch, decode_on: NodeLabel, label_on: NodeLabel, gpus: int, decode: int, label: int
 ) -> None:
     nodes = [node(0, 0), node(1, 8, group="cpu"), node(2, 4, gpus, group="model")]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
@@ -63,7 +63,7 @@ def test_what_all_workers_ask_for_fits(
     ],
 )
 def test_what_cannot_fit_is_refused(
-    monkeypatch: pytest.MonkeyPatch, decode_on: Labels, label_on: Labels, says: str
+    monkeypatch: pytest.MonkeyPatch, decode_on: NodeLabel, label_on: NodeLabel, says: str
 ) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [node(1, 8, group="cpu"), node(2, 4, group="model")])
     with pytest.raises(Refused, match=says):

@@ -10,14 +10,15 @@ import pytest
 
 from labeling.labeler import Labeler, LabelerSettings
 from labeling.policy import load_policy
-from labeling.run import RunSettings, label
+from labeling.run import label
+from labeling.settings import RunSettings
 from lake.errors import Refused
 from lake.runs import Run, states
 from lake.tables import Lake, now
 from lake.writer import Writer
 
 
-def test_of_two_runs_that_start_at_once_one_is_refused(tmp_path: Path) -> None:
+def test_of_two_runs_that_start_at_once_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lake = Lake(str(tmp_path))
     lake.create()
     Writer(lake).append("videos", [{"video_id": "v", "uri": "/nowhere.mp4", "etag": "1-1", "added_at": now()}])
@@ -27,9 +28,10 @@ def test_of_two_runs_that_start_at_once_one_is_refused(tmp_path: Path) -> None:
     def start_rival() -> None:
         rivals.enter_context(Run(lake, "rival", "label", {}, labeler.id, alone=True))
 
+    monkeypatch.setattr("labeling.run.start_ray", start_rival)
     with rivals, pytest.raises(Refused, match="rival of labeler"):
         # Nobody is at work when the run looks for the first time; Ray takes seconds to start.
-        label(lake, labeler, load_policy("default"), RunSettings(), stop=threading.Event(), start_cluster=start_rival)
+        label(lake, labeler, load_policy("default"), RunSettings(), stop=threading.Event())
     assert sorted((run.run_id == "rival", run.status) for run in states(lake)) == [
         (False, "refused"),
         (True, "finished"),

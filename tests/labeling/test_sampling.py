@@ -1,44 +1,16 @@
-"""Laws of selection, and what the motion and shot measures see."""
+"""What the motion and shot measures see."""
 
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from labeling.sampling import (
-    SamplingSettings,
-    choose,
     content_change,
     flow_picture,
     motion_between,
     thumbnail,
 )
-
-scored = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 15)), max_size=40)
-
-
-@given(scored, st.integers(2, 8), st.integers(1, 40))
-def test_choice_respects_count_interval_and_score_order(
-    steps: list[tuple[int, int]], count: int, min_interval: int
-) -> None:
-    scores = [float(score) for score, _ in steps]
-    positions = np.cumsum([step for _, step in steps]).tolist()
-    chosen = choose(scores, positions, count, min_interval)
-    assert chosen == sorted(set(chosen)) == choose(scores, positions, count, min_interval)
-    assert len(chosen) <= count
-    gaps = np.diff([positions[index] for index in chosen])
-    assert (gaps >= min_interval).all()
-    for index in set(range(len(scores))) - set(chosen):
-        # Left out only for frames that come first: a full set, or neighbors, of a better rank.
-        better = [other for other in chosen if (-scores[other], other) < (-scores[index], index)]
-        assert len(better) == count or any(abs(positions[index] - positions[other]) < min_interval for other in better)
-
-
-def test_choice_of_nothing_and_of_ties() -> None:
-    assert choose([], [], 6, 20) == []
-    assert choose([1.0] * 10, list(range(0, 100, 10)), 3, 20) == [0, 2, 4]
+from labeling.settings import SamplingSettings
 
 
 def scene(seed: int, height: int = 180, width: int = 320) -> np.ndarray:
@@ -99,9 +71,3 @@ def test_only_another_scene_is_a_cut(seed: int) -> None:
     black = thumbnail(np.zeros_like(here))
     assert content_change(shown, black) == content_change(black, shown) == 1.0
     assert content_change(black, black) == 0.0
-
-
-def test_settings_refuse_what_makes_no_sense() -> None:
-    for wrong in ({"frames_per_clip": 1}, {"min_interval": 0}, {"decoder": "ffmpeg"}, {"sroce_stride": 5}):
-        with pytest.raises(ValidationError):
-            SamplingSettings(**wrong)

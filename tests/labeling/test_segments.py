@@ -11,13 +11,18 @@ import psutil
 import pytest
 
 from labeling import segments
-from labeling.sampling import SamplingSettings
+from labeling.samplers import Sampler
+from labeling.samplers.motion import MotionSampler
+from labeling.samplers.uniform import UniformSampler
 from labeling.segments import Segment, sample_segment, sample_video
+from labeling.settings import SamplingSettings
 from tests.media import FPS, H264, MISSING, NAMES, Medium, encode, make_long, picture, read_counter, real_clips
 
 pytestmark = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason=MISSING)
 
-SHORT = SamplingSettings(segment_s=1.7, max_clip_s=1.0, min_interval=6, score_stride=3)
+SHORT = SamplingSettings(
+    segment_seconds=1.7, max_clip_seconds=1.0, sampler=MotionSampler(min_interval=6, score_stride=3)
+)
 
 
 def sample(path: Path, settings: SamplingSettings = SHORT, *, forget: bool = False) -> list[Segment]:
@@ -79,14 +84,14 @@ def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-@pytest.mark.parametrize("method", ["motion", "uniform"])
-def test_no_pair_crosses_a_cut_or_the_end_of_a_clip(shots: Path, method: str) -> None:
-    settings = SamplingSettings(method=method, min_interval=6, score_stride=3, uniform_stride=7, max_clip_s=1.5)
-    (segment,) = sample(shots, settings)
+@pytest.mark.parametrize(
+    ("sampler", "least"), [(MotionSampler(min_interval=6, score_stride=3), 6), (UniformSampler(uniform_stride=7), 7)]
+)
+def test_no_pair_crosses_a_cut_or_the_end_of_a_clip(shots: Path, sampler: Sampler, least: int) -> None:
+    (segment,) = sample(shots, SamplingSettings(sampler=sampler, max_clip_seconds=1.5))
     numbers = [(read_counter(image(pair.obs)), read_counter(image(pair.next_obs))) for pair in segment.pairs]
     assert {obs // (2 * FPS) for obs, _ in numbers} == {0, 1, 2}
     assert all(obs // (2 * FPS) == after // (2 * FPS) for obs, after in numbers)
-    least = 6 if method == "motion" else 7
     assert all(least <= after - obs <= 1.5 * FPS for obs, after in numbers)
     # Neighbors share their frame, and its bytes.
     chained = [(one, two) for one, two in pairwise(segment.pairs) if one.next_pts == two.obs_pts]
@@ -98,7 +103,9 @@ def test_frames_are_kept_where_things_move(tmp_path: Path) -> None:
     # Still but for one second, from frame 40 to 65.
     numbers = [min(max(i, 40), 65) for i in range(125)]
     path = encode(tmp_path / "still.mp4", (picture(i) for i in numbers), *H264)
-    (segment,) = sample(path, SamplingSettings(frames_per_clip=2, score_stride=5, min_interval=10))
+    (segment,) = sample(
+        path, SamplingSettings(sampler=MotionSampler(frames_per_clip=2, score_stride=5, min_interval=10))
+    )
     (pair,) = segment.pairs
     assert 40 <= read_counter(image(pair.obs)) < read_counter(image(pair.next_obs)) <= 65
     assert pair.motion > 0

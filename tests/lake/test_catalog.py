@@ -42,7 +42,7 @@ def rows(lake: Lake, table: str) -> list[dict[str, Any]]:
 
 
 def bad_files(folder: Path, clip: Path) -> dict[str, str]:
-    """Files that cannot be catalogd, each with a word of its reason."""
+    """Files that cannot be cataloged, each with a word of its reason."""
     content = clip.read_bytes()
     (folder / "empty.mp4").touch()
     (folder / "noise.mp4").write_bytes(os.urandom(100_000))

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labeling.sampling import SamplingSettings
 from labeling.segments import FramePair, sample_segment
+from labeling.settings import SamplingSettings
 from models.builtin.pairs import Pairs, all_actions, clip_pairs, transformed, unlike_pairs
 from models.builtin.train import Batcher, generate, main, new_model, new_tokenizer
 from models.loading import ModelSettings, load_dynamics

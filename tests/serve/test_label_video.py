@@ -23,8 +23,8 @@ from starlette.types import Message
 
 from labeling.annotate import decode_images
 from labeling.sample import SampleVideos
-from labeling.sampling import SamplingSettings
 from labeling.segments import sample_video
+from labeling.settings import SamplingSettings
 from lake import catalog
 from lake.commits import Committer
 from lake.ids import triple_id
@@ -291,7 +291,7 @@ def test_a_stream_that_fails_says_so(client: TestClient, services: Services, cli
     assert (kind, problem["type"]) == ("problem", "urn:worldlake:problem:internal")
 
 
-def test_a_catalogd_video_is_told_and_never_written(bucket: Bucket, models: InProcess, clip: Path) -> None:
+def test_a_cataloged_video_is_told_and_never_written(bucket: Bucket, models: InProcess, clip: Path) -> None:
     bucket.put("videos/clip.mp4", clip)
     lake = Lake(f"{bucket.uri}/lake")
     catalog.ingest(lake, [f"{bucket.uri}/videos"])

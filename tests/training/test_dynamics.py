@@ -34,7 +34,7 @@ BASE: dict[str, Any] = {
 
 
 def settings(folder: Path, **changes: Any) -> DynamicsTraining:
-    return DynamicsTraining.checked(BASE | {"model": f"hf:{folder}"} | changes)
+    return DynamicsTraining.model_validate(BASE | {"model": f"hf:{folder}"} | changes)
 
 
 @pytest.fixture(scope="module", params=["qwen2_vl", "idefics3"])

@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(**changes: Any) -> WorldTraining:
-    return WorldTraining.checked(BASE | changes)
+    return WorldTraining.model_validate(BASE | changes)
 
 
 def rows(indices: Any) -> dict[str, Any]:

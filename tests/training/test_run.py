@@ -60,7 +60,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
 
 
 def settings(folder: Path, **changes: Any) -> WorldTraining:
-    return WorldTraining.checked({"model": f"hf:{folder}"} | SETTINGS | changes)
+    return WorldTraining.model_validate({"model": f"hf:{folder}"} | SETTINGS | changes)
 
 
 def run(lake: Lake, wanted: WorldTraining, name: str, **options: Any) -> Summary:
@@ -312,7 +312,7 @@ def test_a_record_that_was_cut_off_is_refused_in_one_line(lake: Lake, model: Pat
     [
         ({"sources": [{"datasets": ["nothing"]}]}, "no triple at version 1 is in .*nothing"),
         ({"sources": [{"where": "no_such_column = 1"}]}, "no_such_column"),
-        ({"version": 99}, "no version 99: the newest is 1"),
+        ({"triples_version": 99}, "no version 99: the newest is 1"),
         ({"device": "cuda"}, "1 workers need a GPU each and the cluster has 0"),
         ({"model": "hf:/nowhere"}, "no folder"),
         ({"workers": 3}, "3 workers share 2 micro-batches"),

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from labeling.sampling import SamplingSettings
 from labeling.segments import sample_video
+from labeling.settings import SamplingSettings
 from lake.catalog import EXTENSIONS
 from lake.tables import Lake, now
 from lake.writer import Writer

@@ -10,10 +10,10 @@ import pytest
 
 PROGRAM = """
 import os, signal, sys
-from worldlake.label import draining
+from cluster.signals import draining
 
 hours, signals = float(sys.argv[1]) or None, int(sys.argv[2])
-with draining(hours) as (stop, start_cluster):
+with draining(hours) as stop:
     if hours:
         assert stop.wait(10)
     for _ in range(signals):

@@ -1,0 +1,100 @@
+"""Connecting to Ray: the cluster of RAY_ADDRESS, or one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lake.errors import Refused
+
+_HOST_PORT = re.compile(r"(?:ray://)?(?P<host>\[[\da-fA-F:.%]+\]|[^\s:/@]+):(?P<port>\d{1,5})")
+_REMEDY = "give host:port of the cluster's head (10.0.0.1:6379), or unset RAY_ADDRESS to run on this machine"
+# A head that takes longer to accept a connection is too slow to work with.
+_PROBE_S = 5.0
+# Ray speaks gRPC, which is HTTP/2: both sides begin with a SETTINGS frame, type 4 in its fourth byte.
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
+
+
+def start_ray() -> None:
+    """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine; once per process.
+
+    Signal handlers stay as they were.
+
+    Raises:
+        Refused: RAY_ADDRESS is malformed, or no cluster answers there.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's C++ core writes to this terminal past every logger; what matters of it comes back as an exception.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _refuse_dead_address(address)
+    try:
+        with _kept_handlers():
+            ray.init(
+                # Not a cluster that happens to run on this machine, which `ray start` leaves a note about.
+                address=address or "local",
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if not address:
+            raise
+        hint = "a head with token authentication wants RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        raise Refused(f"no Ray cluster at RAY_ADDRESS={address} ({error}): {_REMEDY}; {hint}") from None
+    except OSError as error:
+        if "AF_UNIX" not in str(error):
+            raise
+        raise Refused(f"the path of Ray's sockets is too long ({error}): set TMPDIR to a shorter path") from None
+    _silence_ray_data()
+
+
+def _silence_ray_data() -> None:
+    # It logs the traceback of what it also raises.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+@contextmanager
+def _kept_handlers() -> Iterator[None]:
+    """Restore the handler of SIGTERM, for which Ray puts in one that ends the process at once."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _refuse_dead_address(address: str) -> None:
+    """Ask before Ray does: it tries for more than a minute, and its errors are those of its internals."""
+    if address in ("auto", "local"):
+        return
+    parts = _HOST_PORT.fullmatch(address)
+    if parts is None:
+        raise Refused(f"RAY_ADDRESS={address} is not an address: {_REMEDY}")
+    try:
+        with socket.create_connection((parts["host"].strip("[]"), int(parts["port"])), _PROBE_S) as connection:
+            connection.sendall(_HELLO)
+            greeting = connection.recv(9)
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise Refused(f"nothing answers at RAY_ADDRESS={address} ({error}): {_REMEDY}") from None
+    is_grpc = greeting[3:4] == b"\x04" or os.environ.get("RAY_USE_TLS", "0") != "0"
+    if not is_grpc:
+        raise Refused(f"RAY_ADDRESS={address} answers, but is not a Ray head (its port is 6379): {_REMEDY}")

@@ -1,0 +1,58 @@
+"""Stopping gracefully: Ctrl-C, SIGTERM and a time limit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+log = logging.getLogger("worldlake")
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ENDED = b"\nworldlake: ended at once; committed work is kept. Run the same command to resume.\n"
+
+
+@contextmanager
+def draining(hours: float | None = None) -> Iterator[threading.Event]:
+    """Yield an event that SIGINT, SIGTERM and the time limit set; a second signal ends the process at once.
+
+    Outside the main thread, where Python has no signals, only the time limit sets it.
+    """
+    stop, asked = threading.Event(), threading.Event()
+
+    def on_signal(number: int, frame: object) -> None:
+        # Not `stop`, which the time limit sets as well.
+        if asked.is_set():
+            os.write(2, _ENDED)
+            os._exit(128 + number)
+        asked.set()
+        stop.set()
+        log.info("%s: draining; a second signal ends at once", signal.Signals(number).name)
+
+    with _time_limit(stop, hours):
+        if threading.current_thread() is not threading.main_thread():
+            yield stop
+            return
+        before = {number: signal.signal(number, on_signal) for number in _SIGNALS}
+        try:
+            yield stop
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _time_limit(stop: threading.Event, hours: float | None) -> Iterator[None]:
+    if hours is None:
+        yield
+        return
+    timer = threading.Timer(min(hours * 3600, threading.TIMEOUT_MAX), stop.set)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

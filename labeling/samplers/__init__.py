@@ -1,0 +1,13 @@
+"""Samplers: which frames of a clip become frame pairs. One file each; `Sampler` lists them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from labeling.samplers.motion import MotionSampler
+from labeling.samplers.uniform import UniformSampler
+
+Sampler = Annotated[MotionSampler | UniformSampler, Field(discriminator="method")]
+"""Any sampler, told apart by its `method`."""

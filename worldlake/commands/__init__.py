@@ -1,0 +1,1 @@
+"""One file for each command; `worldlake.cli` lists them. A file is imported when its command runs."""

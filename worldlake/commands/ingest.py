@@ -1,0 +1,104 @@
+"""`worldlake ingest`."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from lake.catalog import IngestCounts
+from lake.storage import StorageConfig
+from lake.tables import Lake
+from worldlake import console
+from worldlake.api import ingest as run_ingest
+from worldlake.options import ConfigFile, Json, LakeUri, Storage, filled, number
+
+UNREAD = "SELECT uri, error_type, message FROM failures WHERE stage IN ('probe', 'list') ORDER BY failed_at DESC"
+
+
+def ingest(
+    sources: Annotated[list[str], Parameter(help="Folders, files or s3://bucket/prefix with videos.")],
+    *,
+    lake: LakeUri,
+    dataset: Annotated[
+        str | None, Parameter(validator=filled, help="Data set name. Default: taken from the path.")
+    ] = None,
+    format: Annotated[
+        str,
+        Parameter(
+            help="auto, folder, kinetics, ucf101, moments (what paths say); something, epic-kitchens, aurora, "
+            "aurora-bench (labeled pairs); or a mapping of your own in a .yaml file."
+        ),
+    ] = "auto",
+    split: Annotated[
+        str | None, Parameter(help="train, validation or test for all. Default: by path, else 90/5/5 by hash.")
+    ] = None,
+    image_size: Annotated[
+        int, Parameter(validator=number(16, 4096), help="Side of the stored images of labeled pairs in pixels.")
+    ] = 256,
+    retry_failed: Annotated[bool, Parameter(help="Try again what failed before.")] = False,
+    forgotten: Annotated[bool, Parameter(help="Also take in what `worldlake forget` deleted from this lake.")] = False,
+    strict: Annotated[bool, Parameter(help="Exit with 3 when a file or a row failed, now or before.")] = False,
+    storage: Storage = StorageConfig(),
+    json: Json = False,
+    config: ConfigFile = None,
+) -> int:
+    """Catalog videos: list them, read their headers (not the files), and add new ones to the table `videos`.
+
+    Rows that people labeled also become triples, of the labeler human:<data set>. Running it again adds only what is
+    new or changed. What cannot be read is in the table `failures` with its reason.
+    """
+    target = Lake(lake, storage)
+    with console.counter("ingest") as counter:
+        done = run_ingest(
+            target,
+            sources,
+            dataset=dataset,
+            format=format,
+            split=split,
+            image_size=image_size,
+            retry_failed=retry_failed,
+            forgotten=forgotten,
+            progress=counter,
+        )
+    videos, rows = done.videos, done.rows
+    if json:
+        console.print_json({**vars(videos), **({"rows": vars(rows)} if rows else {})})
+    else:
+        if videos.listed:
+            console.out.print("\n".join(in_words(videos, target.uri)), markup=False)
+        if rows:
+            known = f"{rows.triples:,} triples + {rows.known:,} known"
+            console.out.print(f"{rows.listed:,} rows listed = {known} + {rows.failed:,} failed")
+    return 3 if strict and (any_failed(videos) or (rows and rows.failed)) else 0
+
+
+def in_words(counts: IngestCounts, lake: str) -> list[str]:
+    """Return the counts as a sentence, and a line for each sort of videos that is not in the table `videos`."""
+    lines = [
+        f"{counts.listed:,} videos listed = {counts.new:,} new + {counts.known:,} known + {counts.failed:,} failed"
+        f" ({counts.skipped:,} other files skipped)"
+    ]
+    if counts.known_failed:
+        lines.append(
+            f"{counts.known_failed:,} known videos could not be read before and were skipped; "
+            "--retry-failed tries them again"
+        )
+    if counts.forgotten:
+        lines.append(
+            f"{counts.forgotten:,} deleted videos were skipped; `worldlake ingest` with --forgotten brings them back"
+        )
+    if counts.failed or counts.known_failed:
+        lines.append(f"why they cannot be read: {why_unread(lake)}")
+    return lines
+
+
+def why_unread(lake: str) -> str:
+    """Return the command that lists what could not be read, with the reasons."""
+    return f'worldlake sql "{UNREAD}" --lake {shlex.quote(lake)}'
+
+
+def any_failed(counts: IngestCounts) -> bool:
+    """Return whether a video of the sources cannot be read, now or when it was tried before."""
+    return bool(counts.failed or counts.known_failed)

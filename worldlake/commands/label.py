@@ -1,0 +1,105 @@
+"""`worldlake label`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from labeling.settings import RunSettings
+from lake.storage import StorageConfig
+from lake.tables import Lake
+from worldlake import console
+from worldlake.api import ingest
+from worldlake.api import label as run_label
+from worldlake.commands.ingest import any_failed, in_words
+from worldlake.options import (
+    RESOURCES,
+    SELECTION,
+    VERIFICATION,
+    ConfigFile,
+    Json,
+    LakeUri,
+    Model,
+    ModelOptions,
+    Sampling,
+    SamplingOptions,
+    Storage,
+    TakeOver,
+    filled,
+    number,
+)
+
+
+def label(
+    sources: Annotated[
+        list[str] | None,
+        Parameter(help="Ingest these first. Then every pending video is labeled, not only these."),
+    ] = None,
+    *,
+    lake: LakeUri,
+    where: Annotated[
+        str | None,
+        Parameter(
+            group=SELECTION,
+            validator=filled,
+            help="SQL condition on the table videos, such as \"dataset = 'ucf101'\".",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, Parameter(group=SELECTION, validator=number(1, 2**62), help="Stop after N videos.")
+    ] = None,
+    max_hours: Annotated[
+        float | None, Parameter(group=SELECTION, validator=number(0), help="Stop gracefully after N hours.")
+    ] = None,
+    retry_failed: Annotated[bool, Parameter(group=SELECTION, help="Also try again what failed.")] = False,
+    model: Model = ModelOptions(),
+    sampling: Sampling = SamplingOptions(),
+    policy: Annotated[
+        str | None,
+        Parameter(
+            group=VERIFICATION,
+            validator=filled,
+            help="YAML file of thresholds, or builtin or default. Default: by model.",
+        ),
+    ] = None,
+    strict: Annotated[bool, Parameter(group=VERIFICATION, help="Exit with 3 when a pair or a video failed.")] = False,
+    run: Annotated[RunSettings, Parameter(name="*", group=RESOURCES)] = RunSettings(),
+    take_over: TakeOver = False,
+    storage: Storage = StorageConfig(),
+    json: Json = False,
+    config: ConfigFile = None,
+) -> int:
+    """Label every pending video: sample frame pairs, name the action, verify, write, and commit while it runs.
+
+    Ctrl-C or SIGTERM drains: what was begun is finished and committed. A second one ends at once. The same command
+    resumes. Ray runs on this machine, or on the cluster of RAY_ADDRESS.
+    """
+    target = Lake(lake, storage)
+    unread = False
+    if sources:
+        with console.counter("ingest") as counter:
+            counts = ingest(target, sources, retry_failed=retry_failed, progress=counter).videos
+        unread = any_failed(counts)
+        for line in in_words(counts, target.uri):
+            console.log.info("%s", line)
+    with console.counter("label") as counter:
+        summary = run_label(
+            target,
+            model=model,
+            sampling=sampling,
+            policy=policy,
+            run=run,
+            where=where,
+            limit=limit,
+            max_hours=max_hours,
+            retry_failed=retry_failed,
+            take_over=take_over,
+            progress=counter,
+            warn=console.log.warning,
+        )
+    if json:
+        console.print_json(vars(summary))
+    else:
+        console.out.print(summary.text(), markup=False)
+    return 3 if strict and (unread or summary.counts["failed"] or summary.counts["videos_failed"]) else 0

@@ -1,0 +1,38 @@
+"""`worldlake maintain`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from lake.maintenance import maintain as run_maintenance
+from lake.storage import StorageConfig
+from worldlake import console
+from worldlake.options import ConfigFile, Json, LakeUri, Storage, number, open_lake
+
+
+def maintain(
+    *,
+    lake: LakeUri,
+    cluster: Annotated[bool, Parameter(help="Also sort pairs by data set and video: a rewrite.")] = False,
+    keep_hours: Annotated[
+        int, Parameter(validator=number(24, 87_600), help="Keep files that were needed in the last N hours.")
+    ] = 24,
+    storage: Storage = StorageConfig(),
+    json: Json = False,
+    config: ConfigFile = None,
+) -> int:
+    """Compact the tables and delete files that are no longer needed. While a run is alive, only compact."""
+    done = run_maintenance(open_lake(lake, storage), cluster=cluster, keep_hours=keep_hours)
+    if json:
+        console.print_json({name: vars(table) for name, table in done.items()})
+        return 0
+    rows = [
+        (name, table.files_before, table.files_after, "-" if table.deleted is None else table.deleted)
+        for name, table in done.items()
+    ]
+    console.print_table("maintained", ("table", "files before", "files after", "deleted"), rows)
+    if any(table.deleted is None for table in done.values()):
+        console.log.warning("nothing was deleted, as a run is alive: run the command again when it has ended")
+    return 0
