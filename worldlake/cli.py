@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lake.errors import Refused, Stalled, Superseded
-from lake.s3 import Unavailable, final_error
-from lake.store_errors import damage, plain
+from lake.errors import Refused, WorldlakeError, one_line
+from lake.store_errors import damage, final_error
 from lake.tables import Lake
-from models.errors import ModelRefused
 from worldlake import console, evaluate, serve, train, upkeep
 from worldlake.ingested import any_failed, in_words
 from worldlake.options import (
@@ -63,17 +61,15 @@ def main() -> None:
     except UsageError as error:
         command = error.ctx.command_path if error.ctx else "worldlake"
         code = _say(f"{error.format_message()} (see `{command} --help`)", 2)
-    except (Refused, ModelRefused) as error:
-        code = _say(str(error), 2)
-    except (Unavailable, Stalled, Superseded) as error:
-        code = _say(str(error), 1)
+    except WorldlakeError as error:
+        code = _say(str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         code = _say("interrupted; what was committed stays, the same command goes on from there", 1)
     except SystemExit:
         raise
     except BaseException as error:  # a panic in a library that is written in Rust is no Exception
         if why := final_error(error) or damage(error):
-            sys.exit(_say(str(why), 2 if isinstance(why, Refused) else 1))
+            sys.exit(_say(str(why), why.exit_code))
         if not isinstance(error, Exception):
             # It has written where it was by itself.
             sys.exit(_say(f"crashed ({type(error).__name__}: {error}); please report the command", 1))
@@ -83,7 +79,7 @@ def main() -> None:
 
 
 def _say(message: str, code: int) -> int:
-    console.err.print(f"worldlake: {' '.join(plain(message).split())}", markup=False)
+    console.err.print(f"worldlake: {one_line(message)}", markup=False)
     return code
 
 

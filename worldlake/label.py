@@ -18,9 +18,8 @@ from labeling.labeler import LabelerSettings, resolve_labeler
 from labeling.policy import load_policy
 from labeling.run import RunSettings, Summary, label
 from labeling.sampling import SamplingSettings
-from lake.errors import Refused
+from lake.errors import ModelRefused, Refused
 from lake.tables import Lake
-from models.errors import ModelRefused
 from models.loading import ModelSettings
 from worldlake import console
 
@@ -39,7 +38,7 @@ def labeler_settings(model: dict[str, Any], sampling: dict[str, Any]) -> Labeler
     """Settings from options.
 
     Raises:
-        Refused, ModelRefused: a value is impossible.
+        Refused: a value is impossible.
     """
     try:
         chosen = ModelSettings(**model)

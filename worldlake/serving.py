@@ -11,8 +11,7 @@ from typing import Any
 
 import typer
 
-from lake.errors import Refused
-from lake.s3 import Unavailable
+from lake.errors import Refused, WorldlakeError
 from lake.tables import Lake
 from models.world_loading import WorldSettings
 from serve.load_shedding import environment
@@ -45,7 +44,7 @@ class Options:
     allow: list[str] | None
 
     def settings(self) -> ServeSettings:
-        """As a service wants them. Raises Refused, ModelRefused where a value is impossible."""
+        """As a service wants them. Raises Refused where a value is impossible."""
         least, dash, most = self.replicas.partition("-")
         if not least.isdecimal() or (dash and not most.isdecimal()) or not 1 <= int(least) <= int(most or least):
             raise Refused(f"--replicas {self.replicas!r}: give a number, or two with a dash, such as 1-4")
@@ -62,7 +61,7 @@ class Options:
 
 
 def run_service(lake: Lake, options: Options, host: str, port: int) -> None:
-    """Serve until a signal comes. Raises Refused, ModelRefused where that cannot be."""
+    """Serve until a signal comes. Raises Refused where that cannot be."""
     settings = options.settings()
     has_cluster = bool(os.environ.get("RAY_ADDRESS"))
     if not has_cluster:
@@ -127,7 +126,7 @@ def application(args: dict[str, str]) -> Any:
     `args` are options of `worldlake serve`, such as `config`, and `device`: cpu or cuda, for a cluster whose GPUs are
     yet to come. Where it listens is said in the `http_options` of Serve's own configuration, so it is taken as open to
     other machines. Waits for its lake and for a key, as Serve starts what failed again only when its configuration
-    changes. Raises Refused, ModelRefused for the rest, as the command does.
+    changes. Raises Refused for the rest, as the command does.
     """
     device = args.get("device")
     command = typer.Typer()
@@ -146,7 +145,7 @@ def _lake_with_a_key(opened: Callable[[], Lake]) -> Lake:
         try:
             lake = opened()
             session(lake, _ANYWHERE)
-        except (Refused, Unavailable) as error:
+        except WorldlakeError as error:
             console.log.warning("the service waits: %s", error)
             time.sleep(_LOOK_S)
         else:
