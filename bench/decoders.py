@@ -23,11 +23,12 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from labeling.decoding import DecodeError, DecoderName, Gap, open_video
+from labeling.decoding import Gap, open_video
 from labeling.sampling import flow_picture, motion_between
 from labeling.segments import sample_segment, sample_video
-from labeling.settings import SamplingSettings
-from lake.isolation import ChildLost, Isolated
+from labeling.settings import DecoderName, SamplingSettings
+from lake.errors import ChildLost, DecodeError
+from lake.isolation import Isolated
 from tests.media import H264, VP9, Medium, ffmpeg, make_corpus, read_counter, real_clips
 
 RESULTS = Path(__file__).parent / "results" / "decoders.json"

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from labeling.stream import LABELED, block
 from labeling.text import text_score
+from lake.errors import Refused, one_line
 from lake.metrics import MODEL_SECONDS, PAIRS, STAGE_SECONDS, TOKENS
-from models.errors import ModelRefused
 from models.loading import ModelSettings, load_dynamics
 from models.protocols import DynamicsModel, Images
 
@@ -22,15 +22,15 @@ class Annotate:
     """A Ray actor that holds a model. Frame pairs in, the same rows with action and scores out: see `LabelPairs`."""
 
     def __init__(self, settings: ModelSettings) -> None:
-        self._refusal: ModelRefused | None = None
+        self._refusal: Refused | None = None
         try:
             self._label = LabelPairs(load_dynamics(settings), source="label")
-        except ModelRefused as refusal:
+        except Refused as refusal:
             # Ray tells of a constructor that raises in words only; of a call that raises it hands on the exception.
             self._refusal = refusal
 
     def __call__(self, samples: pa.Table) -> pa.Table:
-        """See `LabelPairs`. Raises ModelRefused where the model could not be loaded."""
+        """See `LabelPairs`. Raises Refused where the model could not be loaded."""
         if self._refusal:
             raise self._refusal
         with STAGE_SECONDS.timed(stage="annotate", source="label"):
@@ -134,11 +134,10 @@ def _finite(value: float) -> float | None:
 
 
 def _failed(error: Exception) -> dict[str, Any]:
-    message = " ".join(str(error).split())[:500]
     return {
         "scope": "pair",
         "stage": "annotate",
         "error_type": type(error).__name__,
-        "message": message,
+        "message": one_line(error, 500),
         "transient": False,
     }

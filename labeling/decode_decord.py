@@ -16,7 +16,8 @@ import numpy as np
 from decord._ffi.base import DECORDError
 
 from labeling.decode_pyav import open_file, open_stream
-from labeling.decoding import RGB, DecodeError, Frame, Gap, Gray
+from labeling.decoding import RGB, Frame, Gap, Gray
+from lake.errors import DecodeError
 
 decord.logging.set_level(decord.logging.QUIET)
 

@@ -18,7 +18,8 @@ from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-from labeling.decoding import RGB, DecodeError, Frame, Gap, Gray
+from labeling.decoding import RGB, Frame, Gap, Gray
+from lake.errors import DecodeError
 from lake.video import open_container
 
 if TYPE_CHECKING:

@@ -18,10 +18,6 @@ RGB = npt.NDArray[np.uint8]
 """A color image, uint8, shape (size, size, 3)."""
 
 
-class DecodeError(Exception):
-    """The file cannot be decoded at all, or not at the place asked for; the message is one line with the reason."""
-
-
 class Frame(Protocol):
     """A decoded frame. Its pixels are only good until the next frame is asked for."""
 

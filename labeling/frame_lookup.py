@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
-from labeling.decoding import DecodeError, Decoder, Frame, Gap, open_video
+from labeling.decoding import Decoder, Frame, Gap, open_video
 from labeling.images import encode_jpeg, square_jpeg
 from labeling.settings import SamplingSettings
+from lake.errors import DecodeError
 from lake.manifest import Moment
 
 # How far a time may lie after the last frame and still mean that one: annotators and containers round.

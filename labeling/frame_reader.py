@@ -12,14 +12,14 @@ from pathlib import Path, PurePosixPath
 from queue import SimpleQueue
 from typing import Any
 
-from labeling.decoding import DecodeError
 from labeling.frame_lookup import Picked, Position, pick_frames, read_images
 from labeling.settings import SamplingSettings
 from labeling.stream import describe
-from lake.isolation import ChildLost, Isolated
+from lake.errors import ChildLost, DecodeError
+from lake.isolation import Isolated
 from lake.manifest import Labeled, Moment
-from lake.s3 import outage
 from lake.storage import Entry, StorageConfig
+from lake.store_errors import outage
 
 # Seconds that a minute of video, or a pair of images, may take: as in labeling.
 TIMEOUT_S = 300.0
@@ -76,7 +76,7 @@ class Reader:
     def read(self, units: Iterable[Unit]) -> Iterator[Outcome]:
         """Yield the outcome of every unit as it comes; few are in memory at once.
 
-        Raises s3.Unavailable for what would befall every other unit as well.
+        Raises Unavailable for what would befall every other unit as well.
         """
         running: set[Future[Outcome]] = set()
         for unit in units:

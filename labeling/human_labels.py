@@ -71,7 +71,7 @@ def ingest_labeled(
     Raises:
         Refused: a source or a manifest cannot be used, the labeler has triples of another image size, or a run of it is
             at work.
-        s3.Unavailable: the store does not answer.
+        Unavailable: the store does not answer.
     """
     mapping = find_mapping(layout)
     if mapping is None or not mapping.is_labeled:

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from labeling.decoding import RGB, DecodeError
+from labeling.decoding import RGB
+from lake.errors import DecodeError
 
 MOST_SIDES = 100
 """An image that is longer than wide by more becomes, with its shorter side resized, thousands of times as large."""

@@ -8,6 +8,7 @@ import pyarrow as pa
 from labeling.stream import WORK
 from lake import tombstones
 from lake.errors import Refused
+from lake.sql import sql_reason
 from lake.tables import Lake
 
 MAX_ATTEMPTS = 3
@@ -71,8 +72,9 @@ def _matching(
         # Computed here and now: a condition may fail on a value only, as a cast does.
         states.filter(where).create("matching")
     except duckdb.Error as error:
-        reason = " ".join(str(error).split("LINE")[0].split())
-        raise Refused(f"--where {where!r}: {reason}; it is a SQL condition on the columns of `videos`") from None
+        raise Refused(
+            f"--where {where!r}: {sql_reason(error)}; it is a SQL condition on the columns of `videos`"
+        ) from None
     matching = connection.table("matching")
     if len(states) and not len(matching):
         raise Refused(f"--where {where!r} matches none of the lake's {len(states):,} videos")

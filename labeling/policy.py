@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from lake.errors import Refused
+from lake.errors import Refused, one_line
 from lake.ids import content_id
 from lake.schemas import SCORES
 
@@ -109,7 +109,7 @@ def load_policy(name: str) -> Policy:
             f"policy {name}: {getattr(error, 'strerror', None) or error}; give a YAML file or one of {ships}"
         ) from None
     except yaml.YAMLError as error:
-        raise Refused(f"policy {name} is not YAML: {' '.join(str(error).split())}") from None
+        raise Refused(f"policy {name} is not YAML: {one_line(error)}") from None
     if not isinstance(content, dict):
         found = "is empty" if content is None else f"holds {type(content).__name__}, not `key: value` lines"
         raise Refused(f"policy {name} {found}: write bounds, such as {_EXAMPLE}")

@@ -26,13 +26,11 @@ from labeling.settings import RunSettings
 from labeling.stop_flag import Stop
 from labeling.stream import WORK
 from lake.commits import Committer
-from lake.errors import Fenced, Refused, Stalled
+from lake.errors import Fenced, Refused, Stalled, Unavailable
 from lake.forget import complete
 from lake.metrics import PAIRS, QUEUE, REFRESH_S, STAGE_WORKERS, VIDEOS
 from lake.runs import Run, new_run_id, refuse_second_run
-from lake.s3 import Unavailable
 from lake.tables import DataFile, Lake, now, to_table
-from models.errors import ModelRefused
 
 log = logging.getLogger(__name__)
 
@@ -347,7 +345,7 @@ def _cause(error: BaseException) -> BaseException:
     """What a worker raised on purpose, out of what Ray wraps it in; anything else as it is."""
     inner: BaseException | None = error
     while inner is not None:
-        for expected in (Unavailable, Refused, ModelRefused):
+        for expected in (Unavailable, Refused):
             if isinstance(inner, expected):
                 # The first line is all that it said; Ray adds advice of its own.
                 return expected(str(inner.args[0]).splitlines()[0])

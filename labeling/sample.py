@@ -17,8 +17,8 @@ from labeling.stream import SAMPLES, VIDEO, block, describe
 from lake.ids import triple_id
 from lake.isolation import Isolated
 from lake.metrics import PAIRS, STAGE_SECONDS
-from lake.s3 import outage
 from lake.storage import StorageConfig
+from lake.store_errors import outage
 
 
 class StopSign(Protocol):

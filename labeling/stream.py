@@ -6,10 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from labeling.decoding import DecodeError
-from lake.errors import SourceChanged
-from lake.isolation import ChildLost
-from lake.s3 import is_transient
+from lake.errors import ChildLost, DecodeError, SourceChanged, one_line
+from lake.store_errors import is_transient
 
 VIDEO: list[tuple[str, pa.DataType]] = [
     ("video_id", pa.string()),
@@ -78,6 +76,6 @@ def describe(error: Exception) -> dict[str, Any]:
     return {
         "stage": "decode" if is_decoding else "read" if is_reading else "sample",
         "error_type": type(error).__name__,
-        "message": " ".join(str(error).split())[:500],
+        "message": one_line(error, 500),
         "transient": is_transient(error),
     }

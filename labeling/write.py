@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 
 from labeling.accounting import Report
 from lake.metrics import STAGE_SECONDS
-from lake.s3 import final_error
 from lake.schemas import TABLES
+from lake.store_errors import final_error
 from lake.tables import DataFile, Lake, now
 
 FAILURE_COLUMNS = (
@@ -35,7 +35,7 @@ class Write:
     def __call__(self, verified: pa.Table) -> pa.Table:
         """Write the rows of a block (`VERIFIED`); returns one row that holds the pickled `Report`.
 
-        Raises s3.Unavailable or Refused where the lake cannot be written and no retry can help.
+        Raises Unavailable or Refused where the lake cannot be written and no retry can help.
         """
         with STAGE_SECONDS.timed(stage="write", source=self.source):
             try:

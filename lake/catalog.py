@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 from deltalake import DeltaTable, Transaction
 
 from lake import layouts, tombstones
-from lake.errors import Fenced, Refused
+from lake.errors import Fenced, Refused, Unavailable, WorldlakeError
 from lake.forget import complete
 from lake.ids import video_id
 from lake.manifest import NOT_TEXT, Place, Unusable, check_split, is_text, read_manifest
 from lake.runs import Run, new_run_id
-from lake.s3 import PATIENCE_S, Unavailable
+from lake.s3 import PATIENCE_S
 from lake.storage import Entry, is_s3, normalize
 from lake.tables import Lake, now
 from lake.video_headers import TIMEOUT_S, Header, ProbeError, Prober, prober
@@ -104,7 +104,7 @@ def ingest(
     Raises:
         Refused: unknown layout or split, no source, a source that cannot be read or that holds no video; or a `forget`
             is at work.
-        s3.Unavailable: the store does not answer.
+        Unavailable: the store does not answer.
     """
     mapping = layouts.find_mapping(layout)
     check_split(split)
@@ -192,7 +192,7 @@ def _listed(lake: Lake, source: Source) -> Iterator[list[Entry]]:
     """The pages of a source; a listing that breaks off leaves a row in `failures` before it raises."""
     try:
         yield from lake.storage.pages(source.uri)
-    except (OSError, Refused, Unavailable) as error:
+    except (OSError, WorldlakeError) as error:
         reason = ProbeError(type(error).__name__, str(error), isinstance(error, Unavailable))
         Writer(lake).append("failures", [_failure(None, source.uri, "list", reason)])
         if isinstance(error, OSError):

@@ -22,8 +22,9 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from lake.errors import Fenced, Superseded
 from lake.metrics import COMMIT_SECONDS
-from lake.s3 import final_error, patiently
+from lake.s3 import patiently
 from lake.schemas import DECISIONS
+from lake.store_errors import final_error
 from lake.tables import DataFile, Lake
 from lake.writer import RETRY_WAITS_S, Writer, fence_of, fences
 

@@ -17,7 +17,9 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self, TypeVar
+
+from lake.errors import ChildLost, Ending
 
 Result = TypeVar("Result")
 
@@ -33,21 +35,9 @@ MEMORY_BYTES = 4 << 30
 START_S = 60.0
 
 
-Ending = Literal["not open", "hung", "memory", "died"]
-"""How a child ends in the middle of a call: before it said `opened`, after it, out of memory, or in any other way."""
-
 _OPENED = b""
 _parent: Connection | None = None
 """In a child: the pipe to its parent."""
-
-
-class ChildLost(Exception):
-    """The call did not come back on any attempt; the message says what became of it each time."""
-
-    def __init__(self, message: str, ending: Ending) -> None:
-        """`ending` is that of the last attempt."""
-        super().__init__(message)
-        self.ending = ending
 
 
 def opened() -> None:

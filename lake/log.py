@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from lake.durable import UNFINISHED
-from lake.errors import Refused
+from lake.errors import BrokenLog
 from lake.s3 import patiently
 from lake.storage import join
 from lake.store_errors import is_passing
@@ -33,10 +33,6 @@ _COMMIT = re.compile(r"_delta_log/(\d{20})\.json")
 _CHECKPOINT = re.compile(r"_delta_log/(\d{20})\.checkpoint.*\.parquet")
 _POINTER = "_delta_log/_last_checkpoint"
 _AT_ONCE = 16
-
-
-class BrokenLog(Refused):
-    """A log from which nothing can be told."""
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.transaction import AddAction, RemoveAction
 
-from lake.errors import Fenced, Refused
+from lake.errors import BrokenLog, Fenced, Refused
 from lake.forget import Changed, Forgotten, complete, delete_files, find_left, sweep_until_clean
-from lake.log import BrokenLog, Log, Named, Stored, broken_checkpoints, is_whole, read_commit, stored
+from lake.log import Log, Named, Stored, broken_checkpoints, is_whole, read_commit, stored
 from lake.maintenance import KEEP_HOURS, delete_orphans, old_files
 from lake.runs import Run, new_run_id
 from lake.schemas import DECISIONS, IMAGES, TABLES

@@ -17,15 +17,10 @@ from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from lake import network
-from lake.errors import Refused, SourceChanged
+from lake.errors import Refused, SourceChanged, Unavailable, one_line
 from lake.metrics import S3_ERRORS, S3_RETRIES
 from lake.network import Route
-from lake.store_errors import CHANGED, ENDPOINT, is_away, no_credentials, one_line
-from lake.store_errors import Unavailable as Unavailable
-from lake.store_errors import explain as explain
-from lake.store_errors import final_error as final_error
-from lake.store_errors import is_transient as is_transient
-from lake.store_errors import outage as outage
+from lake.store_errors import CHANGED, ENDPOINT, is_away, no_credentials, outage
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -22,7 +22,7 @@ import duckdb
 import pyarrow as pa
 
 from lake import runs
-from lake.errors import Refused
+from lake.errors import Refused, TooMuchMemory, one_line
 from lake.tables import Lake
 
 # A table is opened after those that are written before it: a video that `progress` calls finished has its rows in
@@ -69,10 +69,6 @@ SET TimeZone = 'UTC'; SET lock_configuration = true
 _WHILE_STREAMING = re.compile(r"(Conversion|Invalid Input|Out of Range|Binder|Constraint|Not implemented) Error:")
 
 
-class TooMuchMemory(Refused):
-    """A query needs more memory than there is."""
-
-
 @contextmanager
 def query(
     lake: Lake,
@@ -115,7 +111,7 @@ def condition(text: str) -> str:
     try:
         duckdb.SQLExpression(text)
     except duckdb.Error as error:
-        raise Refused(_reason(error)) from None
+        raise Refused(sql_reason(error)) from None
     # A comment at its end must not take the bracket along.
     return f"({text}\n)"
 
@@ -188,7 +184,7 @@ def _explained(names: list[str], seconds: float | None) -> Iterator[None]:
     except duckdb.PermissionException as error:
         raise Refused(_only_tables(names)) from error
     except duckdb.Error as error:
-        reason = _reason(error)
+        reason = sql_reason(error)
         if _NO_TABLE.match(reason):
             reason = f"{reason.split(' Did you mean')[0]} There are {', '.join(names)}"
         raise Refused(reason) from error
@@ -200,11 +196,12 @@ def _explained(names: list[str], seconds: float | None) -> Iterator[None]:
             raise TooMuchMemory(MEMORY) from error
         if not _WHILE_STREAMING.match(str(error)):
             raise
-        raise Refused(_reason(error)) from error
+        raise Refused(sql_reason(error)) from error
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split("\n\nLINE")[0].split())
+def sql_reason(error: Exception, limit: int | None = None) -> str:
+    """Return what DuckDB says of a query as one line, without the excerpt that shows the place."""
+    return one_line(str(error).split("\n\nLINE")[0], limit)
 
 
 def too_long(seconds: float | None) -> str:

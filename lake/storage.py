@@ -21,6 +21,7 @@ from pydantic import AfterValidator, Field
 from lake import durable, s3
 from lake.errors import Refused, SourceChanged
 from lake.settings import Settings
+from lake.store_errors import explain
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -156,7 +157,7 @@ class StorageConfig(Settings):
     def check(self, uri: str, *, must_exist: bool = False) -> None:
         """Ask the store once whether the uri can be used, so that a command can say no before it starts.
 
-        Raises ``Refused`` (no such bucket or folder, access denied, wrong credentials or region) or ``s3.Unavailable``
+        Raises ``Refused`` (no such bucket or folder, access denied, wrong credentials or region) or ``Unavailable``
         (nobody answers), each with one line that names the remedy. ``must_exist``: also refuse an empty prefix.
         """
         uri = normalize(uri)
@@ -171,7 +172,7 @@ class StorageConfig(Settings):
         try:
             answer = s3.quick_client(settings).list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
         except (ClientError, BotoCoreError) as error:
-            raise s3.explain(error, uri, place.endpoint) from error
+            raise explain(error, uri, place.endpoint) from error
         home = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", place.region)
         # The bucket of somebody else may be anywhere: boto3, which reads sources, follows it.
         if not place.endpoint and home != place.region and not (settings.anonymous or settings.requester_pays):
@@ -183,7 +184,7 @@ class StorageConfig(Settings):
         """Yield the objects at or under a uri, sorted, in pages of at most 1,000; never the whole listing at once.
 
         Sorted by key in S3, folder by folder on disk. A uri that names one object yields that object.
-        Raises ``Refused`` for a local path that does not exist, ``Refused`` or ``s3.Unavailable`` as ``check`` does.
+        Raises ``Refused`` for a local path that does not exist, ``Refused`` or ``Unavailable`` as ``check`` does.
         """
         uri = normalize(uri)
         if not is_s3(uri):
@@ -193,7 +194,7 @@ class StorageConfig(Settings):
         try:
             yield from self._s3_pages(*split_s3(uri))
         except (ClientError, BotoCoreError) as error:
-            raise s3.explain(error, uri, s3.place(self._settings()).endpoint) from error
+            raise explain(error, uri, s3.place(self._settings()).endpoint) from error
 
     def _s3_pages(self, bucket: str, key: str) -> Iterator[list[Entry]]:
         def listed(**request: Any) -> Any:
@@ -222,7 +223,7 @@ class StorageConfig(Settings):
         ``dest``; a broken download goes on where it stopped, always for the same etag.
 
         Raises ``SourceChanged`` when the object is gone or has another etag, and boto3's error when the store stays
-        away (``s3.is_transient`` tells).
+        away (``store_errors.is_transient`` tells).
         """
         if not is_s3(uri):
             self.verify(uri, etag)
@@ -299,7 +300,7 @@ class StorageConfig(Settings):
         except ClientError as error:
             if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
                 return None
-            raise s3.explain(error, uri, s3.place(self._settings()).endpoint) from error
+            raise explain(error, uri, s3.place(self._settings()).endpoint) from error
 
     def delete(self, uri: str) -> None:
         """Delete an object if it is there."""

@@ -8,6 +8,7 @@ import re
 from typing import NamedTuple
 
 from botocore.exceptions import (
+    BotoCoreError,
     ClientError,
     CredentialRetrievalError,
     HTTPClientError,
@@ -20,9 +21,11 @@ from deltalake.exceptions import DeltaError
 from pyarrow import ArrowInvalid
 from urllib3.exceptions import HTTPError
 
-from lake.errors import Refused
+from lake.errors import Refused, Unavailable, one_line
 
 ENDPOINT = "--endpoint-url or AWS_ENDPOINT_URL"
+AWAY = (OSError, DeltaError, BotoCoreError, ClientError, Unavailable)
+"""What the libraries raise where a lake or its store cannot be read or written now."""
 CHANGED = {"PreconditionFailed", "412", "NoSuchKey", "404"}
 """Answers that say something about an object, not about the store."""
 
@@ -73,7 +76,6 @@ _STARVED = {
 }
 _DENIED_HERE = {errno.EACCES, errno.EPERM}
 
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _NUMBER = re.compile(r"\(os error (\d+)\)|\bOs \{ code: (\d+)|\[[Ee]rrno (\d+)\]")
 # The more exact first: pyarrow calls what it does not know UNKNOWN and has the name behind it.
 _CODES = (re.compile(r"ExceptionName: (\w+)|<Code>([\w.]+)</Code>"), re.compile(r"AWS Error (\w+)"))
@@ -91,10 +93,6 @@ _OF_TABLES = re.compile(r"parquet|_delta_log|checkpoint|contiguous commit|thrift
 _UNTRUSTED = re.compile("CERTIFICATE_VERIFY_FAILED|curlCode: 60|invalid peer certificate")
 
 
-class Unavailable(Exception):
-    """The store does not answer, or this machine lacks something; the same may succeed later (exit code 1)."""
-
-
 class _Answer(NamedTuple):
     """What a store said: its code in letters only and as spelled, HTTP status (0: not told), message.
 
@@ -106,16 +104,6 @@ class _Answer(NamedTuple):
     status: int
     message: str
     has_reason: bool = True
-
-
-def plain(text: str) -> str:
-    """Return a text without the colors that deltalake puts into its errors."""
-    return _ESCAPES.sub("", text)
-
-
-def one_line(error: object) -> str:
-    """Return the text of an error as one line, without colors."""
-    return " ".join(plain(str(error)).split()).rstrip(".")
 
 
 def final_error(error: BaseException, uri: str | None = None) -> Unavailable | Refused | None:

@@ -9,9 +9,10 @@ from typing import IO, NamedTuple
 import av
 from av.container import InputContainer
 
-from lake.isolation import ChildLost, Isolated
-from lake.s3 import is_transient, outage
+from lake.errors import ChildLost
+from lake.isolation import Isolated
 from lake.storage import Entry, StorageConfig
+from lake.store_errors import is_transient, outage
 from lake.video import open_container
 
 # A header is read in milliseconds; a demuxer that takes half a minute hangs.
@@ -67,7 +68,7 @@ def _header(container: InputContainer) -> Header:
 def _probe(storage: StorageConfig, entry: Entry) -> Header | ProbeError:
     """Runs in the child: errors come back as values, because those of FFmpeg cannot all be pickled.
 
-    Raises s3.Unavailable for what affects every other video as well.
+    Raises Unavailable for what affects every other video as well.
     """
     try:
         storage.verify(entry.uri, entry.etag)
@@ -98,7 +99,7 @@ class Prober:
     def probe(self, entries: Sequence[Entry]) -> Iterator[Header | ProbeError]:
         """Yield the header or the error of every entry, in order; a hang or a crash costs its own entry only.
 
-        Raises s3.Unavailable for what affects every other entry as well.
+        Raises Unavailable for what affects every other entry as well.
         """
         return self._threads.map(self._probe, entries)
 

@@ -22,9 +22,9 @@ from pyarrow import fs
 from lake.errors import Fenced, Superseded
 from lake.log import Log
 from lake.metrics import COMMIT_RETRIES
-from lake.s3 import final_error
 from lake.schemas import IMAGES, TABLES
 from lake.storage import join
+from lake.store_errors import final_error
 from lake.tables import FENCE, STATISTICS_BYTES, DataFile, Lake, to_table
 
 # Together about ten minutes: longer than a restart of an object store, shorter than a night.

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from models.errors import ModelRefused
+from lake.errors import ModelRefused
 from models.huggingface import HuggingFaceDynamics
 from models.inputs import PairInputs, PairLayout, QwenInputs, StockInputs
 from models.loading import QWEN_FAMILY, ModelSettings

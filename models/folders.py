@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from models.errors import ModelRefused
+from lake.errors import ModelRefused
 from models.s3_cache import fetch
 
 BUILTIN = Path(__file__).parent / "builtin" / "weights"

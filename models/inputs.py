@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, PreTrainedTokenizerBase
 
-from models.errors import ModelRefused
+from lake.errors import ModelRefused
 from models.folders import image_processor_config, read_json
 from models.protocols import Images
 from models.qwen import TEMPORAL_PATCH_SIZE, lay_out

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
-from models.errors import ModelRefused
+from lake.errors import ModelRefused
 from models.folders import (
     check_weights,
     count_weights,

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from models.errors import ModelRefused
+from lake.errors import ModelRefused, one_line
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -57,7 +57,7 @@ def fetch(uri: str, patterns: tuple[str, ...], content: str | None = None) -> tu
                     part.rename(folder)
     except (BotoCoreError, ClientError, Boto3Error, ValueError) as error:
         raise ModelRefused(
-            f"{uri} cannot be read ({' '.join(str(error).split())}): check the address, and AWS_PROFILE or "
+            f"{uri} cannot be read ({one_line(error)}): check the address, and AWS_PROFILE or "
             "AWS_ACCESS_KEY_ID, AWS_REGION and AWS_ENDPOINT_URL of this machine"
         ) from error
     except OSError as error:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.errors import ModelRefused
+from lake.errors import ModelRefused
 from models.folders import (
     check_weights,
     find_adapter,

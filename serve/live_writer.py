@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import pyarrow.compute as pc
-from deltalake.exceptions import DeltaError
 from ray import serve
 
 from labeling.accounting import Report
@@ -30,7 +29,7 @@ from lake.errors import Refused, Superseded
 from lake.ids import video_id
 from lake.manifest import hashed_split
 from lake.runs import Run, new_run_id
-from lake.s3 import Unavailable
+from lake.store_errors import AWAY
 from lake.tables import Lake
 from serve.replicas import Rows
 
@@ -97,7 +96,7 @@ class LiveWriter:
                 self.close()
                 if attempt == 2:
                     raise WriteFailed("another writer of this labeler is at work: run one service on a lake") from None
-            except (OSError, DeltaError, Unavailable) as error:
+            except AWAY as error:
                 # The committer takes for decided what it was about to commit.
                 self.close()
                 log.warning("live labels were not written: %s", error)
@@ -169,7 +168,7 @@ class LiveWriter:
         if run is not None:
             try:
                 run.__exit__(None, None, None)
-            except (OSError, DeltaError) as error:
+            except AWAY as error:
                 log.warning("the end of run %s could not be recorded: %s", run.run_id, error)
 
     def __del__(self) -> None:

@@ -12,15 +12,16 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Query, Request
 
 from lake.cached_tables import KeptLake
-from lake.errors import Refused
-from lake.isolation import ChildLost, Isolated
+from lake.errors import ChildLost, Refused
+from lake.isolation import Isolated
 from lake.s3 import PATIENCE_S
 from lake.sql import MEMORY, condition, too_long
+from lake.store_errors import AWAY
 from lake.tables import Lake
 from serve.isolated_pool import NoneFree, Processes
 from serve.keys import Key
 from serve.problems import Problem, bad_request, busy
-from serve.query_worker import AWAY, Question, Result, Rows, prepare, read, read_apart
+from serve.query_worker import Question, Result, Rows, prepare, read, read_apart
 from serve.settings import Limits
 
 Answer = TypeVar("Answer")
@@ -41,18 +42,21 @@ _Text = Annotated[str | None, Query(max_length=200)]
 
 async def asked(work: Callable[[], Answer]) -> Answer:
     """What a function that reads or writes a lake returns, on a thread. Raises Problem where the lake is away."""
-    try:
-        with _or_busy():
-            return await asyncio.to_thread(work)
-    except Refused as refused:
-        # Of nothing that the request says: there was a lake when the service began.
-        raise busy(str(refused), 5) from None
+    # Refused for nothing that the request says: there was a lake when the service began.
+    with _problems(partial(busy, retry_after_s=5)):
+        return await asyncio.to_thread(work)
+
+
+_bad_sql = partial(bad_request, "sql")
 
 
 @contextmanager
-def _or_busy() -> Iterator[None]:
+def _problems(refused: Callable[[str], Problem] = _bad_sql) -> Iterator[None]:
+    """Raise the errors of a lake as problems: one that does not answer as busy, Refused as `refused` makes it."""
     try:
         yield
+    except Refused as error:
+        raise refused(str(error)) from None
     except AWAY as error:
         log.warning("the lake does not answer: %s", error)
         raise busy(f"the lake does not answer ({type(error).__name__})", 5) from None
@@ -98,10 +102,8 @@ def asker(request: Request) -> str:
 
 def checked(where: str) -> str:
     """A condition that a request brings. Raises Problem where it is none."""
-    try:
+    with _problems():
         return condition(where)
-    except Refused as refused:
-        raise bad_request("sql", str(refused)) from None
 
 
 class Reading:
@@ -140,10 +142,8 @@ class Reading:
         if asker is None:
             return await self.ask(lambda: read(self.lake, asked))
         try:
-            with _or_busy():
+            with _problems():
                 return await self._processes.call(read_apart, self.lake.uri, self.lake.storage, asked, asker=asker)
-        except Refused as refused:
-            raise bad_request("sql", str(refused)) from None
         except NoneFree:
             raise busy("too many queries at once", _WAIT_S) from None
         except ChildLost as lost:
@@ -163,11 +163,8 @@ class Reading:
 
     async def ask(self, work: Callable[[], Answer]) -> Answer:
         """What a function that reads the lake returns, on a thread."""
-        try:
-            with _or_busy():
-                return await asyncio.to_thread(work)
-        except Refused as refused:
-            raise bad_request("sql", str(refused)) from None
+        with _problems():
+            return await asyncio.to_thread(work)
 
     async def unchanged(
         self, key: tuple[object, ...], tables: tuple[str, ...], work: Callable[[], Awaitable[Answer]]

@@ -14,22 +14,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from botocore.exceptions import BotoCoreError, ClientError
-from deltalake.exceptions import DeltaError
-
 from lake.cached_tables import KeptLake
-from lake.errors import Refused
+from lake.errors import Refused, TooMuchMemory, Unavailable
 from lake.isolation import limit_memory, opened
-from lake.s3 import Unavailable
 from lake.schemas import TABLES
-from lake.sql import TooMuchMemory, plain, query, rows_of
+from lake.sql import plain, query, rows_of
 from lake.storage import StorageConfig
+from lake.store_errors import AWAY
 from lake.tables import Lake
 
 Rows = list[dict[str, Any]]
 
-AWAY = (OSError, DeltaError, Unavailable, BotoCoreError, ClientError)
-"""What a lake raises that does not answer."""
 _THREADS = 4
 """Of such a query: the stack of each counts as its memory."""
 _MEMORY = 1 << 30

@@ -17,7 +17,7 @@ from ray import serve
 
 from labeling.annotate import LabelPairs
 from labeling.stream import SAMPLES, block
-from models.errors import ModelRefused
+from lake.errors import ModelRefused
 from models.loading import ModelSettings, load_dynamics
 from models.protocols import Images
 from models.world_loading import WorldSettings, load_world

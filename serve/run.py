@@ -56,7 +56,7 @@ def plan(lake: Lake, settings: ServeSettings, session: Key | None) -> Plan:
     """Check everything before a model is loaded: for the cluster that Ray is connected to, else for this machine.
 
     Raises:
-        Refused, ModelRefused: a model, the policy or the lake cannot be used.
+        Refused: a model, the policy or the lake cannot be used.
     """
     device = settings.device or _best_device()
     labeler = resolve_labeler(settings.labeler, device)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from prometheus_client import Counter, Gauge
 
-from lake.errors import Refused
+from lake.errors import Refused, one_line
 from serve.problems import busy
 from serve.replicas import Rows
 
@@ -94,4 +94,4 @@ class Soon:
 
 def _drop(rows: Rows, why: str) -> None:
     DROPPED.inc(len(rows))
-    log.error("%d labels that were acknowledged with write=soon are lost: %s", len(rows), " ".join(why.split()))
+    log.error("%d labels that were acknowledged with write=soon are lost: %s", len(rows), one_line(why))

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from labeling.decoding import DecodeError
 from labeling.images import square_jpeg
 from labeling.sampling import flow_picture, motion_between
-from lake.isolation import ChildLost, Isolated
+from lake.errors import ChildLost, DecodeError
+from lake.isolation import Isolated
 from serve.isolated_pool import Processes
 from serve.jpegs import picture_only
 from serve.problems import bad_request

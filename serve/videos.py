@@ -23,9 +23,9 @@ from labeling.labeler import Labeler
 from labeling.sample import SampleVideos
 from labeling.stream import WORK
 from lake.errors import Refused, SourceChanged
-from lake.s3 import Unavailable
 from lake.schemas import DECISIONS, TABLES
 from lake.storage import Entry, is_s3, local_etag, normalize
+from lake.store_errors import AWAY
 from lake.tables import Lake
 from lake.video_headers import Header, ProbeError, prober
 from serve.live_writer import upload_columns
@@ -94,7 +94,7 @@ class Videos:
             # An object is the first of those that its name begins; a folder is not listed to its end to find none.
             first = next(self._lake.storage.pages(uri), [])
             entry = next((entry for entry in first if entry.uri == uri), None)
-        except (Refused, Unavailable, ClientError, BotoCoreError):
+        except (Refused, *AWAY):
             raise busy("the store of this video does not answer", 5) from None
         if entry is None:
             raise Problem(HTTPStatus.NOT_FOUND, "not-found", f"there is no object {uri!r}")

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lake.commits import Claim
-from lake.errors import Refused
+from lake.errors import Refused, one_line
 from lake.s3 import patiently
 from lake.storage import StorageConfig, join
 
@@ -152,8 +152,7 @@ def _refusal(error: Exception, step: int, uri: str) -> Refused | None:
     # What has no number is no matter of this machine's disks; safetensors writes it into its text.
     if getattr(error, "errno", None) is None and "os error" not in str(error):
         return None
-    reason = " ".join(str(error).split())
     return Refused(
-        f"the checkpoint of step {step} cannot be written to {uri} ({reason[:200]}): make room there, then run the "
-        "same command again; it goes on from the checkpoint before"
+        f"the checkpoint of step {step} cannot be written to {uri} ({one_line(error, 200)}): free space there, then "
+        "run the same command again; it resumes from the checkpoint before"
     )

@@ -125,7 +125,7 @@ def train(
     step at hand, with a checkpoint.
 
     Raises:
-        Refused, ModelRefused: no triple is chosen, a version is gone, the run was begun otherwise or is at work, the
+        Refused: no triple is chosen, a version is gone, the run was begun otherwise or is at work, the
             cluster is too small, the disk is full, or the loss is not finite any more.
         Superseded: another process took over the run, or videos were forgotten.
     """

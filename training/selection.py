@@ -19,6 +19,7 @@ from pydantic import Field
 
 from lake.errors import Refused
 from lake.settings import Settings
+from lake.sql import sql_reason
 from lake.tables import Lake
 
 BY_PEOPLE = "labeler_id LIKE 'human:%'"
@@ -148,12 +149,10 @@ def _without_pixels(lake: Lake, name: str, version: int | None) -> pads.Dataset:
 def _explained(error: Exception, settings: SelectionSettings) -> Exception:
     reason = str(error)
     if "registered as" not in reason:
-        return Refused(f"where {settings.where!r}: {_line(error)}; it is a SQL condition on the columns of triples")
+        return Refused(
+            f"where {settings.where!r}: {sql_reason(error, 200)}; it is a SQL condition on the columns of triples"
+        )
     # What Arrow meets while it reads reaches DuckDB as text.
     if "No such file" in reason or "does not exist" in reason:
         return Refused("files of this version of triples or videos were vacuumed: choose a newer version")
     return error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split("\n\nLINE")[0].split())[:200]

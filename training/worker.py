@@ -22,7 +22,6 @@ from lake.commits import Claim
 from lake.errors import Refused, Superseded
 from lake.metrics import TRAIN_PAIRS, TRAIN_WAIT_SECONDS
 from lake.storage import StorageConfig, join
-from models.errors import ModelRefused
 from models.folders import hash_files
 from training.checkpoint import Checkpoints, Tensors
 from training.driver_channel import StopSign
@@ -60,7 +59,7 @@ def work(config: dict[str, Any]) -> None:
     job: Job = ray.get(config["job"])
     try:
         _train(job)
-    except (Refused, ModelRefused, Superseded) as error:
+    except (Refused, Superseded) as error:
         # All workers refuse at the same place (see `together`), so none of them waits for this one.
         if _rank() == 0:
             ray.get(job.board.refuse.remote(error))
@@ -259,7 +258,7 @@ def together(call: Callable[[], T]) -> T:
     problem: Exception | None = None
     try:
         result = call()
-    except (Refused, ModelRefused, Superseded) as error:
+    except (Refused, Superseded) as error:
         problem = error
     problems = [problem] * _workers()
     if _workers() > 1:

@@ -11,8 +11,7 @@ from importlib.metadata import version
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
-from lake.errors import Refused, Stalled, Superseded
-from models.errors import ModelRefused
+from lake.errors import WorldlakeError, one_line
 from worldlake import console
 from worldlake.config import in_words, read_config
 
@@ -87,10 +86,8 @@ def run(words: Sequence[str]) -> int:
         code: int | None = app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         return _wrong_usage(error, words)
-    except (Refused, ModelRefused) as error:
-        return _say(in_words(error, "worldlake"), 2)
-    except (Stalled, Superseded) as error:
-        return _say(str(error), 1)
+    except WorldlakeError as error:
+        return _say(in_words(error, "worldlake"), error.exit_code)
     except KeyboardInterrupt:
         return _say("interrupted; committed work is kept. Run the same command to resume", 1)
     except SystemExit:
@@ -110,13 +107,10 @@ def _wrong_usage(error: CycloptsError, words: Sequence[str]) -> int:
 
 
 def _unexpected(error: BaseException) -> int:
-    from lake.s3 import Unavailable
     from lake.store_errors import damage, final_error
 
-    if isinstance(error, Unavailable):
-        return _say(str(error), 1)
     if why := final_error(error) or damage(error):
-        return _say(str(why), 2 if isinstance(why, Refused) else 1)
+        return _say(str(why), why.exit_code)
     if not isinstance(error, Exception):
         # It has written where it was by itself.
         return _say(f"crashed ({type(error).__name__}: {error}); please report the command", 1)
@@ -125,9 +119,7 @@ def _unexpected(error: BaseException) -> int:
 
 
 def _say(message: str, code: int) -> int:
-    from lake.store_errors import plain
-
-    console.err.print(f"worldlake: {' '.join(plain(message).split())}", markup=False)
+    console.err.print(f"worldlake: {one_line(message)}", markup=False)
     return code
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from lake.store_errors import plain
+from lake.errors import plain
 
 # File names and actions are shown as they are: `:car:` is no picture.
 out = Console(soft_wrap=True, highlight=False, emoji=False)

@@ -12,10 +12,9 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
-from lake.errors import Refused
+from lake.errors import WorldlakeError, one_line
 from lake.log import stored
 from lake.repair import check
-from lake.s3 import Unavailable
 from lake.schemas import TABLES
 from lake.storage import StorageConfig, is_s3
 from lake.tables import Lake
@@ -66,17 +65,13 @@ def examine(lake: str | None, storage: StorageConfig) -> list[Finding]:
 def _findings(check: _Check) -> Iterator[Finding]:
     try:
         yield from check.look()
-    except (Refused, Unavailable) as error:
+    except WorldlakeError as error:
         # The line names its remedy.
-        yield Finding("stops", check.what, _one_line(error))
+        yield Finding("stops", check.what, one_line(error, 300))
     except ImportError as error:
-        yield Finding("stops", check.what, _one_line(error), _INSTALL)
+        yield Finding("stops", check.what, one_line(error, 300), _INSTALL)
     except Exception as error:
-        yield Finding("stops", check.what, f"{type(error).__name__}: {_one_line(error)}", check.remedy)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+        yield Finding("stops", check.what, f"{type(error).__name__}: {one_line(error, 300)}", check.remedy)
 
 
 def _python() -> Iterator[Finding]:
@@ -176,12 +171,12 @@ def _lake(uri: str, storage: StorageConfig) -> Iterator[Finding]:
         filesystem.delete_file(probe)
         yield Finding("fine", "lake", f"{lake.uri} can be read and written")
         yield from _damage(lake)
-    except (Refused, Unavailable) as error:
+    except WorldlakeError as error:
         yield Finding("stops", "lake", str(error))
     except OSError as error:
         whose = "the credentials" if is_s3(uri) else "the folder"
         yield Finding(
-            "stops", "lake", f"{uri} cannot be written: {_one_line(error)}", f"check the permissions of {whose}"
+            "stops", "lake", f"{uri} cannot be written: {one_line(error, 300)}", f"check the permissions of {whose}"
         )
 
 
@@ -205,7 +200,7 @@ def _new_folder(folder: Path) -> Finding:
             path.mkdir()
             made.append(path)
     except OSError as error:
-        found = f"{folder} cannot be created: {_one_line(error)}"
+        found = f"{folder} cannot be created: {one_line(error, 300)}"
         return Finding("stops", "lake", found, "choose a folder that you can write")
     finally:
         for path in reversed(made):

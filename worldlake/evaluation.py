@@ -141,7 +141,7 @@ def evaluate_dynamics(lake: Lake, choice: Choice, settings: ModelSettings, repor
     """Evaluate a dynamics model on the chosen pairs.
 
     Raises:
-        Refused, ModelRefused: there is no such pair, an action is empty, or the model cannot be used.
+        Refused: there is no such pair, an action is empty, or the model cannot be used.
     """
     _check_report(report)
     resolved = resolve(settings)
@@ -166,7 +166,7 @@ def evaluate_world(lake: Lake, choice: Choice, options: WorldOptions, report: Pa
     """Evaluate a world model on the chosen pairs.
 
     Raises:
-        Refused, ModelRefused: there is no such pair, an action is empty, a model or the judge cannot be used, the
+        Refused: there is no such pair, an action is empty, a model or the judge cannot be used, the
             referee is the model that chooses, or the oracle does not know the videos.
     """
     _check_report(report)

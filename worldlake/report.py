@@ -11,7 +11,8 @@ import cv2
 import jinja2
 import pyarrow.compute as pc
 
-from labeling.decoding import DecodeError, Gap, open_video
+from labeling.decoding import Gap, open_video
+from lake.errors import DecodeError
 from lake.sql import query
 from lake.tables import Lake
 from worldlake.accuracy import Judged, Share

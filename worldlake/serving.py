@@ -13,8 +13,7 @@ from cyclopts import App
 from cluster.connect import start_ray
 from cluster.signals import draining
 from labeling.labeler import LabelerSettings
-from lake.errors import Refused
-from lake.s3 import Unavailable
+from lake.errors import Refused, WorldlakeError
 from lake.tables import Lake
 from models.loading import ModelSettings
 from models.world_loading import WorldSettings
@@ -60,7 +59,7 @@ def service_settings(
 
 
 def run_service(lake: Lake, settings: ServeSettings, host: str, port: int) -> None:
-    """Serve until a signal comes. Raises Refused, ModelRefused where that cannot be."""
+    """Serve until a signal comes. Raises Refused where that cannot be."""
     has_cluster = bool(os.environ.get("RAY_ADDRESS"))
     if not has_cluster:
         _refuse_taken(host, port)
@@ -124,7 +123,7 @@ def application(args: dict[str, str]) -> Any:
     `args` are options of `worldlake serve`, such as `config`, and `device`: cpu or cuda, for a cluster whose GPUs are
     yet to come. Where it listens is said in the `http_options` of Serve's own configuration, so it is taken as open to
     other machines. Waits for its lake and for a key, as Serve starts what failed again only when its configuration
-    changes. Raises Refused, ModelRefused for the rest, as the command does.
+    changes. Raises Refused for the rest, as the command does.
     """
     device = args.get("device")
     app = App(default_command=serve, config=read_config)
@@ -144,7 +143,7 @@ def _lake_with_a_key(opened: Callable[[], Lake]) -> Lake:
         try:
             lake = opened()
             session(lake, _ANYWHERE)
-        except (Refused, Unavailable) as error:
+        except WorldlakeError as error:
             console.log.warning("the service waits: %s", error)
             time.sleep(_LOOK_S)
         else:

@@ -142,7 +142,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(
     assert code == 2, output
     [line] = [line for line in output.splitlines() if "worldlake: the checkpoint of step" in line]
     assert "No space left" in line
-    assert "it goes on from the checkpoint before" in line
+    assert "it resumes from the checkpoint before" in line
     assert [path.name for path in run.folder.glob("checkpoint-*/state.json")] or "step 10" in line
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
     again = Training(lake.uri, model, name, small_disk, *OPTIONS)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from labeling.decoding import DecodeError, Frame, Gap, open_video
+from labeling.decoding import Frame, Gap, open_video
+from lake.errors import DecodeError
 from tests.media import MISSING, NAMES, Medium, encode, ffmpeg, picture, read_counter, real_clips
 
 pytestmark = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason=MISSING)

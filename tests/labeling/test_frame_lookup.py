@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from labeling.annotate import decode_images
-from labeling.decoding import DecodeError
 from labeling.frame_lookup import LOST, Picked, pick_frames, read_images
 from labeling.settings import SamplingSettings
+from lake.errors import DecodeError
 from lake.manifest import Moment
 from tests.labeling import datasets
 from tests.media import Medium, read_counter

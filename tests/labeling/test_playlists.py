@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from labeling.decoding import DecodeError, open_video
+from labeling.decoding import open_video
 from lake.catalog import ingest
+from lake.errors import DecodeError
 from lake.storage import Entry, StorageConfig, local_etag
 from lake.tables import Lake
 from lake.video_headers import ProbeError, prober

@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 
 from lake import writer
 from lake.commits import ORDER, Claim, Committer
-from lake.errors import Fenced, Superseded
-from lake.s3 import Unavailable
+from lake.errors import Fenced, Superseded, Unavailable
 from lake.tables import DataFile, Lake, now, to_table
 from lake.writer import Writer, raise_fences
 

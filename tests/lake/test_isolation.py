@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lake.isolation import ChildLost, Isolated, opened
+from lake.errors import ChildLost
+from lake.isolation import Isolated, opened
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,7 @@ from uuid import uuid4
 import pytest
 
 from lake import s3
-from lake.errors import Refused
-from lake.s3 import Unavailable
+from lake.errors import Refused, Unavailable
 from lake.sql import query
 from lake.storage import StorageConfig
 from lake.tables import Lake

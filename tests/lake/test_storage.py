@@ -15,11 +15,12 @@ import pytest
 from botocore.exceptions import ClientError
 from deltalake import DeltaTable, write_deltalake
 
-from lake.errors import Refused, SourceChanged
-from lake.s3 import Unavailable, is_transient, outage, patiently
+from lake.errors import Refused, SourceChanged, Unavailable
+from lake.s3 import patiently
 from lake.schemas import TABLES
 from lake.sql import query
 from lake.storage import Entry, StorageConfig, local_etag, normalize
+from lake.store_errors import is_transient, outage
 from lake.tables import Lake
 from lake.writer import Writer
 from tests.answering import Answering

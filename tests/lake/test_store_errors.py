@@ -16,9 +16,9 @@ from deltalake import DeltaTable, write_deltalake
 from labeling.stream import VERIFIED
 from labeling.write import Write
 from lake import s3
-from lake.errors import Refused
-from lake.s3 import Unavailable, final_error
+from lake.errors import Refused, Unavailable
 from lake.storage import StorageConfig
+from lake.store_errors import final_error, outage
 from lake.tables import Lake
 from tests.answering import Answering
 from tests.conftest import Bucket
@@ -127,7 +127,7 @@ def test_a_wrong_clock_is_the_machines_fault(status: int, code: str, line: str) 
             storage.check(LAKE)
     for error in errors:
         assert line.lower().replace("_", "") in said(error, Unavailable).lower().replace("_", "")
-        assert s3.outage(error)
+        assert outage(error)
     assert line in str(at_the_start.value)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lake.s3 import Unavailable
+from lake.errors import Unavailable
 from lake.storage import Entry, StorageConfig, local_etag
 from lake.video_headers import Header, ProbeError, prober
 from tests.answering import Answering

@@ -19,7 +19,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
-from models.errors import ModelRefused
+from lake.errors import ModelRefused
 from models.folders import TRAINED_AS
 from models.huggingface import HuggingFaceDynamics
 from models.inputs import QwenInputs

@@ -10,7 +10,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText
 
-from models.errors import ModelRefused
+from lake.errors import ModelRefused
 from models.folders import WANTED
 from models.loading import ModelSettings, load_dynamics, resolve
 from models.s3_cache import fetch

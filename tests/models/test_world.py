@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from lake.errors import ModelRefused
 from models.builtin.pairs import clip_pairs
 from models.builtin.train_tokenizer import shrunk
 from models.builtin.train_world import new_model, new_tokenizer, write_folder
-from models.errors import ModelRefused
 from models.folders import TRAINED_AS
 from models.objective import change_weights, image_token_loss
 from models.protocols import Images

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lake.s3 import Unavailable
+from lake.errors import Unavailable
 from tests.serve.conftest import LIMITS, Served
 
 

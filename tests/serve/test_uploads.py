@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from labeling.decoding import DecodeError
 from labeling.images import square_jpeg
+from lake.errors import DecodeError
 from lake.tables import Lake
 from serve.jpegs import picture_only
 from serve.uploads import PROCESSES, Uploads

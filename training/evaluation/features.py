@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.errors import ModelRefused
+from lake.errors import ModelRefused
 from models.folders import check_weights, find_folder
 from models.loading import best_device
 from models.protocols import Images

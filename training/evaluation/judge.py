@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import urllib3
 
-from lake.errors import Refused
+from lake.errors import Refused, one_line
 from models.protocols import Images
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -116,7 +116,7 @@ class Judge:
             response = self._http.request("POST", self._url, json=question, headers=headers)
         except urllib3.exceptions.HTTPError as error:
             self._gone.set()
-            return Opinion("unanswered", " ".join(str(error).split())[:300])
+            return Opinion("unanswered", one_line(error, 300))
         if response.status in _TRANSIENT:
             self._gone.set()
             return Opinion("unanswered", f"HTTP {response.status} after {_RETRIES} retries")
@@ -156,4 +156,4 @@ def _content(body: bytes) -> str:
 
 
 def _line(body: bytes) -> str:
-    return " ".join(body.decode(errors="replace").split())[:200]
+    return one_line(body.decode(errors="replace"), 200)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
-from models.errors import ModelRefused
+from lake.errors import ModelRefused
 from tests.models.tiny import save_tiny
 from tests.training.evaluation.fakes import ACTIONS, Knows, Paints, after, pairs, scene
 from training.evaluation.dynamics import dynamics_figures, judge_dynamics
