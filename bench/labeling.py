@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def _report(folder: Path, clips: int, repeats: int, out: Path | None) -> None:
-    from models.sample_world import write_folder
+    from sample_world.clips import write_folder
 
     videos = folder / "videos"
     write_folder(videos, range(FIRST_SEED, FIRST_SEED + clips))
@@ -126,7 +126,7 @@ def _print(
     stages: dict[str, float],
     shares: dict[str, float],
 ) -> None:
-    from models.sample_world import FPS
+    from sample_world.clips import FPS
 
     cores, pairs, hours = os.cpu_count() or 1, measured["worldlake"].pairs, clips * 250 / FPS / 3600
     print(f"\n{clips} clips of 10 s on {cores} cores ({platform.machine()}), {pairs} pairs\n")

@@ -23,15 +23,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.builtin.pairs import decoded_frames, kind_of
+from evaluation.intervals import share_of_groups
 from models.loading import ModelSettings, load_dynamics
 from models.protocols import Images
-from models.sample_oracle import oracle_of
-from models.sample_world import Clip, encode_clip, make_clip
 from models.verification import predict, resized
 from models.world import Emu3World, SamplingSettings
 from models.world_loading import WorldSettings, load_world
-from training.evaluation.intervals import share_of_groups
+from sample_world.clips import Clip, encode_clip, make_clip
+from sample_world.oracle import oracle_of
+from sample_world.pairs import decoded_frames, kind_of
 
 CHANGED = 12
 """Gray levels of a pixel's largest channel difference above which it counts as changed: codec noise stays below."""

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.intervals import Figure
 from labeling.human_labels import LabeledOptions, ingest_labeled
 from labeling.labeler import LabelerSettings
 from lake.catalog import ingest
 from lake.tables import Lake
 from models.builtin.reset_vocabulary import write_dynamics, write_world
 from models.loading import ModelSettings
-from models.sample_world import FPS, make_clip, write_folder
 from models.world import SamplingSettings
 from models.world_loading import WorldSettings
-from training.evaluation.intervals import Figure
+from sample_world.clips import FPS, make_clip, write_folder
 from training.run import train
 from training.settings import DynamicsTraining, Source, TrainingSettings, WorldTraining
 from worldlake import console

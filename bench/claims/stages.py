@@ -19,15 +19,15 @@ from labeling.policy import Bounds, Policy
 from labeling.stream import SAMPLES, block
 from models.builtin import train as builtin_dynamics
 from models.builtin import train_world as builtin_world
-from models.builtin.pairs import Pairs
 from models.builtin.train import training_batch
 from models.builtin.train_tokenizer import shrunk
 from models.loading import ModelSettings, load_dynamics
 from models.protocols import Images
-from models.sample_oracle import oracle_of
 from models.verification import predict, resized
 from models.world import SamplingSettings
 from models.world_loading import BUILTIN_WORLD, WorldSettings, load_image_tokenizer, load_world
+from sample_world.oracle import oracle_of
+from sample_world.pairs import Pairs
 from training.dynamics import load_task
 from training.loop import Task, Trainer
 from training.settings import DynamicsTraining, TrainingSettings, WorldTraining

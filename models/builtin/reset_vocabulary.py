@@ -15,9 +15,9 @@ import torch
 from transformers import AutoTokenizer, Emu3ForConditionalGeneration, Qwen2VLForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
 
-from models.builtin.pairs import all_actions
 from models.folders import BUILTIN
 from models.world_loading import BUILTIN_WORLD
+from sample_world.pairs import all_actions
 
 
 def write_dynamics(folder: Path, seed: int) -> None:

@@ -18,9 +18,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from models.builtin.pairs import IMAGE_SIZE, Pairs, all_actions, clip_pairs, kind_of, transformed, unlike_pairs
 from models.qwen import CHUNKED_ATTENTION, pair_patches
-from models.sample_world import FIRST_TRAINING_SEED
+from sample_world.clips import FIRST_TRAINING_SEED
+from sample_world.pairs import IMAGE_SIZE, Pairs, all_actions, clip_pairs, kind_of, transformed, unlike_pairs
 
 PATCH, MEAN, STD = 8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 MERGE = 2

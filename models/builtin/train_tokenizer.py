@@ -21,7 +21,6 @@ from torch import nn
 from torch.nn import functional
 from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
-from models.builtin.pairs import Pairs, clip_pairs
 from models.builtin.train import (
     EVALUATION_CLIPS,
     FIRST_EVALUATION_SEED,
@@ -34,6 +33,7 @@ from models.builtin.train import (
 )
 from models.image_tokens import ImageTokenizer
 from models.verification import resized
+from sample_world.pairs import Pairs, clip_pairs
 
 IMAGE_SIZE = 32
 """Pixels. Frames have 64: half of them cost a quarter to learn, and the oracle and the builtin dynamics model name the

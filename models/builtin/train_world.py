@@ -22,7 +22,6 @@ from torch import nn
 from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3TextConfig, PreTrainedTokenizerFast
 
 from models.builtin import train_tokenizer
-from models.builtin.pairs import UNCLEAR, Pairs, all_actions, clip_pairs
 from models.builtin.train import (
     EVALUATION_CLIPS,
     FIRST_EVALUATION_SEED,
@@ -37,6 +36,7 @@ from models.builtin.train_tokenizer import CODES, IMAGE_SIZE, MEAN, STD, shrunk,
 from models.image_tokens import ImageTokenizer
 from models.objective import change_weights, image_token_loss
 from models.world import Emu3World
+from sample_world.pairs import UNCLEAR, Pairs, all_actions, clip_pairs
 
 SPECIAL = {
     "pad_token": "<|pad|>",

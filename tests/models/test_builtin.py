@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from labeling.sampling import SamplingSettings
 from labeling.segments import FramePair, sample_segment
-from models.builtin.pairs import Pairs, all_actions, clip_pairs, transformed, unlike_pairs
 from models.builtin.train import Batcher, generate, main, new_model, new_tokenizer
 from models.loading import ModelSettings, load_dynamics
 from models.protocols import DynamicsModel, Images
-from models.sample_world import NOTHING, GroundTruth, write_folder
+from sample_world.clips import NOTHING, GroundTruth, write_folder
+from sample_world.pairs import Pairs, all_actions, clip_pairs, transformed, unlike_pairs
 
 WEIGHTS = Path("models/builtin/weights")
 HELD_OUT = range(100_000, 100_020)

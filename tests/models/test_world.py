@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from models.builtin.pairs import clip_pairs
 from models.builtin.train_tokenizer import shrunk
 from models.builtin.train_world import new_model, new_tokenizer, write_folder
 from models.errors import ModelRefused
@@ -20,6 +19,7 @@ from models.objective import change_weights, image_token_loss
 from models.protocols import Images
 from models.world import Emu3World, SamplingSettings, filtered
 from models.world_loading import WorldSettings, asked_size, load_image_tokenizer, load_world, tokenizer_id
+from sample_world.pairs import clip_pairs
 
 ACTIONS = ["the red shape moves left", "it gets darker", "nothing happens", "the white shape becomes blue"]
 

@@ -20,11 +20,11 @@ from labeling.labeler import LabelerSettings, resolve_labeler
 from labeling.policy import load_policy
 from labeling.stream import SAMPLES, block
 from lake.tables import Lake
-from models.builtin.pairs import clip_pairs
 from models.builtin.train_world import new_model, new_tokenizer, write_folder
 from models.loading import ModelSettings, load_dynamics
 from models.protocols import Images
 from models.world_loading import WorldSettings, load_world
+from sample_world.pairs import clip_pairs
 from serve import middleware
 from serve.app import build_app
 from serve.auth import Guard, session_key

@@ -12,7 +12,7 @@ import pytest
 from lake.catalog import ingest
 from lake.errors import Fenced, Superseded
 from lake.tables import Lake
-from models.sample_world import write_folder
+from sample_world.clips import write_folder
 from tests.conftest import Bucket
 from tests.worldlake.command import PROGRAM, worldlake
 from worldlake import cli

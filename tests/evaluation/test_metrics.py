@@ -11,11 +11,11 @@ from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 from sacrebleu import corpus_bleu
 
-from tests.training.evaluation.fakes import SIZE, pairs, scene
-from training.evaluation.image_metrics import changed, picture_scores
-from training.evaluation.intervals import UNIT, Share, mean, plain, share, share_of_groups
-from training.evaluation.probes import OPPOSITES, alternatives, opposite
-from training.evaluation.text import bleu, normalized, rouge
+from evaluation.image_metrics import changed, picture_scores
+from evaluation.intervals import UNIT, Share, mean, plain, share, share_of_groups
+from evaluation.probes import OPPOSITES, alternatives, opposite
+from evaluation.text import bleu, normalized, rouge
+from tests.evaluation.fakes import SIZE, pairs, scene
 
 
 def test_means_and_shares() -> None:

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from evaluation.features import ImageFeatures
+from evaluation.image_metrics import picture_scores
+from evaluation.intervals import UNIT, Figure, mean, share
+from evaluation.judge import Judge
+from evaluation.probes import Alternative, margins, preferences
+from evaluation.text import normalized
 from models.protocols import DynamicsModel, Images, WorldModel
 from models.verification import predict, resized
-from training.evaluation.features import ImageFeatures
-from training.evaluation.image_metrics import picture_scores
-from training.evaluation.intervals import UNIT, Figure, mean, share
-from training.evaluation.judge import Judge
-from training.evaluation.probes import Alternative, margins, preferences
-from training.evaluation.text import normalized
 
 SAMPLE, COPY, CEILING = "one sample", "copy of obs", "true next_obs, tokenized"
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from evaluation.image_metrics import changed
+from evaluation.intervals import Figure, mean, share
+from evaluation.text import normalized, words
 from models.protocols import Images
-from training.evaluation.image_metrics import changed
-from training.evaluation.intervals import Figure, mean, share
-from training.evaluation.text import normalized, words
 
 PROBES = ("random", "counterfactual", "inverse", "copy")
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
-from training.evaluation.intervals import Mean
+from evaluation.intervals import Mean
 
 _WORD = re.compile(r"\w+")
 _SCORER = RougeScorer(["rouge1", "rougeL"], use_stemmer=False)

@@ -4,7 +4,7 @@ An oracle knows the scene and the texture of obs, so it can draw what each actio
 drawing is nearest to a predicted next_obs. It judges world models; it never sees the true next_obs.
 
 Given the true next_obs of 1,077 pairs of held-out clips, it names the action of every one, also when they are blurred
-and noisy (PSNR 28.5 dB): `pytest -m long tests/models/test_sample_oracle.py`.
+and noisy (PSNR 28.5 dB): `pytest -m long tests/sample_world/test_oracle.py`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from models.builtin.pairs import IMAGE_SIZE, UNCLEAR
-from models.sample_drawing import COLORS, OUTLINES, Frame, Scene, Shape, draw, texture_of
-from models.sample_world import DIM, DIRECTIONS, MOVE, NOTHING, PAN, RADIUS, RESIZE, TILT, TURN, TURNING, Clip
+from sample_world.clips import DIM, DIRECTIONS, MOVE, NOTHING, PAN, RADIUS, RESIZE, TILT, TURN, TURNING, Clip
+from sample_world.drawing import COLORS, OUTLINES, Frame, Scene, Shape, draw, texture_of
+from sample_world.pairs import IMAGE_SIZE, UNCLEAR
 
 FLOOR_DB = 20.0
 """A picture that even its best drawing fits worse than this, in dB, shows nothing that the oracle knows: `UNCLEAR`."""

@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 import pytest
 
+from evaluation.intervals import Share
+from evaluation.judge import Judge, parse
+from evaluation.probes import alternatives
+from evaluation.world import SAMPLE, Pairs, WorldTest, world_figures
 from lake.errors import Refused
-from tests.training.evaluation.fakes import ACTIONS, Paints, pairs
-from training.evaluation.intervals import Share
-from training.evaluation.judge import Judge, parse
-from training.evaluation.probes import alternatives
-from training.evaluation.world import SAMPLE, Pairs, WorldTest, world_figures
+from tests.evaluation.fakes import ACTIONS, Paints, pairs
 
 OBS, NEXT_OBS = pairs()
 Answer = Callable[[dict[str, Any], int], tuple[int, bytes]]

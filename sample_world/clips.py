@@ -18,7 +18,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from models.sample_drawing import CAMERA_REACH, COLORS, OUTLINES, Frame, Scene, Shape, draw, texture_of
+from sample_world.drawing import CAMERA_REACH, COLORS, OUTLINES, Frame, Scene, Shape, draw, texture_of
 
 FIRST_TRAINING_SEED = 1_000_000_000
 FPS = 25

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.sample_drawing import COLORS, Frame, Scene
-from models.sample_world import (
+from sample_world.clips import (
     DIRECTIONS,
     FPS,
     NOTHING,
@@ -24,6 +23,7 @@ from models.sample_world import (
     span_between,
     write_folder,
 )
+from sample_world.drawing import COLORS, Frame, Scene
 
 CLIPS = [make_clip(seed) for seed in range(30)]
 

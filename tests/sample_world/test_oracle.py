@@ -9,10 +9,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from models.builtin.pairs import UNCLEAR, as_stored, decoded_frames, transformed
-from models.sample_drawing import Frame, Scene, draw, texture_of
-from models.sample_oracle import Oracle, oracle_of, shows
-from models.sample_world import DIRECTIONS, FIRST_TRAINING_SEED, NOTHING, Clip, encode_clip, make_clip
+from sample_world.clips import DIRECTIONS, FIRST_TRAINING_SEED, NOTHING, Clip, encode_clip, make_clip
+from sample_world.drawing import Frame, Scene, draw, texture_of
+from sample_world.oracle import Oracle, oracle_of, shows
+from sample_world.pairs import UNCLEAR, as_stored, decoded_frames, transformed
 
 HELD_OUT = range(500_000, 500_010)
 MANY = range(600_000, 600_150)

@@ -13,11 +13,15 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from models.protocols import Images
-from models.sample_drawing import COLORS, Frame
-from models.sample_world import NOTHING, Clip, Event, encode_clip, make_clip
+from sample_world.clips import NOTHING, Clip, Event, encode_clip, make_clip
+from sample_world.drawing import COLORS, Frame
 
 IMAGE_SIZE = 64
+"""Side of a training frame in pixels."""
+
+Frames = npt.NDArray[np.uint8]
+"""RGB, uint8, shape (frames, IMAGE_SIZE, IMAGE_SIZE, 3)."""
+
 UNCLEAR = "cannot tell what happens"
 """The answer to footage unlike the sample world, and to two events at once: a refusal, not a label."""
 
@@ -32,7 +36,7 @@ TURNED = {"up": "left", "left": "down", "down": "right", "right": "up"}
 class Pairs:
     """Frame pairs over shared frames: pair i is `frames[index[i, 0]]`, `frames[index[i, 1]]` and `actions[i]`."""
 
-    frames: Images
+    frames: Frames
     index: npt.NDArray[np.int64]
     actions: list[str]
 
@@ -83,7 +87,7 @@ def _touched(event: Event) -> set[str]:
     return {word for word in words if word in COLORS} or {words[1]}
 
 
-def decoded_frames(encoded: bytes, numbers: list[int]) -> Images:
+def decoded_frames(encoded: bytes, numbers: list[int]) -> Frames:
     """Frames of an encoded clip by number, in order, at the model's size and as the labeler stores them."""
     wanted, frames = set(numbers), []
     with av.open(io.BytesIO(encoded), "r") as container:

@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
+from evaluation.dynamics import dynamics_figures, judge_dynamics
+from evaluation.features import ImageFeatures
+from evaluation.intervals import Share
+from evaluation.probes import PROBES, alternatives
+from evaluation.world import CEILING, COPY, SAMPLE, Pairs, WorldTest, world_figures
 from models.errors import ModelRefused
+from tests.evaluation.fakes import ACTIONS, Knows, Paints, after, pairs, scene
 from tests.models.tiny import save_tiny
-from tests.training.evaluation.fakes import ACTIONS, Knows, Paints, after, pairs, scene
-from training.evaluation.dynamics import dynamics_figures, judge_dynamics
-from training.evaluation.features import ImageFeatures
-from training.evaluation.intervals import Share
-from training.evaluation.probes import PROBES, alternatives
-from training.evaluation.world import CEILING, COPY, SAMPLE, Pairs, WorldTest, world_figures
 
 OBS, NEXT_OBS = pairs()
 OTHERS = alternatives(ACTIONS, seed=0)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.intervals import UNIT, Figure, mean, share
+from evaluation.probes import Alternative, margins, preferences
+from evaluation.text import bleu, normalized, rouge
 from models.protocols import DynamicsModel, Images
-from training.evaluation.intervals import UNIT, Figure, mean, share
-from training.evaluation.probes import Alternative, margins, preferences
-from training.evaluation.text import bleu, normalized, rouge
 
 
 def judge_dynamics(
