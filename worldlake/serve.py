@@ -60,7 +60,7 @@ def serve(
     label` with the same model. Where the lake has no keys this prints an address with a token, for this machine only;
     for others: worldlake keys create NAME --scope label --lake LAKE
     """
-    from worldlake.serving import Options, run_service
+    from worldlake.service import Options, run_service
 
     chosen = Options(model, revision, adapter, policy, world, world_adapter, replicas, batch_pairs, allow)
     target = open_lake(lake, storage(endpoint_url, region, profile, anonymous, requester_pays))
