@@ -34,8 +34,9 @@ from labeling.policy import Policy, load_policy
 from labeling.sampling import SamplingSettings
 from labeling.segments import FramePair, sample_video
 from labeling.text import text_score
-from models.loading import ModelSettings, load_dynamics, resolve
+from models.loading import load_dynamics, resolve
 from models.protocols import DynamicsModel
+from models.settings import ModelSettings
 from sample_world.clips import NOTHING, GroundTruth, write_folder
 from sample_world.pairs import kind_of
 from worldlake.accuracy import auroc

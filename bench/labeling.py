@@ -256,7 +256,8 @@ _loaded: list[Any] = []
 
 
 def _load() -> None:
-    from models.loading import ModelSettings, load_dynamics
+    from models.loading import load_dynamics
+    from models.settings import ModelSettings
 
     _loaded.append(load_dynamics(ModelSettings(batch_size=BATCH)))
 
@@ -345,7 +346,8 @@ def run_stages(folder: Path) -> dict[str, float]:
     from labeling.verify import Verify
     from labeling.write import Write
     from lake.tables import Lake
-    from models.loading import ModelSettings, load_dynamics
+    from models.loading import load_dynamics
+    from models.settings import ModelSettings
 
     settings, pairs = SamplingSettings(), []
 

@@ -18,10 +18,10 @@ from lake.errors import Refused
 from lake.ids import content_id
 from lake.runs import Run, new_run_id
 from lake.tables import Lake
-from models.loading import ModelSettings, ResolvedModel, load_dynamics, resolve
+from models.loading import ResolvedModel, load_dynamics, resolve
+from models.settings import ModelSettings, TokenSampling, WorldSettings
 from models.verification import resized
-from models.world import SamplingSettings
-from models.world_loading import WorldSettings, load_world, world_folder
+from models.world_loading import load_world, world_folder
 from worldlake import console
 from worldlake.evaluation_pairs import Choice, Chosen, Oracles, batches, choose
 from worldlake.evaluation_report import Sample, dynamics_sample, world_samples, write_report
@@ -133,7 +133,7 @@ def world_settings(
         adapter=adapter,
         dtype=dtype,
         batch_size=batch_size,
-        sampling=SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p),
+        sampling=TokenSampling(temperature=temperature, top_k=top_k, top_p=top_p),
     )
 
 

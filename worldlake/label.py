@@ -21,7 +21,7 @@ from labeling.sampling import SamplingSettings
 from lake.errors import Refused
 from lake.tables import Lake
 from models.errors import ModelRefused
-from models.loading import ModelSettings
+from models.settings import ModelSettings
 from worldlake import console
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

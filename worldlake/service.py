@@ -10,7 +10,7 @@ from typing import Any
 
 from lake.errors import Refused
 from lake.tables import Lake
-from models.world_loading import WorldSettings
+from models.settings import WorldSettings
 from serve.load_shedding import environment
 from serve.run import plan, session, start, stop
 from serve.settings import ServeSettings

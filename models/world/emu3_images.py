@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.protocols import Images
-
-Codes = npt.NDArray[np.int32]
-"""Codes of a batch of images, int32, shape (batch, rows * columns), row by row."""
+from models.protocols import Codes, Images
 
 _BATCH = 64
 """Images that go through the convolutions at once: their activations are some hundred times the images."""
 
 
-class ImageTokenizer:
+class Emu3Images:
     """`Emu3VQVAE` for square images of one size.
 
     `hold` is the squared distance of features up to which a place of a pair counts as unchanged: see `encode_pairs`.
-    Raises ValueError where the size is no multiple of the tokenizer's patch.
+    Raises ValueError where the size is not a multiple of the tokenizer's patch.
     """
 
     def __init__(
@@ -30,17 +27,26 @@ class ImageTokenizer:
     ) -> None:
         patch = int(vq.spatial_scale_factor)
         if image_size % patch:
-            raise ValueError(f"image size {image_size} is no multiple of {patch}")
+            raise ValueError(f"image size {image_size} is not a multiple of {patch}")
         self.image_size = image_size
         self.side = image_size // patch
         """Codes in a row, and in a column."""
         self.codebook_size = int(vq.config.codebook_size)
-        self.identity = {"image_size": image_size, "mean": list(mean), "std": list(std), "hold": hold}
+        self.identity: Mapping[str, Any] = {
+            "image_size": image_size,
+            "mean": list(mean),
+            "std": list(std),
+            "hold": hold,
+        }
         """What decides the codes of a pair, beside the weights."""
         self.hold = hold
         self.vq = vq
         self._mean = torch.tensor(mean, dtype=torch.float32, device=vq.device).view(3, 1, 1)
         self._std = torch.tensor(std, dtype=torch.float32, device=vq.device).view(3, 1, 1)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """See `ImageTokenizer`."""
+        return dict(self.vq.state_dict())
 
     def pixels(self, images: Images) -> torch.Tensor:
         """Normalized float32 pixels, shape (batch, 3, height, width), on the tokenizer's device."""
@@ -74,7 +80,7 @@ class ImageTokenizer:
         """Codes of both images of pairs, and squared distances of their features, float32, shape of the codes.
 
         Noise takes a feature near the border of two codes across it. So next_obs keeps obs's code wherever the distance
-        is below `hold`: else a world model would learn to foretell noise. With `hold` 0 each image is coded alone.
+        is below `hold`: else a world model would learn to predict noise. With `hold` 0 each image is coded alone.
         ValueError as `encode`.
         """
         codes, z_obs = self.encode(obs)

@@ -9,12 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-
-from models.protocols import Images
 
 TEMPORAL_PATCH_SIZE = 2
 """Frames that meet in one patch; the same in every Qwen-VL model."""
@@ -27,7 +24,7 @@ def lay_out(
 
     `mean` and `std` are per channel, for pixels in [0, 1]. Returns float32, shape (videos * grid_h * grid_w,
     3 * 2 * patch_size**2); rows run over merge blocks of `merge_size**2` patches. Raises ValueError where the frames
-    are no multiple of `patch_size * merge_size`.
+    are not a multiple of `patch_size * merge_size`.
     """
     videos, slots, height, width, channels = frames.shape
     block = patch_size * merge_size
@@ -42,36 +39,6 @@ def lay_out(
     patches *= torch.tensor(scale, dtype=torch.float32, device=frames.device).view(3, 1, 1, 1)
     patches -= torch.tensor(shift, dtype=torch.float32, device=frames.device).view(3, 1, 1, 1)
     return patches.view(videos * rows * columns * merge_size**2, -1)
-
-
-def pair_patches(
-    obs: Images,
-    next_obs: Images,
-    *,
-    patch_size: int,
-    merge_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Lay frame pairs out as two-frame videos: the frames are the two temporal slices of every patch.
-
-    `obs` and `next_obs` are uint8 RGB, shape (batch, height, width, 3). Returns `pixel_values`, see `lay_out`, and
-    `grid_thw`, int64, shape (batch, 3), each row (1, grid_h, grid_w). Raises ValueError where the shapes differ or
-    are no multiple of `patch_size * merge_size`.
-    """
-    if obs.shape != next_obs.shape:
-        raise ValueError(f"obs {obs.shape} and next_obs {next_obs.shape} differ in shape")
-    frames = torch.from_numpy(np.stack([obs, next_obs], axis=1))
-    patches = lay_out(frames, patch_size=patch_size, merge_size=merge_size, mean=mean, std=std)
-    grid = np.array([1, obs.shape[1] // patch_size, obs.shape[2] // patch_size], np.int64)
-    return patches.numpy(), np.tile(grid, (len(obs), 1))
-
-
-def image_patches(
-    images: Images, *, patch_size: int, merge_size: int, mean: Sequence[float], std: Sequence[float]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Lay single images out: as `pair_patches`, with every image in both temporal slices."""
-    return pair_patches(images, images, patch_size=patch_size, merge_size=merge_size, mean=mean, std=std)
 
 
 def attend_in_chunks(
@@ -104,6 +71,6 @@ def attend_in_chunks(
 
 
 CHUNKED_ATTENTION = "flash_in_chunks"
-"""transformers' name for `attend_in_chunks`: only one with "flash" in it is handed the batch and its borders."""
+"""Name of `attend_in_chunks` in transformers: only one with "flash" in it is handed the batch and its borders."""
 
 AttentionInterface.register(CHUNKED_ATTENTION, attend_in_chunks)

@@ -1,43 +1,47 @@
-"""World models over Emu3: one causal sequence of action text, obs image tokens and next_obs image tokens.
+"""World models over image tokens: one causal sequence of action text, obs image tokens and next_obs image tokens.
 
 The action comes first, so that the distance from an obs token to the next_obs token of the same place is constant.
-Each image is written as Emu3's processor writes it: start, `rows*columns`, a mark, the tokens with an end-of-line token
-after each row, end of frame, end (transformers, `Emu3Processor`; Wang et al., arXiv 2409.18869, section 2).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedTokenizerBase
 
-from models.image_tokens import Codes, ImageTokenizer
-from models.protocols import Images
+from models.protocols import Codes, Images, ImageTokenizer
+from models.settings import TokenSampling
 
 _GREEDY_BELOW = 1e-3
 """Logits divided by less have no differences that a float can tell from infinity."""
 
 
-class SamplingSettings(BaseModel):
-    """How image tokens are drawn from the model's distribution over the codebook."""
+@dataclass(frozen=True)
+class SequenceLayout:
+    """How a family writes a triple, in token ids: action text, `before_obs`, obs, `before_next`, next_obs.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    `image` is one image as it is written: None where a code stands, which is the first place, else the id of a
+    separator. `code_ids` are the ids of the codes, in the order of the codebook, and `pad` is what the shorter action
+    texts are padded with, on the left.
+    """
 
-    temperature: float = Field(1.0, ge=0, le=10, description="below 0.001: always the likeliest token")
-    top_k: int | None = Field(None, ge=1, description="draw from the k likeliest tokens only")
-    top_p: float = Field(1.0, gt=0, le=1, description="draw from the likeliest tokens that together have this share")
+    before_obs: Sequence[int]
+    before_next: Sequence[int]
+    image: Sequence[int | None]
+    code_ids: Sequence[int]
+    pad: int
 
 
-class Emu3World:
-    """`p(next_obs | obs, action)` by an `Emu3ForConditionalGeneration`.
+class TokenWorld:
+    """`p(next_obs | obs, action)` by a causal language model of transformers whose vocabulary has image tokens.
 
-    Sampling and scoring are over the codebook alone: no other token can stand where an image token is due, and ends of
-    lines are where they must be.
+    Sampling and scoring are over the codebook alone: a place of a code takes no other token, and separators are where
+    the layout has them.
     """
 
     def __init__(
@@ -45,43 +49,39 @@ class Emu3World:
         model: Any,
         text_tokenizer: PreTrainedTokenizerBase,
         images: ImageTokenizer,
+        layout: SequenceLayout,
         *,
         batch_size: int = 16,
-        sampling: SamplingSettings | None = None,
+        sampling: TokenSampling | None = None,
     ) -> None:
         self.image_size = images.image_size
         self.images = images
         self.model = model
         self._tokenizer = text_tokenizer
+        self._layout = layout
         self._batch_size = batch_size
-        self._sampling = sampling or SamplingSettings()
-        mapping = model.model.vocabulary_mapping
-        self._code_ids = torch.tensor([mapping.img2bpe[code] for code in range(images.codebook_size)])
-        self._end_of_line = int(mapping.eol_token_id)
-        self._pad = int(text_tokenizer.pad_token_id)
-        start, mark = text_tokenizer.boi_token, text_tokenizer.image_wrapper_token
-        self._begin = self._ids(f"{start}{images.side}*{images.side}{mark}")
-        self._end = self._ids(f"{text_tokenizer.eof_token}{text_tokenizer.eoi_token}")
-        if self._tokenizer.unk_token_id in (self._begin if self._tokenizer.unk_token_id is not None else ()):
-            raise ValueError(f"the tokenizer cannot write {images.side}*{images.side}")
+        self._sampling = sampling or TokenSampling()
+        self._code_ids = torch.tensor(layout.code_ids)
+        self._is_code = torch.tensor([token is None for token in layout.image])
+        self._template = torch.tensor([-1 if token is None else token for token in layout.image])
 
     @property
     def next_tokens(self) -> int:
-        """Tokens of an image with its ends of lines: the last ones of a training sequence."""
-        return self.images.side * (self.images.side + 1)
+        """Tokens of an image with its separators: the last ones of a training sequence."""
+        return len(self._template)
 
     def sequences(
         self, obs: Codes, actions: Sequence[str], next_obs: Codes
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Forward arguments and labels of whole sequences, left-padded; labels are -100 but at next_obs image tokens.
 
-        `obs` and `next_obs` are codes, int, shape (batch, rows * columns). Labels, int64, have the shape of
-        `input_ids`, and as many of a row count as the image has codes: ends of lines do not.
+        `obs` and `next_obs` are codes, int, shape (batch, codes of an image). Labels, int64, have the shape of
+        `input_ids`, and as many of a row count as the image has codes: separators do not.
         """
         inputs = self._prompts(obs, actions)
         following = self._rows(next_obs)
         labels = torch.full_like(inputs["input_ids"], -100)
-        counted = following.masked_fill(following == self._end_of_line, -100)
+        counted = following.masked_fill(~self._is_code.to(following.device), -100)
         return _append(inputs, following), torch.cat([labels, counted], 1)
 
     @torch.no_grad()
@@ -122,17 +122,17 @@ class Emu3World:
         for start in range(0, len(obs), self._batch_size):
             stop = start + self._batch_size
             before, after, _ = self.images.encode_pairs(obs[start:stop], next_obs[start:stop])
-            inputs, labels = self.sequences(before, actions[start:stop], after)
+            inputs, _ = self.sequences(before, actions[start:stop], after)
             logits = self.model(**inputs, logits_to_keep=self.next_tokens + 1, use_cache=False).logits[:, :-1]
-            counted = labels[0, -self.next_tokens :] != -100
-            logprobs = self._over_codes(logits[:, counted])
+            logprobs = self._over_codes(logits[:, self._is_code.to(logits.device)])
             chosen = torch.from_numpy(after).long().to(logprobs.device)[..., None]
             scores.append(logprobs.gather(-1, chosen)[..., 0].mean(-1).cpu().numpy())
         return np.concatenate(scores).astype(np.float32)
 
     def _draw(self, obs: Codes, actions: Sequence[str], n: int, seeds: Sequence[int]) -> Codes:
-        """Codes of `n` candidates of each, int32, shape (batch * n, rows * columns)."""
-        total = self.images.side**2
+        """Draw codes of `n` candidates of each, int32, shape (batch * n, codes of an image)."""
+        places = self._is_code.nonzero()[:, 0].tolist()
+        total = len(places)
         # Drawn on the CPU, before anything: the same on every device and in every batch.
         draws = [torch.rand(n, total, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         luck = torch.cat(draws).to(self.model.device)
@@ -148,9 +148,9 @@ class Emu3World:
             drawn.append(self._pick(self._over_codes(logits), luck[:, len(drawn)]))
             if len(drawn) == total:
                 return torch.stack(drawn, 1).to(torch.int32).cpu().numpy()
-            step = code_ids[drawn[-1]][:, None]
-            if len(drawn) % self.images.side == 0:
-                step = torch.cat([step, torch.full_like(step, self._end_of_line)], 1)
+            last, coming = places[len(drawn) - 1], places[len(drawn)]
+            separators = self._template[last + 1 : coming].to(logits.device).expand(len(mask), -1)
+            step = torch.cat([code_ids[drawn[-1]][:, None], separators], 1)
             mask = torch.cat([mask, mask.new_ones(len(mask), step.shape[1])], 1)
             positions = (mask.cumsum(1) - 1)[:, -step.shape[1] :]
             logits = self.model(
@@ -174,33 +174,38 @@ class Emu3World:
         return logits[..., self._code_ids.to(logits.device)].float().log_softmax(-1)
 
     def _prompts(self, obs: Codes, actions: Sequence[str]) -> dict[str, torch.Tensor]:
-        """All before the first next_obs token, left-padded to the longest action."""
-        beginning = self._tokenizer.bos_token or ""
-        texts = [self._ids(f"{beginning}{action}") for action in actions]
+        """Lay out all before the first next_obs token, left-padded to the longest action."""
+        layout, beginning = self._layout, self._tokenizer.bos_token or ""
+        texts = [text_ids(self._tokenizer, f"{beginning}{action}") for action in actions]
         longest = max(map(len, texts))
-        padded = torch.tensor([[self._pad] * (longest - len(text)) + text for text in texts])
+        padded = torch.tensor([[layout.pad] * (longest - len(text)) + text for text in texts])
         unpadded = torch.tensor([[0] * (longest - len(text)) + [1] * len(text) for text in texts])
-        begin, end = (torch.tensor(ids).expand(len(texts), -1) for ids in (self._begin, self._end))
-        ids = torch.cat([padded, begin, self._rows(obs).cpu(), end, begin], 1).to(self.model.device)
+        before_obs, before_next = (
+            torch.tensor(ids, dtype=torch.long).expand(len(texts), -1)
+            for ids in (layout.before_obs, layout.before_next)
+        )
+        ids = torch.cat([padded, before_obs, self._rows(obs).cpu(), before_next], 1).to(self.model.device)
         return _with_positions(ids, torch.cat([unpadded, torch.ones(len(ids), ids.shape[1] - longest)], 1))
 
     def _rows(self, codes: Codes) -> torch.Tensor:
-        """Token ids of images, an end-of-line token after each row, int64, shape (batch, next_tokens)."""
-        side = self.images.side
-        ids = self._code_ids[torch.from_numpy(np.ascontiguousarray(codes, np.int64))].view(-1, side, side)
-        ends = torch.full((len(ids), side, 1), self._end_of_line)
-        return torch.cat([ids, ends], 2).flatten(1).to(self.model.device)
+        """Token ids of images as the layout writes them, int64, shape (batch, next_tokens)."""
+        ids = self._code_ids[torch.from_numpy(np.ascontiguousarray(codes, np.int64))]
+        rows = self._template.repeat(len(ids), 1)
+        rows[:, self._is_code] = ids
+        return rows.to(self.model.device)
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text, without what a tokenizer adds around it."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def _mixed(seed: int, row: int) -> int:
     return int(np.random.SeedSequence([seed, row]).generate_state(1)[0])
 
 
-def filtered(logprobs: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
+def filtered(logprobs: torch.Tensor, settings: TokenSampling) -> torch.Tensor:
     """Log-probabilities, shape (batch, codes), after temperature, top-k and top-p; what is ruled out is -inf.
 
     Top-p keeps the smallest set of likeliest tokens whose probabilities reach `top_p` (Holtzman et al.,
