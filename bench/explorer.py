@@ -42,7 +42,7 @@ from lake.ids import triple_id, video_id
 from lake.runs import Run, new_run_id
 from lake.tables import Lake, now, to_table
 from lake.writer import Writer
-from models.builtin.pairs import clip_pairs
+from sample_world.pairs import clip_pairs
 from serve.api.overview import counted
 from serve.auth import COOKIE
 from serve.keys import Keys

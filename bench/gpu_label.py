@@ -29,10 +29,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
+from models.dynamics.qwen_vl_inputs import QwenInputs
+from models.dynamics.qwen_vl_patches import CHUNKED_ATTENTION
 from models.huggingface import Cache, HuggingFaceDynamics
-from models.inputs import QwenInputs
-from models.loading import DEFAULT_PROMPT
-from models.qwen import CHUNKED_ATTENTION
+from models.settings import DEFAULT_PROMPT
 
 SPECIAL = ["<unk>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 ACTION = "the hand moves the red cup to the left"

@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def _report(folder: Path, clips: int, repeats: int, out: Path | None) -> None:
-    from models.sample_world import write_folder
+    from sample_world.clips import write_folder
 
     videos = folder / "videos"
     write_folder(videos, range(FIRST_SEED, FIRST_SEED + clips))
@@ -126,7 +126,7 @@ def _print(
     stages: dict[str, float],
     shares: dict[str, float],
 ) -> None:
-    from models.sample_world import FPS
+    from sample_world.clips import FPS
 
     cores, pairs, hours = os.cpu_count() or 1, measured["worldlake"].pairs, clips * 250 / FPS / 3600
     print(f"\n{clips} clips of 10 s on {cores} cores ({platform.machine()}), {pairs} pairs\n")
@@ -255,7 +255,8 @@ _loaded: list[Any] = []
 
 
 def _load() -> None:
-    from models.loading import ModelSettings, load_dynamics
+    from models.loading import load_dynamics
+    from models.settings import ModelSettings
 
     _loaded.append(load_dynamics(ModelSettings(batch_size=BATCH)))
 
@@ -344,7 +345,8 @@ def run_stages(folder: Path) -> dict[str, float]:
     from labeling.verify import Verify
     from labeling.write import Write
     from lake.tables import Lake
-    from models.loading import ModelSettings, load_dynamics
+    from models.loading import load_dynamics
+    from models.settings import ModelSettings
 
     settings, pairs = SamplingSettings(), []
 

@@ -41,12 +41,13 @@ from bench.gpu_label import ACTION, matmul_tflops, qwen_inputs, random_model, se
 from lake.ids import triple_id
 from lake.tables import Lake, now
 from lake.writer import Writer
-from models.builtin.pairs import clip_pairs
-from models.builtin.train_tokenizer import new_vq
-from models.builtin.train_world import new_model, new_tokenizer, write_folder
 from models.huggingface import HuggingFaceDynamics
 from models.objective import image_token_loss
+from models.weights import LANGUAGE_LAYERS
 from models.world_loading import load_image_tokenizer
+from sample_world.pairs import clip_pairs
+from training.builtin.tokenizer import new_vq
+from training.builtin.world import new_model, new_tokenizer, write_folder
 from training.data import Chosen, choose, read
 from training.dynamics import DynamicsTask
 from training.loop import Forward, Trainer
@@ -265,7 +266,7 @@ class RandomWorld:
             model = Emu3ForConditionalGeneration._from_config(config, dtype=dtype)
         self.model: Any = model
         self.outside = frozenset(model.model.vqmodel.parameters())
-        choose_trained(model, settings, self.outside)
+        choose_trained(model, settings, self.outside, LANGUAGE_LAYERS)
 
     def batch(self, size: int) -> Batch:
         """A micro-batch of that many pairs."""

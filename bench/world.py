@@ -23,15 +23,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.builtin.pairs import decoded_frames, kind_of
-from models.loading import ModelSettings, load_dynamics
+from evaluation.intervals import share_of_groups
+from models.loading import load_dynamics
 from models.protocols import Images
-from models.sample_oracle import oracle_of
-from models.sample_world import Clip, encode_clip, make_clip
+from models.settings import ModelSettings, TokenSampling, WorldSettings
 from models.verification import predict, resized
-from models.world import Emu3World, SamplingSettings
-from models.world_loading import WorldSettings, load_world
-from training.evaluation.intervals import share_of_groups
+from models.world.tokens import TokenWorld
+from models.world_loading import load_world
+from sample_world.clips import Clip, encode_clip, make_clip
+from sample_world.oracle import oracle_of
+from sample_world.pairs import decoded_frames, kind_of
 
 CHANGED = 12
 """Gray levels of a pixel's largest channel difference above which it counts as changed: codec noise stays below."""
@@ -87,7 +88,7 @@ def share(hits: Sequence[bool], asked: Sequence[Question]) -> dict[str, float | 
     }
 
 
-def figures(world: Emu3World, asked: list[Question], obs: Images, after: Images, n: int) -> dict[str, object]:
+def figures(world: TokenWorld, asked: list[Question], obs: Images, after: Images, n: int) -> dict[str, object]:
     dynamics = load_dynamics(ModelSettings(name="builtin", batch_size=32), "cpu")
     actions = [question.action for question in asked]
     drawn = predict(world, dynamics, obs, actions, n, keep_candidates=True)
@@ -128,7 +129,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "world.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    sampling = SamplingSettings(temperature=arguments.temperature)
+    sampling = TokenSampling(temperature=arguments.temperature)
     world = load_world(WorldSettings(name=arguments.world, batch_size=16, sampling=sampling), "cpu")
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.clips)
     found = figures(world, *questions(seeds), arguments.n)

@@ -14,8 +14,9 @@ from labeling.stream import LABELED, block
 from labeling.text import text_score
 from lake.errors import Refused, one_line
 from lake.metrics import MODEL_SECONDS, PAIRS, STAGE_SECONDS, TOKENS
-from models.loading import ModelSettings, load_dynamics
+from models.loading import load_dynamics
 from models.protocols import DynamicsModel, Images
+from models.settings import ModelSettings
 
 
 class Annotate:

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 from labeling.settings import SamplingSettings
 from lake.ids import content_id
-from models.loading import ModelSettings, resolve
+from models.loading import resolve
+from models.settings import ModelSettings
 
 
 class LabelerSettings(BaseModel):

@@ -36,7 +36,7 @@ def in_words(error: ValidationError, option: str = "{}") -> str:
         return message
     name = option.format(fields[-1] if option == "{}" else fields[-1].replace("_", "-"))
     if first["type"] == "extra_forbidden":
-        return f"{name}: {error.title} has no such setting: leave it out"
+        return f"{name} has no place beside the other settings given: leave it out"
     if first["type"].startswith("union_tag"):
         return f"method {first['ctx'].get('tag', '')!r}: use {first['ctx'].get('expected_tags', '')}"
     return f"{name}: {message} (given: {first['input']!r})"

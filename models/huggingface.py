@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from models.inputs import PairInputs
+from models.dynamics.family import PairInputs
 from models.protocols import Annotation, Images
 
 SCORE_BLOCK = 8

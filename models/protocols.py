@@ -1,16 +1,19 @@
-"""What the rest of the project asks of a model."""
+"""The interfaces of models, as the rest of the project uses them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Images = npt.NDArray[np.uint8]
 """A batch of RGB images, uint8, shape (batch, height, width, 3), height = width = the model's `image_size`."""
+
+Codes = npt.NDArray[np.int32]
+"""Codes of a batch of images, int32, shape (batch, codes of an image), row by row."""
 
 
 @dataclass(frozen=True)
@@ -59,4 +62,35 @@ class WorldModel(Protocol):
 
     def score(self, obs: Images, actions: Sequence[str], next_obs: Images) -> npt.NDArray[np.float32]:
         """Mean token log-probability, natural, shape (batch,), of each given next observation's image tokens."""
+        ...
+
+
+class ImageTokenizer(Protocol):
+    """Square images of one size as grids of discrete codes."""
+
+    image_size: int
+    """Side in pixels."""
+    identity: Mapping[str, Any]
+    """All that decides the codes of a pair, beside the weights, as JSON has it."""
+
+    def weights(self) -> Mapping[str, Any]:
+        """Tensors by name: what identifies the tokenizer together with `identity`."""
+        ...
+
+    def encode(self, images: Images) -> tuple[Codes, npt.NDArray[np.float32]]:
+        """Codes, and the features before quantization, float32, shape (batch, codes of an image, channels).
+
+        Raises ValueError where the images are not uint8 of the tokenizer's size.
+        """
+        ...
+
+    def encode_pairs(self, obs: Images, next_obs: Images) -> tuple[Codes, Codes, npt.NDArray[np.float32]]:
+        """Codes of both images of pairs, and squared distances of their features, float32, shape of the codes.
+
+        Raises ValueError as `encode`.
+        """
+        ...
+
+    def decode(self, codes: Codes) -> Images:
+        """Images of codes, uint8 RGB, shape (batch, image_size, image_size, 3)."""
         ...

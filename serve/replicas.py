@@ -18,9 +18,10 @@ from ray import serve
 from labeling.annotate import LabelPairs
 from labeling.stream import SAMPLES, block
 from lake.errors import ModelRefused
-from models.loading import ModelSettings, load_dynamics
+from models.loading import load_dynamics
 from models.protocols import Images
-from models.world_loading import WorldSettings, load_world
+from models.settings import ModelSettings, WorldSettings
+from models.world_loading import load_world
 
 Rows = list[dict[str, Any]]
 

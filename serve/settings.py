@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from labeling.labeler import LabelerSettings
-from models.world_loading import WorldSettings
+from models.settings import WorldSettings
 from serve.limits import Limits as Limits
 
 

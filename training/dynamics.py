@@ -9,8 +9,10 @@ from torch import nn
 from torch.nn import functional
 
 from lake.metrics import TRAIN_TOKENS
+from models.dynamics import family_of
 from models.huggingface import HuggingFaceDynamics
-from models.loading import ModelSettings, load_dynamics
+from models.loading import load_dynamics
+from models.settings import ModelSettings
 from training.loop import Forward
 from training.settings import DynamicsTraining
 from training.weights import choose_trained
@@ -52,7 +54,9 @@ class DynamicsTask:
         }
         self.model: nn.Module = dynamics.model
         self.outside: frozenset[nn.Parameter] = frozenset()
-        self.adapted = choose_trained(dynamics.model, settings, self.outside)
+        family = family_of(dynamics.model.config.to_dict())
+        assert family is not None
+        self.adapted = choose_trained(dynamics.model, settings, self.outside, family.adapted)
 
     def loss(self, forward: Forward, batch: dict[str, Any]) -> torch.Tensor:
         """See `Task`. `batch` is what `DecodePairs` made, with `action` texts.

@@ -33,7 +33,8 @@ from lake.storage import StorageConfig, join, normalize
 from lake.tables import Lake
 from lake.writer import Writer
 from models.loading import resolve
-from models.world_loading import WorldSettings, load_image_tokenizer, tokenizer_id, world_folder
+from models.settings import WorldSettings
+from models.world_loading import load_image_tokenizer, tokenizer_id, world_folder
 from training.data import Chosen, choose, entombed, read
 from training.driver_channel import News, new_board
 from training.dynamics import PAIR_COLUMNS, model_settings

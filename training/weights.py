@@ -1,4 +1,4 @@
-"""Which weights of a model are trained, and how the trained model is written as its users load it."""
+"""Choose the weights of a model that are trained, and write the trained model as `models` loads it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,11 @@ from models.folders import TRAINED_AS, WANTED
 from training.loop import Task
 from training.settings import TrainingSettings
 
-# The linear layers of the language model's blocks, by the names that every family of transformers gives them. Towers
-# that see stay as they are: the paper adapts the language model.
-_ADAPTED = (
-    r"(?!.*(?:vision|visual|vqmodel|connector|projector))"
-    r".*\.(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-)
 
-
-def choose_trained(model: Any, settings: TrainingSettings, frozen: frozenset[nn.Parameter]) -> Any | None:
+def choose_trained(model: Any, settings: TrainingSettings, frozen: frozenset[nn.Parameter], adapted: str) -> Any | None:
     """Let the weights that `settings.method` names require gradients, and no others; `frozen` never do.
+
+    `adapted` is the regular expression of the modules that get a LoRA adapter.
 
     Returns PEFT's view of the model for LoRA, whose layers it put into it, and None for full.
     """
@@ -42,7 +37,7 @@ def choose_trained(model: Any, settings: TrainingSettings, frozen: frozenset[nn.
             r=settings.lora_rank,
             lora_alpha=settings.lora_alpha,
             lora_dropout=settings.lora_dropout,
-            target_modules=_ADAPTED,
+            target_modules=adapted,
         ),
     )
 

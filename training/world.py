@@ -10,7 +10,8 @@ from torch import nn
 
 from lake.metrics import TRAIN_TOKENS
 from models.objective import change_weights, image_token_loss
-from models.world_loading import WorldSettings, as_world, load_emu3
+from models.settings import Dtype, WorldSettings
+from models.world_loading import assemble_world, world_family
 from training.loop import Forward
 from training.settings import WorldTraining
 from training.weights import choose_trained
@@ -20,25 +21,26 @@ COLUMNS = ["triple_id", "tokenizer_id", "obs_codes", "next_codes", "distances"]
 
 
 class WorldTask:
-    """An Emu3 in training. Its image tokenizer is no part of it: the codes it made are the data.
+    """A world model in training. Its image tokenizer is not trained: the codes it made are the data.
 
     Raises ModelRefused where the model cannot be used.
     """
 
     def __init__(self, settings: WorldTraining, folder: Path) -> None:
         self._floor = settings.floor
-        model, tokenizer = load_emu3(folder, "bfloat16" if settings.precision == "bfloat16" else "float32")
-        self._world = as_world(model, tokenizer, folder, WorldSettings(image_size=settings.image_size))
-        self.trained_as = {"image_size": self._world.image_size}
+        dtype: Dtype = "bfloat16" if settings.precision == "bfloat16" else "float32"
+        self.world = assemble_world(WorldSettings(image_size=settings.image_size), folder, dtype, "cpu")
+        family, model = world_family(folder), self.world.model
+        self.trained_as = {"image_size": self.world.image_size}
         self.model: nn.Module = model
-        self.outside = frozenset(model.model.vqmodel.parameters())
-        self.adapted = choose_trained(model, settings, self.outside)
+        self.outside = family.frozen(model)
+        self.adapted = choose_trained(model, settings, self.outside, family.adapted)
 
     def loss(self, forward: Forward, batch: dict[str, Any]) -> torch.Tensor:
         """See `Task`. `batch` is what `decode_tokens` made, with `action` texts."""
-        inputs, labels = self._world.sequences(batch["obs"], batch["action"], batch["next_obs"])
+        inputs, labels = self.world.sequences(batch["obs"], batch["action"], batch["next_obs"])
         TRAIN_TOKENS.record(inputs["input_ids"].numel(), task="world")
-        keep = self._world.next_tokens
+        keep = self.world.next_tokens
         # Only the logits that the labels are for: those of a whole sequence are the largest tensor of all.
         logits = forward(**inputs, logits_to_keep=keep + 1, use_cache=False).logits[:, :-1]
         weights = None

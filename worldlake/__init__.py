@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from labeling.settings import RunSettings, SamplingSettings
     from lake.storage import StorageConfig
     from lake.tables import Lake
-    from models.loading import ModelSettings
+    from models.settings import ModelSettings
     from training.settings import DynamicsTraining, Source, WorldTraining
     from worldlake.api import evaluate, ingest, label, query, train
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "DynamicsTraining": "training.settings",
     "Lake": "lake.tables",
-    "ModelSettings": "models.loading",
+    "ModelSettings": "models.settings",
     "MotionSampler": "labeling.samplers.motion",
     "RunSettings": "labeling.settings",
     "SamplingSettings": "labeling.settings",

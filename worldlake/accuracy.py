@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.intervals import Share as Share
+from evaluation.intervals import share_of_groups
 from lake.tables import Lake
-from models.sample_world import GroundTruth
-from training.evaluation.intervals import Share as Share
-from training.evaluation.intervals import share_of_groups
+from sample_world.clips import GroundTruth
 
 SCORES = ("confidence", "direction", "copy")
 

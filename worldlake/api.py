@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from labeling.run import Summary as LabelSummary
     from labeling.settings import RunSettings, SamplingSettings
     from lake.catalog import IngestCounts
-    from models.loading import ModelSettings
+    from models.settings import ModelSettings
     from training.run import Summary as TrainSummary
     from training.settings import TrainingSettings
     from worldlake.evaluation import Outcome, WorldOptions
@@ -138,7 +138,7 @@ def label(
     from labeling.policy import load_policy
     from labeling.run import label as run_labeler
     from labeling.settings import RunSettings, SamplingSettings
-    from models.loading import ModelSettings
+    from models.settings import ModelSettings
 
     target = _lake(lake)
     target.storage.check(target.uri)
@@ -238,7 +238,7 @@ def evaluate(
     Raises:
         Refused: no pair is chosen, or a model cannot be used.
     """
-    from models.loading import ModelSettings
+    from models.settings import ModelSettings
     from worldlake.evaluation import evaluate_dynamics, evaluate_world
     from worldlake.evaluation_pairs import Choice
 

@@ -13,14 +13,14 @@ from lake.catalog import ingest
 from lake.errors import Refused
 from lake.sql import query
 from lake.tables import Lake
-from models.sample_world import GroundTruth, write_folder
+from sample_world.clips import GroundTruth, write_folder
 from worldlake import console
 from worldlake.accuracy import Share, judge, summary
 from worldlake.api import label
 from worldlake.report import write_report
 from worldlake.status import lake_status, print_status
 
-# Clips that the builtin model was not trained on: see `models.sample_world.FIRST_TRAINING_SEED`.
+# Clips that the builtin model was not trained on: see `sample_world.clips.FIRST_TRAINING_SEED`.
 FIRST_SEED = 5_000_000
 
 QUERIES = {

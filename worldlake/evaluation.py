@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from evaluation.dynamics import dynamics_figures, judge_dynamics
+from evaluation.features import ImageFeatures
+from evaluation.intervals import Figure, plain
+from evaluation.judge import Judge
+from evaluation.world import Pairs, WorldTest, world_figures
 from lake.errors import Refused
 from lake.ids import content_id
 from lake.runs import Run, new_run_id
 from lake.tables import Lake
-from models.loading import ModelSettings, ResolvedModel, load_dynamics, resolve
+from models.loading import ResolvedModel, load_dynamics, resolve
+from models.settings import ModelSettings, TokenSampling, WorldSettings
 from models.verification import resized
-from models.world import SamplingSettings
-from models.world_loading import WorldSettings, load_world, world_folder
-from training.evaluation.dynamics import dynamics_figures, judge_dynamics
-from training.evaluation.features import ImageFeatures
-from training.evaluation.intervals import Figure, plain
-from training.evaluation.judge import Judge
-from training.evaluation.world import Pairs, WorldTest, world_figures
+from models.world_loading import load_world, world_folder
 from worldlake import console
 from worldlake.evaluation_pairs import Choice, Chosen, Oracles, batches, choose
 from worldlake.evaluation_report import Sample, dynamics_sample, world_samples, write_report
@@ -32,7 +32,7 @@ _SHOWN = 24
 
 @dataclass(frozen=True)
 class WorldOptions:
-    """What `worldlake evaluate world` is told beside the pairs; see `training.evaluation.world.WorldTest`."""
+    """What `worldlake evaluate world` is told beside the pairs; see `evaluation.world.WorldTest`."""
 
     world: WorldSettings
     model: ModelSettings
@@ -133,7 +133,7 @@ def world_settings(
         adapter=adapter,
         dtype=dtype,
         batch_size=batch_size,
-        sampling=SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p),
+        sampling=TokenSampling(temperature=temperature, top_k=top_k, top_p=top_p),
     )
 
 

@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
+from evaluation.probes import Alternative, alternatives
 from labeling.annotate import decode_images
 from lake.errors import Refused
 from lake.tables import Lake
-from models.builtin.pairs import IMAGE_SIZE
 from models.protocols import Images
-from models.sample_oracle import oracle_of
-from models.sample_world import FPS, NOTHING, Clip, make_clip
 from models.verification import resized
-from training.evaluation.probes import Alternative, alternatives
+from sample_world.clips import FPS, NOTHING, Clip, make_clip
+from sample_world.oracle import oracle_of
+from sample_world.pairs import IMAGE_SIZE
 from training.selection import BY_PEOPLE, SelectionSettings, select_triples
 from worldlake import console
 

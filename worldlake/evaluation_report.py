@@ -10,9 +10,9 @@ import jinja2
 import numpy as np
 import numpy.typing as npt
 
-from training.evaluation.judge import data_url
-from training.evaluation.probes import PROBES, Alternative
-from training.evaluation.world import Predictions
+from evaluation.judge import data_url
+from evaluation.probes import PROBES, Alternative
+from evaluation.world import Predictions
 from training.selection import SelectionSettings
 
 _Image = npt.NDArray[np.uint8]

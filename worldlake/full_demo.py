@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.intervals import Figure
 from labeling.human_labels import LabeledOptions, ingest_labeled
 from lake.catalog import ingest
 from lake.tables import Lake
-from models.builtin.reset_vocabulary import write_dynamics, write_world
-from models.loading import ModelSettings
-from models.sample_world import FPS, make_clip, write_folder
-from models.world import SamplingSettings
-from models.world_loading import WorldSettings
-from training.evaluation.intervals import Figure
+from models.settings import ModelSettings, TokenSampling, WorldSettings
+from sample_world.clips import FPS, make_clip, write_folder
+from training.builtin.reset_vocabulary import write_dynamics, write_world
 from training.settings import DynamicsTraining, Source, TrainingSettings, WorldTraining
 from worldlake import console
 from worldlake.api import label, train
@@ -83,7 +81,7 @@ def run_full_demo(folder: Path, seed: int, amounts: Amounts = Amounts()) -> dict
     outcomes = {"dynamics model": evaluate_dynamics(lake, _choice(), dynamics, folder / "dynamics.html")}
     for name, world in worlds.items():
         options = WorldOptions(
-            WorldSettings(name=world, sampling=SamplingSettings()), dynamics, amounts.candidates, oracle=True
+            WorldSettings(name=world, sampling=TokenSampling()), dynamics, amounts.candidates, oracle=True
         )
         outcomes[name] = evaluate_world(lake, _choice(), options, folder / f"{name.replace(' ', '-')}.html")
     for name, outcome in outcomes.items():

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from cyclopts import Group, Parameter
-from pydantic import Field
+from pydantic import Field, create_model
 
-from labeling.samplers import Sampler
-from labeling.samplers.motion import MotionSampler
 from labeling.settings import SamplingSettings
+from lake.settings import Settings
 from lake.storage import StorageConfig
 from lake.tables import Lake
-from models.loading import ModelSettings
-from models.world import SamplingSettings as DrawingSettings
-from models.world_loading import WorldSettings
+from models.settings import ModelSettings, WorldSettings
 
 _MODEL = Group("Model", sort_key=2)
 _WORLD = Group("World model", sort_key=3)
@@ -50,43 +47,33 @@ def number(least: float = -math.inf, most: float = math.inf) -> Any:
     return check
 
 
-class ModelOptions(ModelSettings):
-    """`--model` names a dynamics model."""
+def renamed(model: type[Settings], **options: Parameter) -> Any:
+    """Return a subclass of a settings model whose options are called otherwise than its fields."""
+    fields = {}
+    for name, option in options.items():
+        field = model.model_fields[name]
+        kind = Annotated.__class_getitem__((field.annotation, option, *field.metadata))  # type: ignore[attr-defined]
+        fields[name] = kind, Field(field.default, description=field.description, discriminator=field.discriminator)
+    return create_model(model.__name__, __base__=model, **fields)  # type: ignore[call-overload]
 
-    name: Annotated[str, Parameter(name="--model")] = Field(
-        "builtin", description="Dynamics model: builtin, hf:<folder>, hf:<owner>/<repository> or s3://<folder>."
+
+if TYPE_CHECKING:
+    ModelOptions: TypeAlias = ModelSettings
+    SamplingOptions: TypeAlias = SamplingSettings
+    WorldModelOptions: TypeAlias = WorldSettings
+else:
+    ModelOptions = renamed(ModelSettings, name=Parameter(name="--model"))
+    SamplingOptions = renamed(SamplingSettings, sampler=Parameter(name="*"))
+    # --world names the model; its other settings are told from those of the dynamics model by a prefix.
+    WorldModelOptions = renamed(
+        WorldSettings,
+        name=Parameter(name="--world"),
+        sampling=Parameter(name="*"),
+        **{
+            name: Parameter(name=f"--world-{name.replace('_', '-')}")
+            for name in ("revision", "adapter", "dtype", "image_size", "batch_size")
+        },
     )
-
-
-class SamplingOptions(SamplingSettings):
-    """The settings of the sampler stand beside the others."""
-
-    sampler: Annotated[Sampler, Parameter(name="*")] = MotionSampler()
-
-
-class WorldModelOptions(WorldSettings):
-    """`--world` names a world model, and `--world-<setting>` its settings that dynamics models have as well."""
-
-    name: Annotated[str, Parameter(name="--world")] = Field(
-        "builtin", description="World model, as --model; `none` for none where that is possible."
-    )
-    revision: Annotated[str | None, Parameter(name="--world-revision")] = Field(
-        None, description=WorldSettings.model_fields["revision"].description
-    )
-    adapter: Annotated[str | None, Parameter(name="--world-adapter")] = Field(
-        None, description=WorldSettings.model_fields["adapter"].description
-    )
-    dtype: Annotated[Literal["auto", "float32", "bfloat16"], Parameter(name="--world-dtype")] = Field(
-        "auto", description=WorldSettings.model_fields["dtype"].description
-    )
-    image_size: Annotated[int | None, Parameter(name="--world-image-size")] = Field(
-        None, ge=8, le=4096, description=WorldSettings.model_fields["image_size"].description
-    )
-    batch_size: Annotated[int, Parameter(name="--world-batch-size")] = Field(
-        16, ge=1, le=4096, description=WorldSettings.model_fields["batch_size"].description
-    )
-    sampling: Annotated[DrawingSettings, Parameter(name="*")] = DrawingSettings()
-
 
 LakeUri = Annotated[str, Parameter(name="--lake", help="Lake: a folder, or s3://bucket/prefix.")]
 Model = Annotated[ModelOptions, Parameter(name="*", group=_MODEL)]

@@ -1,124 +1,29 @@
-"""From options to a running service."""
+"""The service as an application that a Ray cluster imports, for Kubernetes: `worldlake.serving:application`."""
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Callable
 from typing import Any
 
 from cyclopts import App
 
-from cluster.connect import start_ray
-from cluster.signals import draining
-from labeling.labeler import LabelerSettings
-from lake.errors import Refused, WorldlakeError
+from lake.errors import WorldlakeError
 from lake.tables import Lake
-from models.loading import ModelSettings
-from models.world_loading import WorldSettings
-from serve.load_shedding import environment
-from serve.run import bound, plan, session, start, stop
-from serve.settings import ServeSettings
+from serve.run import bound, plan, session
 from worldlake import console
 from worldlake.commands.serve import serve
 from worldlake.config import read_config
 from worldlake.options import open_lake
+from worldlake.service import service_settings
 
-_PORT_WAIT_S = 20.0
-"""The processes of a service that was killed let go of its port some seconds later."""
 _ANYWHERE = "0.0.0.0"  # noqa: S104 - Ray's configuration says where it listens
-_LOOK_S = 10.0
-"""Between looks for a lake and a key that are yet to come."""
-
-
-def service_settings(
-    model: ModelSettings,
-    policy: str | None,
-    world: WorldSettings,
-    replicas: str,
-    batch_pairs: int,
-    allow: list[str] | None,
-) -> ServeSettings:
-    """Return the settings of a service from options.
-
-    Raises:
-        Refused: a value is impossible.
-    """
-    least, dash, most = replicas.partition("-")
-    if not least.isdecimal() or (dash and not most.isdecimal()) or not 1 <= int(least) <= int(most or least):
-        raise Refused(f"--replicas {replicas!r}: give a number, or two with a dash, such as 1-4")
-    return ServeSettings(
-        labeler=LabelerSettings(model=model),
-        policy=policy or ("builtin" if model.name == "builtin" else "default"),
-        world=None if world.name == "none" else world,
-        replicas=(int(least), int(most or least)),
-        batch_pairs=batch_pairs,
-        sources=tuple(allow or ()),
-    )
-
-
-def run_service(lake: Lake, settings: ServeSettings, host: str, port: int) -> None:
-    """Serve until a signal comes. Raises Refused where that cannot be."""
-    has_cluster = bool(os.environ.get("RAY_ADDRESS"))
-    if not has_cluster:
-        _refuse_taken(host, port)
-    lake.storage.check(lake.uri)
-    key, token = session(lake, host) or (None, None)
-    # A cluster that runs already was started with these, or its proxies refuse nothing.
-    os.environ.update(environment(settings))
-    with draining() as stopped:
-        # A cluster is asked for its GPUs; Ray on this machine has this machine's, and what cannot be is refused before.
-        if has_cluster:
-            start_ray()
-        checked = plan(lake, settings, key)
-        start_ray()
-        if stopped.is_set():
-            return
-        start(checked, host, port)
-        console.out.print(
-            f"labeler {checked.labeler.id} answers at http://{host}:{port} (API: http://{host}:{port}/openapi.json); "
-            "Ctrl-C finishes and ends",
-            markup=False,
-        )
-        if token:
-            # In one line: a browser, or a program, is given it as it is.
-            console.out.print(f"open http://{host}:{port}/?token={token}", markup=False, soft_wrap=True)
-        stopped.wait()
-        # Ray ends with this process, or else it was there before: to end Serve first takes seconds, and ends in an
-        # error of Ray's about its own controller, which it kills.
-        stop(cluster_stays=has_cluster)
-
-
-def _refuse_taken(host: str, port: int) -> None:
-    """Ray's proxies share their ports, so that two services would each get some of the requests."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (socket.gaierror, UnicodeError) as error:
-        raise Refused(f"--host {host} is no address of this machine ({error})") from None
-    waits_until = time.monotonic() + _PORT_WAIT_S
-    while taken := _taken(found):
-        if time.monotonic() > waits_until:
-            raise Refused(
-                f"cannot listen at {host}:{port} ({taken}): another program or service does? choose another --port"
-            )
-        time.sleep(0.5)
-
-
-def _taken(found: list[Any]) -> str | None:
-    for family, kind, protocol, _, address in found:
-        with socket.socket(family, kind, protocol) as probe:
-            # What still holds connections that have ended holds nobody up.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(address)
-            except OSError as error:
-                return error.strerror
-    return None
+_POLL_S = 10.0
+"""Seconds between checks for a lake and a key that do not exist yet."""
 
 
 def application(args: dict[str, str]) -> Any:
-    """What Ray Serve makes of `import_path: worldlake.serving:application`, as in a RayService of Kubernetes.
+    """Build the Ray Serve application of `import_path: worldlake.serving:application`, as in a Kubernetes RayService.
 
     `args` are options of `worldlake serve`, such as `config`, and `device`: cpu or cuda, for a cluster whose GPUs are
     yet to come. Where it listens is said in the `http_options` of Serve's own configuration, so it is taken as open to
@@ -138,13 +43,13 @@ def application(args: dict[str, str]) -> Any:
 
 
 def _lake_with_a_key(opened: Callable[[], Lake]) -> Lake:
-    """Return once there is one."""
+    """Wait until the lake exists and has a key."""
     while True:
         try:
             lake = opened()
             session(lake, _ANYWHERE)
         except WorldlakeError as error:
             console.log.warning("the service waits: %s", error)
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
         else:
             return lake

@@ -33,8 +33,8 @@ from bench.claims.stages import (
     train_dynamics,
     train_world,
 )
-from models.builtin.pairs import Pairs
-from models.builtin.train import joined
+from sample_world.pairs import Pairs
+from training.builtin.data import joined
 from training.settings import DynamicsTraining, WorldTraining
 
 PRECISION = 0.9

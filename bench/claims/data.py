@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from itertools import count
 
 from bench.world import Question, questions
-from models.builtin.pairs import Pairs, clip_pairs
-from models.builtin.train import joined
 from models.protocols import Images
-from models.sample_world import FIRST_TRAINING_SEED
+from sample_world.clips import FIRST_TRAINING_SEED
+from sample_world.pairs import Pairs, clip_pairs
+from training.builtin.data import joined
 
 _FIRST_SEED = 300_000_000
 _CLIPS_APART = 1_000_000

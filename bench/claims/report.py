@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 
-from training.evaluation.intervals import Mean, mean, plain
+from evaluation.intervals import Mean, mean, plain
 
 matplotlib.use("svg")
 from matplotlib import pyplot

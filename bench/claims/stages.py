@@ -17,17 +17,16 @@ from bench.world import Question, changed_pixels
 from labeling.annotate import Annotate
 from labeling.policy import Bounds, Policy
 from labeling.stream import SAMPLES, block
-from models.builtin import train as builtin_dynamics
-from models.builtin import train_world as builtin_world
-from models.builtin.pairs import Pairs
-from models.builtin.train import training_batch
-from models.builtin.train_tokenizer import shrunk
-from models.loading import ModelSettings, load_dynamics
+from models.loading import load_dynamics
 from models.protocols import Images
-from models.sample_oracle import oracle_of
+from models.settings import ModelSettings, TokenSampling, WorldSettings
 from models.verification import predict, resized
-from models.world import SamplingSettings
-from models.world_loading import BUILTIN_WORLD, WorldSettings, load_image_tokenizer, load_world
+from models.world_loading import BUILTIN_WORLD, load_image_tokenizer, load_world
+from sample_world.oracle import oracle_of
+from sample_world.pairs import Pairs
+from training.builtin import dynamics as builtin_dynamics
+from training.builtin import world as builtin_world
+from training.builtin.data import shrunk, training_batch, with_action
 from training.dynamics import load_task
 from training.loop import Task, Trainer
 from training.settings import DynamicsTraining, TrainingSettings, WorldTraining
@@ -36,7 +35,7 @@ from training.world import WorldTask
 
 CPU = torch.device("cpu")
 
-SAMPLING = SamplingSettings(temperature=0.7)
+SAMPLING = TokenSampling(temperature=0.7)
 """At 1 a wrong token among 64 is rather likely; at 0 all candidates are one."""
 
 
@@ -51,8 +50,8 @@ def new_world(folder: Path) -> None:
     torch.manual_seed(0)
     images = load_image_tokenizer(BUILTIN_WORLD, None, "cpu")
     model = builtin_world.new_model(builtin_world.new_tokenizer())
-    model.model.vqmodel.load_state_dict(images.vq.state_dict())
-    builtin_world.write_folder(model, folder, images.hold)
+    model.model.vqmodel.load_state_dict(images.weights())
+    builtin_world.write_folder(model, folder, images.identity["hold"])
 
 
 def train_dynamics(base: Path, out: Path, pairs: Pairs, settings: DynamicsTraining) -> None:
@@ -74,7 +73,7 @@ def train_world(base: Path, out: Path, pairs: Pairs, settings: WorldTraining) ->
             obs, after, distances = images.encode_pairs(*(drawn.frames[drawn.index[:, i]] for i in (0, 1)))
         return {"obs": obs, "next_obs": after, "distances": distances, "action": drawn.actions}
 
-    _fit(WorldTask(settings, base), shrunk(builtin_world.of_actions(pairs)), settings, batch_of, base, out)
+    _fit(WorldTask(settings, base), shrunk(with_action(pairs), images.image_size), settings, batch_of, base, out)
 
 
 def _fit(

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from labeling.images import encode_jpeg
-from models.builtin.pairs import clip_pairs
+from sample_world.pairs import clip_pairs
 
 FIRST_SEED = 8_000_000
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-import models.builtin
 from bench.gpu_label import write_qwen
+from models.folders import BUILTIN
 
 _SIZES = {"num_hidden_layers": 6, "hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 12}
 
@@ -31,7 +31,7 @@ def write(name: str, folder: Path) -> str:
 
 def _write_larger(folder: Path) -> None:
     """The builtin model's class, several times its size."""
-    weights = Path(models.builtin.__file__).with_name("weights")
+    weights = BUILTIN
     shutil.copytree(weights, folder, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
     config = AutoConfig.from_pretrained(weights)
     for name, value in _SIZES.items():

@@ -23,7 +23,8 @@ from fastapi import FastAPI
 from bench.serving.bodies import bodies
 from labeling.annotate import LabelPairs
 from labeling.stream import SAMPLES, block
-from models.loading import ModelSettings, best_device, load_dynamics
+from models.loading import best_device, load_dynamics
+from models.settings import ModelSettings
 from serve.schemas import LabelIn
 from serve.uploads import Pair, _pairs
 

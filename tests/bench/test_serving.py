@@ -16,7 +16,8 @@ from starlette.types import Receive, Scope, Send
 from bench.serving.bodies import bodies
 from bench.serving.load import Load, Sample, summary
 from bench.serving.models import write
-from models.loading import ModelSettings, load_dynamics
+from models.loading import load_dynamics
+from models.settings import ModelSettings
 from serve.auth import session_key
 from serve.load_shedding import Admission
 from serve.schemas import LabelIn

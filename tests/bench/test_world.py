@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from bench.world import changed_pixels, figures, psnr, questions
-from models.world import SamplingSettings
-from models.world_loading import WorldSettings, load_world
+from models.settings import TokenSampling, WorldSettings
+from models.world_loading import load_world
 
 
 def test_psnr_is_of_all_pixels_of_a_kind() -> None:
@@ -23,7 +23,7 @@ def test_psnr_is_of_all_pixels_of_a_kind() -> None:
 
 def test_the_builtin_world_model_shows_what_it_is_asked_for() -> None:
     torch.set_num_threads(1)
-    world = load_world(WorldSettings(sampling=SamplingSettings(temperature=0.7)), "cpu")
+    world = load_world(WorldSettings(sampling=TokenSampling(temperature=0.7)), "cpu")
     found = figures(world, *questions(range(210_000, 210_004)), n=2)
     shares = {name: found[name]["shows the action, says the oracle"]["share"] for name in list(found)[:3]}  # type: ignore[index]
     assert shares["tokenizer's ceiling"] > 0.9

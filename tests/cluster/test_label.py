@@ -14,7 +14,7 @@ import pytest
 
 from lake.catalog import ingest
 from lake.tables import Lake
-from models.sample_world import write_folder
+from sample_world.clips import write_folder
 from tests.cluster.nodes import RAY, Nodes
 from tests.models.tiny import save_tiny
 from tests.runs import Labeling, assert_same_decisions, decisions, rows, wait_until

@@ -20,7 +20,7 @@ from lake.runs import Run
 from lake.schemas import DECISIONS, TABLES
 from lake.tables import Lake, now, to_table
 from lake.writer import Writer
-from models.sample_world import write_folder
+from sample_world.clips import write_folder
 from tests.lake.traces import traces
 from worldlake.status import lake_status
 

@@ -10,7 +10,7 @@ import pytest
 
 from lake import repair
 from lake.tables import Lake
-from models.sample_world import write_folder
+from sample_world.clips import write_folder
 from tests.conftest import Bucket
 from tests.expiring import Expiring
 from tests.models.tiny import save_tiny

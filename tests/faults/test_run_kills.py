@@ -15,7 +15,7 @@ import pytest
 from lake.catalog import ingest
 from lake.runs import states
 from lake.tables import Lake
-from models.sample_world import write_folder
+from sample_world.clips import write_folder
 from tests.models.tiny import save_tiny
 from tests.runs import Labeling, assert_same_decisions, decisions, rows, wait_until
 from worldlake.status import lake_status

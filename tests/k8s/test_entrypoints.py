@@ -17,7 +17,7 @@ from ray.serve.schema import ServeDeploySchema
 from lake.errors import Refused
 from lake.runs import states
 from lake.tables import Lake
-from models.sample_world import write_folder
+from sample_world.clips import write_folder
 from tests.conftest import Bucket
 from tests.k8s.conftest import RayCluster
 from tests.k8s.manifests import OVERLAYS, ROOT, Object, one, overlay

@@ -27,7 +27,7 @@ from lake.catalog import ingest
 from lake.commits import Committer
 from lake.storage import StorageConfig
 from lake.tables import Lake, now, to_table
-from models.sample_world import write_folder
+from sample_world.clips import write_folder
 from tests.k8s.conftest import free_ports
 from tests.training.tiny import add_triples
 from training.run import train

@@ -12,8 +12,8 @@ import torch
 from labeling.annotate import Annotate, decode_images
 from labeling.stream import SAMPLES, block
 from models.huggingface import HuggingFaceDynamics
-from models.loading import ModelSettings
 from models.protocols import Images
+from models.settings import ModelSettings
 from tests.models.tiny import save_tiny
 
 SIZE = 64

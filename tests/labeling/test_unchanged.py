@@ -19,7 +19,7 @@ from labeling.sample import SampleVideos
 from labeling.stream import WORK
 from labeling.verify import Verify
 from lake.storage import StorageConfig, local_etag
-from models.sample_world import encode_clip, make_clip, write_folder
+from sample_world.clips import encode_clip, make_clip, write_folder
 from tests.labeling.test_policy import SHIPPED
 from tests.labeling.test_sample import Counting
 from tests.media import FFMPEG, H264, MISSING, RGB, encode, real_clips

@@ -5,17 +5,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from labeling.segments import FramePair, sample_segment
 from labeling.settings import SamplingSettings
-from models.builtin.pairs import Pairs, all_actions, clip_pairs, transformed, unlike_pairs
-from models.builtin.train import Batcher, generate, main, new_model, new_tokenizer
-from models.loading import ModelSettings, load_dynamics
+from models.loading import load_dynamics
 from models.protocols import DynamicsModel, Images
-from models.sample_world import NOTHING, GroundTruth, write_folder
+from models.settings import ModelSettings
+from sample_world.clips import NOTHING, GroundTruth, write_folder
+from sample_world.pairs import transformed, unlike_pairs
 
 WEIGHTS = Path("models/builtin/weights")
 HELD_OUT = range(100_000, 100_020)
@@ -91,44 +88,3 @@ def test_the_weights_are_small_and_without_pickles():
         "tokenizer_config.json",
     }
     assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 7_000_000
-
-
-def test_the_tokenizer_gives_every_action_back():
-    tokenizer = new_tokenizer()
-    for action in all_actions():
-        assert tokenizer.decode(tokenizer(action)["input_ids"]) == action
-
-
-@given(st.sampled_from(all_actions()), st.integers(0, 3), st.booleans(), st.booleans())
-def test_a_transformed_action_is_an_action_and_goes_back(action: str, turns: int, mirror: bool, swap: bool):
-    there = transformed(action, turns, mirror, swap)
-    assert there in all_actions()
-    unmirrored = transformed(there, 0, mirror, swap)
-    assert transformed(unmirrored, (4 - turns) % 4, False, False) == action
-
-
-def test_the_position_ids_are_those_of_the_stock_model():
-    tokenizer = new_tokenizer()
-    model = new_model(len(tokenizer))
-    pairs = clip_pairs(5)
-    batcher = Batcher(model, tokenizer)
-    batch = batcher(Pairs(pairs.frames, pairs.index[:3], pairs.actions[:3]))
-    kinds = (batch.ids == model.config.video_token_id).int() * 2
-    stock, _ = model.model.get_rope_index(batch.ids, mm_token_type_ids=kinds, video_grid_thw=batch.grid)
-    assert torch.equal(stock, batch.positions)
-
-
-def test_training_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Two steps, and one step twice, give the same weights."""
-    monkeypatch.setattr("models.builtin.train.CLIPS_PER_SHARD", 1)
-    monkeypatch.setattr("models.builtin.train.EVALUATION_CLIPS", 1)
-    generate(tmp_path / "data", 1)
-    for out, runs in (("whole", ["2"]), ("parts", ["1", "2"])):
-        for steps in runs:
-            options = ["--batch", "4", "--every", "1", "--shards", "1", "--steps", steps]
-            monkeypatch.setattr(
-                "sys.argv", ["train", "fit", "--data", f"{tmp_path}/data", "--out", f"{tmp_path}/{out}", *options]
-            )
-            main()
-    whole, parts = (torch.load(tmp_path / out / "checkpoint.pt", weights_only=True) for out in ("whole", "parts"))
-    assert all(torch.equal(whole["model"][name], parts["model"][name]) for name in whole["model"])

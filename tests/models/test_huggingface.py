@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.huggingface import Cache, HuggingFaceDynamics
-from models.loading import ModelSettings, load_dynamics
+from models.loading import load_dynamics
 from models.protocols import Images
+from models.settings import ModelSettings
 from tests.models.tiny import FAMILIES, QWEN, WORDS, save_tiny
 
 TOLERANCE = 1e-5

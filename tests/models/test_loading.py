@@ -20,11 +20,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
 from lake.errors import ModelRefused
+from models.dynamics.qwen_vl_inputs import QwenInputs
 from models.folders import TRAINED_AS
 from models.huggingface import HuggingFaceDynamics
-from models.inputs import QwenInputs
-from models.loading import DEFAULT_PROMPT, ModelSettings, load_dynamics, resolve
+from models.loading import load_dynamics, resolve
 from models.protocols import Images
+from models.settings import DEFAULT_PROMPT, ModelSettings
 from tests.models.tiny import save_tiny
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -203,7 +204,7 @@ def adapter_pickled(folder: Path) -> dict[str, object]:
         (no_weights, "no weights; save the model"),
         (shard_missing, "lacks model-00002-of-00002.safetensors.*download it again"),
         (weight_missing, "lacks 1 weights .*download it again"),
-        (text_only, "llama is no image-text-to-text model.*use one that takes two images"),
+        (text_only, "llama is not an image-text-to-text model.*use one that takes two images"),
         (own_code, "my_vlm is no image.*never run; use one"),
         (no_tokenizer, "tokenizer .* has no video token .*download it again"),
         (no_place_for_a_video, "leaves 0 places for 1 video.*try pair_layout images"),
@@ -211,7 +212,7 @@ def adapter_pickled(folder: Path) -> dict[str, object]:
         (no_object, "config.json holds no JSON object"),
         (wrong_object, "config.json .* is broken .*download the model again"),
         (lambda _: {"name": "builtin", "revision": "main"}, "builtin model has no revision .*leave the revision out"),
-        (lambda _: {"image_size": 40}, "image_size 40 is no multiple of the model's 16 pixels; use 32"),
+        (lambda _: {"image_size": 40}, "image_size 40 is not a multiple of the model's 16 pixels; use 32"),
         (lambda _: {"adapter": "/no/such/adapter"}, "no folder '/no/such/adapter'; .* a repository as <owner>"),
         (lambda folder: {"adapter": str(folder)}, "no adapter_config.json"),
         (adapter_of_another_model, "trained on Idefics3ForConditionalGeneration, not on Qwen2VL"),
@@ -233,7 +234,7 @@ def test_a_model_that_cannot_be_used_is_refused_in_one_line(
 
 
 def test_a_layout_that_the_family_does_not_have_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelRefused, match="video is for Qwen-VL models, not idefics3; use images or auto"):
+    with pytest.raises(ModelRefused, match="idefics3 does not take pair_layout video; use images or auto"):
         resolve(settings(save_tiny("idefics3", tmp_path), pair_layout="video"))
 
 

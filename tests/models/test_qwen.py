@@ -15,12 +15,18 @@ from PIL import Image
 from transformers import AutoConfig, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from models.inputs import PairLayout, QwenInputs
-from models.loading import DEFAULT_PROMPT, ModelSettings, load_dynamics
-from models.qwen import CHUNKED_ATTENTION, image_patches, pair_patches
+from models.dynamics.qwen_vl_inputs import QwenInputs
+from models.dynamics.qwen_vl_patches import CHUNKED_ATTENTION, lay_out
+from models.loading import load_dynamics
+from models.protocols import Images
+from models.settings import DEFAULT_PROMPT, ModelSettings, PairLayout
 from tests.models.tiny import QWEN, save_tiny
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+
+
+def videos(obs: Images, next_obs: Images) -> torch.Tensor:
+    return torch.from_numpy(np.stack([obs, next_obs], axis=1))
 
 
 @hypothesis_settings(deadline=None)
@@ -40,9 +46,8 @@ def test_images_are_laid_out_as_the_stock_processor_does(
     stock = Qwen2VLImageProcessorPil(
         **layout, image_mean=MEAN, image_std=STD, do_resize=False, size={"shortest_edge": 1, "longest_edge": 10**6}
     )([Image.fromarray(image) for image in images], return_tensors="np")
-    patches, grid = image_patches(images, **layout, mean=MEAN, std=STD)
+    patches = lay_out(videos(images, images), **layout, mean=MEAN, std=STD)
     np.testing.assert_allclose(patches, stock["pixel_values"], atol=1e-5)
-    np.testing.assert_array_equal(grid, stock["image_grid_thw"])
 
 
 @hypothesis_settings(deadline=None)
@@ -50,12 +55,10 @@ def test_images_are_laid_out_as_the_stock_processor_does(
 def test_a_pair_is_its_two_images_slice_by_slice(seed: int, merge_size: int) -> None:
     obs, next_obs = np.random.default_rng(seed).integers(0, 256, (2, 2, 32, 48, 3), dtype=np.uint8)
     layout = {"patch_size": 8, "merge_size": merge_size, "mean": MEAN, "std": STD}
-    both, grid = pair_patches(obs, next_obs, **layout)
-    slices = both.reshape(-1, 3, 2, 64)
+    slices = lay_out(videos(obs, next_obs), **layout).reshape(-1, 3, 2, 64)
     for slot, images in enumerate((obs, next_obs)):
-        alone, alone_grid = image_patches(images, **layout)
-        np.testing.assert_array_equal(slices[:, :, slot], alone.reshape(-1, 3, 2, 64)[:, :, slot])
-        np.testing.assert_array_equal(grid, alone_grid)
+        alone = lay_out(videos(images, images), **layout).reshape(-1, 3, 2, 64)
+        np.testing.assert_array_equal(slices[:, :, slot], alone[:, :, slot])
 
 
 def test_a_pair_is_laid_out_as_the_stock_video_processor_does() -> None:
@@ -66,18 +69,15 @@ def test_a_pair_is_laid_out_as_the_stock_video_processor_does() -> None:
     stock = Qwen2VLVideoProcessor(image_mean=MEAN, image_std=STD, do_resize=False, do_sample_frames=False)(
         [np.concatenate([obs, next_obs])], return_tensors="np"
     )
-    patches, grid = pair_patches(obs, next_obs, patch_size=14, merge_size=2, mean=MEAN, std=STD)
+    patches = lay_out(videos(obs, next_obs), patch_size=14, merge_size=2, mean=MEAN, std=STD)
     np.testing.assert_allclose(patches, stock["pixel_values_videos"], atol=1e-5)
-    np.testing.assert_array_equal(grid, stock["video_grid_thw"])
 
 
 @pytest.mark.parametrize("shape", [(1, 30, 32, 3), (1, 32, 30, 3), (1, 32, 32, 1)])
 def test_frames_that_do_not_divide_are_an_error(shape: tuple[int, ...]) -> None:
     frames = np.zeros(shape, np.uint8)
     with pytest.raises(ValueError, match="do not divide into"):
-        pair_patches(frames, frames, patch_size=8, merge_size=2, mean=MEAN, std=STD)
-    with pytest.raises(ValueError, match="differ in shape"):
-        pair_patches(frames, frames[:, :16], patch_size=8, merge_size=2, mean=MEAN, std=STD)
+        lay_out(videos(frames, frames), patch_size=8, merge_size=2, mean=MEAN, std=STD)
 
 
 @pytest.mark.parametrize("layout", ["images", "video"])

@@ -12,8 +12,9 @@ from transformers import AutoModelForImageTextToText
 
 from lake.errors import ModelRefused
 from models.folders import WANTED
-from models.loading import ModelSettings, load_dynamics, resolve
+from models.loading import load_dynamics, resolve
 from models.s3_cache import fetch
+from models.settings import ModelSettings
 from tests.conftest import Bucket
 from tests.models.tiny import save_tiny
 

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
-from models.builtin.train_world import new_model, new_tokenizer, write_folder
-from models.loading import ModelSettings, load_dynamics
+from models.loading import load_dynamics
 from models.protocols import Annotation, Images
+from models.settings import ModelSettings, WorldSettings
 from models.verification import predict, resized
-from models.world_loading import WorldSettings, load_world
+from models.world_loading import load_world
 from tests.models.tiny import save_tiny
+from training.builtin.world import new_model, new_tokenizer, write_folder
 
 
 class Grays:

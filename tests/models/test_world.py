@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lake.errors import ModelRefused
-from models.builtin.pairs import clip_pairs
-from models.builtin.train_tokenizer import shrunk
-from models.builtin.train_world import new_model, new_tokenizer, write_folder
 from models.folders import TRAINED_AS
 from models.objective import change_weights, image_token_loss
 from models.protocols import Images
-from models.world import Emu3World, SamplingSettings, filtered
-from models.world_loading import WorldSettings, asked_size, load_image_tokenizer, load_world, tokenizer_id
+from models.settings import TokenSampling, WorldSettings
+from models.world.tokens import TokenWorld, filtered
+from models.world_loading import asked_size, load_image_tokenizer, load_world, tokenizer_id
+from sample_world.pairs import clip_pairs
+from training.builtin.data import shrunk
+from training.builtin.world import new_model, new_tokenizer, write_folder
 
 ACTIONS = ["the red shape moves left", "it gets darker", "nothing happens", "the white shape becomes blue"]
 
@@ -37,17 +38,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def world(folder: Path) -> Emu3World:
+def world(folder: Path) -> TokenWorld:
     return load_world(WorldSettings(name=f"hf:{folder}"), "cpu")
 
 
 @pytest.fixture(scope="module")
 def images() -> tuple[Images, Images]:
-    pairs = shrunk(clip_pairs(77))
+    pairs = shrunk(clip_pairs(77), 32)
     return pairs.frames[pairs.index[:4, 0]], pairs.frames[pairs.index[:4, 1]]
 
 
-def test_codes_and_pictures_are_those_of_the_stock_model(world: Emu3World, images: tuple[Images, Images]) -> None:
+def test_codes_and_pictures_are_those_of_the_stock_model(world: TokenWorld, images: tuple[Images, Images]) -> None:
     obs, _ = images
     codes, features = world.images.encode(obs)
     assert features.shape == (4, 64, 16)
@@ -61,7 +62,7 @@ def test_codes_and_pictures_are_those_of_the_stock_model(world: Emu3World, image
 
 
 def test_next_obs_keeps_codes_of_obs_where_features_are_nearer_than_hold(
-    folder: Path, world: Emu3World, images: tuple[Images, Images]
+    folder: Path, world: TokenWorld, images: tuple[Images, Images]
 ) -> None:
     codes, next_codes, distances = world.images.encode_pairs(*images)
     (alone, z_obs), (next_alone, z_next) = (world.images.encode(frames) for frames in images)
@@ -81,7 +82,7 @@ def test_next_obs_keeps_codes_of_obs_where_features_are_nearer_than_hold(
     assert tokenizer_id(holds.images) != tokenizer_id(world.images)
 
 
-def test_a_batch_of_one_scores_as_a_batch_of_four(world: Emu3World, images: tuple[Images, Images]) -> None:
+def test_a_batch_of_one_scores_as_a_batch_of_four(world: TokenWorld, images: tuple[Images, Images]) -> None:
     obs, after = images
     together = world.score(obs, ACTIONS, after)
     alone = [world.score(obs[i : i + 1], ACTIONS[i : i + 1], after[i : i + 1])[0] for i in range(4)]
@@ -89,7 +90,7 @@ def test_a_batch_of_one_scores_as_a_batch_of_four(world: Emu3World, images: tupl
     assert together == pytest.approx(alone, abs=1e-5)
 
 
-def test_the_unweighted_loss_is_that_of_the_stock_forward(world: Emu3World, images: tuple[Images, Images]) -> None:
+def test_the_unweighted_loss_is_that_of_the_stock_forward(world: TokenWorld, images: tuple[Images, Images]) -> None:
     codes, next_codes = (world.images.encode(frames)[0] for frames in images)
     inputs, labels = world.sequences(codes, ACTIONS, next_codes)
     stock = world.model(**inputs, labels=labels)
@@ -106,7 +107,7 @@ def test_the_unweighted_loss_is_that_of_the_stock_forward(world: Emu3World, imag
 def test_what_is_drawn_greedily_is_what_a_full_forward_finds_likeliest(
     folder: Path, images: tuple[Images, Images]
 ) -> None:
-    world = load_world(WorldSettings(name=f"hf:{folder}", sampling=SamplingSettings(temperature=0)), "cpu")
+    world = load_world(WorldSettings(name=f"hf:{folder}", sampling=TokenSampling(temperature=0)), "cpu")
     codes = world.images.encode(images[0])[0]
     drawn = world._draw(codes, ACTIONS, 2, range(4))
     assert np.array_equal(drawn[0::2], drawn[1::2])
@@ -117,7 +118,7 @@ def test_what_is_drawn_greedily_is_what_a_full_forward_finds_likeliest(
 
 
 def test_a_seed_gives_the_same_candidates_and_another_seed_others(
-    world: Emu3World, images: tuple[Images, Images]
+    world: TokenWorld, images: tuple[Images, Images]
 ) -> None:
     obs, _ = images
     first = world.sample(obs, ACTIONS, 3, seed=5)
@@ -131,7 +132,7 @@ def test_a_seed_gives_the_same_candidates_and_another_seed_others(
 
 
 def test_what_is_drawn_for_an_obs_depends_on_its_seed_alone(
-    folder: Path, world: Emu3World, images: tuple[Images, Images]
+    folder: Path, world: TokenWorld, images: tuple[Images, Images]
 ) -> None:
     obs, _ = images
     together = world.sample(obs, ACTIONS, 2, seed=[7, 8, 9, 7])
@@ -140,7 +141,7 @@ def test_what_is_drawn_for_an_obs_depends_on_its_seed_alone(
     assert np.array_equal(world.sample(obs[2:3], ACTIONS[2:3], 2, seed=[9])[0], together[2])
 
 
-def test_codes_are_drawn_as_often_as_they_are_likely(world: Emu3World) -> None:
+def test_codes_are_drawn_as_often_as_they_are_likely(world: TokenWorld) -> None:
     probabilities = torch.tensor([0.5, 0.0, 0.3, 0.2])
     luck = (torch.arange(1000) + 0.5) / 1000
     drawn = world._pick(probabilities.log().expand(1000, 4), luck)
@@ -157,7 +158,7 @@ def test_filtered_is_a_distribution_over_the_likeliest(
     logits: np.ndarray, temperature: float, top_k: int | None, top_p: float
 ) -> None:
     plain = torch.from_numpy(logits).log_softmax(-1)
-    kept = filtered(plain, SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p))
+    kept = filtered(plain, TokenSampling(temperature=temperature, top_k=top_k, top_p=top_p))
     assert torch.allclose(kept.exp().sum(-1), torch.ones(3), atol=1e-4)
     for row, before in zip(kept, plain, strict=True):
         alive = row > -torch.inf
@@ -179,7 +180,7 @@ def test_weights_are_the_squared_distances_over_their_mean() -> None:
 
 
 def test_a_tokenizer_is_known_by_its_weights_and_image_size(
-    folder: Path, world: Emu3World, images: tuple[Images, Images]
+    folder: Path, world: TokenWorld, images: tuple[Images, Images]
 ) -> None:
     half = load_world(WorldSettings(name=f"hf:{folder}", dtype="bfloat16"), "cpu")
     alone = load_image_tokenizer(folder, None, "cpu")
@@ -195,7 +196,7 @@ def test_a_tokenizer_is_known_by_its_weights_and_image_size(
     [
         ({"name": "hf:/nowhere/at/all"}, "no folder"),
         ({"name": "gpt"}, "unknown model"),
-        ({"image_size": 30}, "no multiple of 4"),
+        ({"image_size": 30}, "not a multiple of 4"),
         ({"image_size": 64}, "cannot write 16"),
     ],
 )

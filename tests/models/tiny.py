@@ -19,7 +19,7 @@ from transformers import (
 from transformers.models.chameleon.image_processing_pil_chameleon import ChameleonImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-from models.loading import DEFAULT_PROMPT
+from models.settings import DEFAULT_PROMPT
 
 WORDS = re.findall(
     r"\w+",

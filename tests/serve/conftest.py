@@ -20,11 +20,11 @@ from labeling.labeler import LabelerSettings, resolve_labeler
 from labeling.policy import load_policy
 from labeling.stream import SAMPLES, block
 from lake.tables import Lake
-from models.builtin.pairs import clip_pairs
-from models.builtin.train_world import new_model, new_tokenizer, write_folder
-from models.loading import ModelSettings, load_dynamics
+from models.loading import load_dynamics
 from models.protocols import Images
-from models.world_loading import WorldSettings, load_world
+from models.settings import ModelSettings, WorldSettings
+from models.world_loading import load_world
+from sample_world.pairs import clip_pairs
 from serve import middleware
 from serve.app import build_app
 from serve.auth import Guard, session_key
@@ -37,6 +37,7 @@ from serve.settings import Limits
 from serve.uploads import Uploads
 from serve.videos import Videos
 from tests.lake.filled import Filled, fill
+from training.builtin.world import new_model, new_tokenizer, write_folder
 
 LIMITS = Limits(
     body_bytes=1 << 20, pixels=1_000_000, pairs=8, candidates=8, rows=20, sql_rows=50, sql_seconds=3, video_seconds=30

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 from PIL import Image
 
-from models.sample_world import write_folder
+from sample_world.clips import write_folder
 from serve.app import build_app
 from serve.client import Client, Refusal
 from serve.problems import busy

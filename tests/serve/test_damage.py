@@ -27,7 +27,7 @@ from labeling.sample import SampleVideos
 from lake.tables import Lake
 from lake.video_headers import prober
 from models.protocols import Annotation, Images
-from models.sample_world import write_folder
+from sample_world.clips import write_folder
 from serve.api.label_video import PATH
 from serve.problems import ProblemDocument
 from serve.schemas import LabelOut

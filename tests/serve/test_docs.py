@@ -16,7 +16,7 @@ import pytest
 from nbclient import NotebookClient
 
 from lake.tables import Lake
-from models.sample_world import write_folder
+from sample_world.clips import write_folder
 from serve.app import build_app
 from serve.keys import Keys
 from tests.lake.filled import fill

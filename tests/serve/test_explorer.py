@@ -21,7 +21,7 @@ from lake.commits import Committer
 from lake.runs import Run
 from lake.tables import Lake, now, to_table
 from lake.writer import Writer
-from models.sample_world import write_folder
+from sample_world.clips import write_folder
 from serve.app import build_app
 from serve.auth import COOKIE
 from serve.keys import Keys

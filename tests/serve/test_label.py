@@ -12,7 +12,8 @@ from PIL import Image
 
 from labeling.annotate import LabelPairs
 from labeling.stream import SAMPLES, block
-from models.loading import ModelSettings, load_dynamics
+from models.loading import load_dynamics
+from models.settings import ModelSettings
 from serve.problems import Problem
 from tests.serve.conftest import LIMITS, Served, as_base64
 

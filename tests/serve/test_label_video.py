@@ -30,7 +30,7 @@ from lake.commits import Committer
 from lake.ids import triple_id
 from lake.storage import Entry
 from lake.tables import Lake, now, to_table
-from models.sample_world import write_folder
+from sample_world.clips import write_folder
 from serve.api.label_video import PATH
 from serve.app import build_app
 from serve.keys import Keys

@@ -17,8 +17,9 @@ import torch
 
 from lake.tables import Lake, now
 from lake.writer import Writer
-from models.loading import ModelSettings, load_dynamics, resolve
+from models.loading import load_dynamics, resolve
 from models.protocols import Images
+from models.settings import ModelSettings
 from tests.models.tiny import save_tiny
 from tests.training.tiny import add_triples, picture
 from training.dynamics import load_task

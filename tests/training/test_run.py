@@ -24,7 +24,8 @@ from lake.errors import Refused, Superseded
 from lake.runs import states
 from lake.tables import Lake, now
 from lake.writer import Writer
-from models.world_loading import WorldSettings, load_image_tokenizer, load_world, tokenizer_id
+from models.settings import WorldSettings
+from models.world_loading import load_image_tokenizer, load_world, tokenizer_id
 from tests.training.tiny import add_triples, picture, save_tiny_world
 from training.checkpoint import Checkpoints
 from training.order import Order

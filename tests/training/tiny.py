@@ -14,7 +14,7 @@ from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3TextConfi
 from lake.ids import triple_id
 from lake.tables import Lake, now
 from lake.writer import Writer
-from models.builtin.train_world import new_tokenizer
+from training.builtin.world import new_tokenizer
 
 SIZE = 16
 """Pixels of an image: 8 x 8 codes."""

@@ -14,7 +14,7 @@ from cyclopts import App
 from lake.catalog import ingest
 from lake.errors import Fenced, Superseded
 from lake.tables import Lake
-from models.sample_world import write_folder
+from sample_world.clips import write_folder
 from tests.conftest import Bucket
 from tests.worldlake.command import PROGRAM, worldlake
 from worldlake import cli
@@ -85,13 +85,13 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
         (["label", "--lake", "LAKE", "--batch-size", "0"], "--batch-size"),
         (
             ["label", "--lake", "LAKE", "--method", "uniform", "--min-interval", "5"],
-            "--min-interval: UniformSampler has no such",
+            "--min-interval has no place",
         ),
         (
             ["label", "--lake", "LAKE", "--method", "uniform", "--frames-per-clip", "5"],
-            "--frames-per-clip: UniformSampler has no such",
+            "--frames-per-clip has no place",
         ),
-        (["label", "--lake", "LAKE", "--uniform-stride", "5"], "--uniform-stride: MotionSampler has no such"),
+        (["label", "--lake", "LAKE", "--uniform-stride", "5"], "--uniform-stride has no place"),
         (["label", "--lake", "LAKE", "--decode-on", "cpu"], "KEY=VALUE"),
         (["label", "--lake", "LAKE", "--label-on", "group=gpu"], "RAY_ADDRESS"),
         (["status", "--config", "TWICE_CONFIG"], "lake is given twice"),

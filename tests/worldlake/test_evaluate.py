@@ -17,10 +17,10 @@ from lake.ids import triple_id
 from lake.runs import states
 from lake.tables import Lake, now
 from lake.writer import Writer
-from models.builtin.train_world import new_model, new_tokenizer, write_folder
-from models.sample_world import FPS, make_clip, span_between
+from sample_world.clips import FPS, make_clip, span_between
+from tests.evaluation.test_judge import endpoint, saying
 from tests.models.tiny import save_tiny
-from tests.training.evaluation.test_judge import endpoint, saying
+from training.builtin.world import new_model, new_tokenizer, write_folder
 from worldlake.cli import main
 
 FRAMES, PAIRS = 120, 6

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lake.tables import Lake
-from models.sample_world import write_folder
+from sample_world.clips import write_folder
 from tests.worldlake.command import worldlake
 
 

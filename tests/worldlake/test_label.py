@@ -21,7 +21,7 @@ from labeling.settings import SamplingSettings
 from lake.catalog import EXTENSIONS
 from lake.tables import Lake, now
 from lake.writer import Writer
-from models.sample_world import write_folder
+from sample_world.clips import write_folder
 from tests.conftest import Bucket
 from tests.media import Medium, read_counter, real_clips
 from tests.models.tiny import save_tiny

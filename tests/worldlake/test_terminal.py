@@ -9,7 +9,7 @@ import pytest
 
 from lake.runs import Run, new_run_id
 from lake.tables import Lake
-from models.sample_world import write_folder
+from sample_world.clips import write_folder
 from tests.lake.filled import fill
 from tests.worldlake.command import on_terminal, worldlake
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Group, Parameter
 
 from lake.storage import StorageConfig
-from models.loading import ModelSettings
+from models.settings import ModelSettings
 from worldlake import console
 from worldlake.api import evaluate
 from worldlake.evaluation import Outcome, WorldOptions

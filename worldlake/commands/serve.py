@@ -58,7 +58,7 @@ def serve(
     label` with the same model. Where the lake has no keys this prints an address with a token, for this machine only;
     for others: worldlake keys create NAME --scope label --lake LAKE
     """
-    from worldlake.serving import run_service, service_settings
+    from worldlake.service import run_service, service_settings
 
     settings = service_settings(model, policy, world, replicas, batch_pairs, allow)
     run_service(open_lake(lake, storage), settings, host, port)

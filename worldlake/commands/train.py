@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from cyclopts import Group, Parameter
-from pydantic import Field
 
 from lake.storage import StorageConfig
-from training.settings import DynamicsTraining, Source, TrainingSettings, WorldTraining
+from training.settings import DynamicsTraining, TrainingSettings, WorldTraining
 from worldlake import console
 from worldlake.api import train
-from worldlake.options import ConfigFile, Json, LakeUri, Storage, filled, number, open_lake
+from worldlake.options import ConfigFile, Json, LakeUri, Storage, filled, number, open_lake, renamed
 
 _TRAINING = Group("Training", sort_key=3)
 _RUN = Group("Run", sort_key=4)
@@ -29,24 +28,13 @@ MaxHours = Annotated[
 ]
 
 
-class DynamicsOptions(DynamicsTraining):
-    """`--source` names one source of several."""
-
-    sources: Annotated[tuple[Source, ...], Parameter(name="--source", show_default=False)] = Field(
-        DynamicsTraining.model_fields["sources"].default,
-        min_length=1,
-        description=DynamicsTraining.model_fields["sources"].description,
-    )
-
-
-class WorldOptions(WorldTraining):
-    """`--source` names one source of several."""
-
-    sources: Annotated[tuple[Source, ...], Parameter(name="--source", show_default=False)] = Field(
-        WorldTraining.model_fields["sources"].default,
-        min_length=1,
-        description=WorldTraining.model_fields["sources"].description,
-    )
+if TYPE_CHECKING:
+    DynamicsOptions: TypeAlias = DynamicsTraining
+    WorldOptions: TypeAlias = WorldTraining
+else:
+    # One --source for each of the sources.
+    _ONE = Parameter(name="--source", show_default=False)
+    DynamicsOptions, WorldOptions = (renamed(one, sources=_ONE) for one in (DynamicsTraining, WorldTraining))
 
 
 def dynamics(

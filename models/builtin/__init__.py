@@ -1,1 +1,0 @@
-"""The small dynamics model that ships: its weights, and the script that trained them."""

@@ -1,0 +1,1 @@
+"""Training of the builtin models on the sample world: `python -m training.builtin --help`."""
