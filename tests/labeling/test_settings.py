@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from labeling.samplers.motion import MotionSampler
 from labeling.samplers.uniform import UniformSampler
 from labeling.settings import RunSettings, SamplingSettings
+from lake.errors import Refused
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from labeling.settings import RunSettings, SamplingSettings
     ],
 )
 def test_impossible_sampling_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(Refused):
         SamplingSettings(**wrong)
 
 
@@ -36,5 +36,5 @@ def test_the_method_is_motion_unless_given() -> None:
 
 @pytest.mark.parametrize("wrong", [{"decode_on": "cpu"}, {"commit_every": float("inf")}, {"decode_workers": 0}])
 def test_impossible_use_of_a_cluster_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(Refused):
         RunSettings(**wrong)
