@@ -9,8 +9,11 @@ from typing import ClassVar
 from lake.settings import Settings
 
 
+METHOD = "Which frames of a clip to keep. Default: motion."
+
+
 class BaseSampler(Settings, ABC):
-    """Settings and choice of one method. A subclass adds ``method: Literal["<name>"] = "<name>"``.
+    """Settings and choice of one method. A subclass adds a ``method``, a literal of its name.
 
     Every field changes which pairs exist, so all of them go into the labeler's identity.
     """

@@ -7,13 +7,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from labeling.samplers.base import BaseSampler
+from labeling.samplers.base import METHOD, BaseSampler
 
 
 class MotionSampler(BaseSampler):
     """At most K frames of a clip, at least I frames apart, those with the most motion first."""
 
-    method: Literal["motion"] = "motion"
+    method: Literal["motion"] = Field("motion", description=METHOD)
     measures_motion: ClassVar[bool] = True
 
     frames_per_clip: int = Field(6, ge=2, description="Frames to keep of a clip (the paper's K).")

@@ -7,13 +7,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from labeling.samplers.base import BaseSampler
+from labeling.samplers.base import METHOD, BaseSampler
 
 
 class UniformSampler(BaseSampler):
     """Frames at equal distances."""
 
-    method: Literal["uniform"] = "uniform"
+    method: Literal["uniform"] = Field("uniform", description=METHOD)
 
     uniform_stride: int = Field(30, ge=1, description="Frames from one kept frame to the next; 30 is about a second.")
 
