@@ -46,7 +46,7 @@ bench: .venv/installed  ## Every benchmark; figures go to bench/results
 
 constraints:  ## Write constraints.txt anew from pyproject.toml
 	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --upgrade --no-header --output-file constraints.txt
+	$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-header --output-file constraints.txt
 
 clean:
 	rm -rf .venv demo

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lake.errors import Refused
 from lake.tables import Lake
+from worldlake.extras import needed_by
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -215,7 +216,9 @@ def train(
         Superseded: another process took over the run.
     """
     from cluster.signals import draining
-    from training.run import train as run_training
+
+    with needed_by("train"):
+        from training.run import train as run_training
 
     with draining(max_hours) as stop:
         return run_training(_lake(lake), settings, run=run, out=out, stop=stop, progress=progress, warn=warn)
@@ -239,8 +242,10 @@ def evaluate(
         Refused: no pair is chosen, or a model cannot be used.
     """
     from models.settings import ModelSettings
-    from worldlake.evaluation import evaluate_dynamics, evaluate_world
-    from worldlake.evaluation_pairs import Choice
+
+    with needed_by("evaluate"):
+        from worldlake.evaluation import evaluate_dynamics, evaluate_world
+        from worldlake.evaluation_pairs import Choice
 
     choice = choice or Choice.of("test", None, None, None, 1000, 0, 16)
     if isinstance(what, str):

@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 from lake.errors import WorldlakeError, one_line
 from worldlake import console
 from worldlake.config import in_words, read_config
+from worldlake.extras import missing
 
 app = App(
     "worldlake",
@@ -93,7 +94,7 @@ def run(words: Sequence[str]) -> int:
     except SystemExit:
         raise
     except BaseException as error:  # a panic in a library that is written in Rust is no Exception
-        return _unexpected(error)
+        return _unexpected(error, words)
     # Help was asked for, or there was nothing else to show.
     return code or 0
 
@@ -106,7 +107,11 @@ def _wrong_usage(error: CycloptsError, words: Sequence[str]) -> int:
     return _say(in_words(error, command), 2)
 
 
-def _unexpected(error: BaseException) -> int:
+def _unexpected(error: BaseException, words: Sequence[str]) -> int:
+    # cyclopts imports a command's module, and wraps what that raises.
+    if isinstance(absent := error.__cause__ or error, ModuleNotFoundError):
+        refusal = missing(absent, next(iter(words), "worldlake"))
+        return _say(str(refusal), refusal.exit_code)
     from lake.store_errors import damage, final_error
 
     if why := final_error(error) or damage(error):

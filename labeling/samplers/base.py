@@ -8,7 +8,6 @@ from typing import ClassVar
 
 from lake.settings import Settings
 
-
 METHOD = "Which frames of a clip to keep. Default: motion."
 
 
