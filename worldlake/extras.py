@@ -27,4 +27,6 @@ def needed_by(command: str) -> Iterator[None]:
 def missing(error: ModuleNotFoundError, command: str) -> Refused:
     """Return what to raise for a package that is not installed."""
     extra = EXTRAS.get(command, "all")
-    return Refused(f"{command} needs the package {error.name}: pip install 'worldlake[{extra}]'")
+    return Refused(
+        f"{command} needs a package that is not installed ({error.name or error}): pip install 'worldlake[{extra}]'"
+    )
