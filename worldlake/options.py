@@ -47,6 +47,14 @@ def number(least: float = -math.inf, most: float = math.inf) -> Any:
     return check
 
 
+class _Renamed(Settings):
+    """Pickles as the settings model that it is made of: no other process knows the subclass."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        base: Any = type(self).__base__
+        return base.model_validate, (self.model_dump(),)
+
+
 def renamed(model: type[Settings], **options: Parameter) -> Any:
     """Return a subclass of a settings model whose options are called otherwise than its fields."""
     fields = {}
@@ -54,7 +62,7 @@ def renamed(model: type[Settings], **options: Parameter) -> Any:
         field = model.model_fields[name]
         kind = Annotated.__class_getitem__((field.annotation, option, *field.metadata))  # type: ignore[attr-defined]
         fields[name] = kind, Field(field.default, description=field.description, discriminator=field.discriminator)
-    return create_model(model.__name__, __base__=model, **fields)  # type: ignore[call-overload]
+    return create_model(model.__name__, __base__=(model, _Renamed), **fields)  # type: ignore[call-overload]
 
 
 if TYPE_CHECKING:
