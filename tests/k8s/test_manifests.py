@@ -270,7 +270,7 @@ def test_what_is_refused_is_not_tried_again() -> None:
 
 
 def test_yaml_of_the_base_has_no_key_twice() -> None:
-    from worldlake.options import _Loader
+    from worldlake.config import _Loader
 
     for path in sorted((ROOT / "k8s").rglob("*.yaml")):
         for _ in yaml.load_all(path.read_text(), _Loader):
