@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from lake.errors import Refused
 from lake.ids import content_id
 from lake.settings import Settings
+from models.settings import PAIR_LAYOUT
 from training.selection import BY_PEOPLE, SelectionSettings
 
 _HOW = frozenset({"workers", "device", "strategy", "activation_checkpointing", "checkpoint_every", "log_every"})
@@ -180,6 +181,4 @@ class DynamicsTraining(TrainingSettings):
         description=f"Triples to train on, {_SOURCE} Default: what people labeled of the split train.",
     )
     prompt: str | None = Field(None, min_length=1, description="Prompt. Default: the one that labeling uses.")
-    pair_layout: Literal["auto", "images", "video"] = Field(
-        "auto", description="A pair as two images, or as a video of two frames; auto: video where the model takes it."
-    )
+    pair_layout: str = Field("auto", pattern=r"\S", description=PAIR_LAYOUT)
