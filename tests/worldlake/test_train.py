@@ -40,7 +40,7 @@ def test_help_names_the_settings_of_its_task(task: str, own: str, other: str) ->
     [
         ([], "give exactly one of --epochs and --steps"),
         (["--steps", "5", "--batch-size", "5", "--micro-batch-size", "2"], "batch_size 5 is no multiple of"),
-        (["--steps", "5", "--workers", "two"], "--workers: give a number, or two with a dash such as 2-8 (given: 'two')"),
+        (["--steps", "5", "--workers", "two"], "--workers: give a number, or two with a dash such as 2-8"),
         (["--steps", "5", "--workers", "4-2"], "both at least 1"),
         (["--steps", "5", "--source", "{datasets: [nothing]}"], "no triple at version 1"),
         (["--steps", "5", "--source", "{data: [one]}"], "--source: data has no place"),
