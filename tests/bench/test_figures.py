@@ -1,4 +1,4 @@
-"""The figures of docs/benchmarks/measurements.md are those in `bench/results`: a new run changes both, or this fails."""
+"""The figures of docs/benchmarks/measurements.md are those in `bench/results`: a new run changes both."""
 
 from __future__ import annotations
 
