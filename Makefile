@@ -5,7 +5,7 @@ PYTEST := $(BIN)/python -m pytest --durations 15
 # One thread a process: on shared cores two threads of a small model wait for each other more than they work.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-long mutants lint bench constraints clean
+.PHONY: demo test test-long mutants lint docs bench constraints clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("worldlake needs Python 3.11 or newer: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -38,6 +38,10 @@ lint: .venv/installed  ## Style, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/installed  ## Write docs/reference anew, and build the site in build/site
+	$(BIN)/python -m docs.generate
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: .venv/installed  ## Every benchmark; figures go to bench/results
 	$(BIN)/python -m bench.decoders

@@ -37,7 +37,9 @@ _ADDRESSES = 1 << 40
 """Bytes of address space: what is only reserved costs nothing."""
 log = logging.getLogger("serve.queries")
 
-_Text = Annotated[str | None, Query(max_length=200)]
+_Dataset = Annotated[str | None, Query(max_length=200, description="a data set")]
+_LabelerId = Annotated[str | None, Query(max_length=200, description="a labeler id")]
+_RunId = Annotated[str | None, Query(max_length=200, description="a run id")]
 
 
 async def asked(work: Callable[[], Answer]) -> Answer:
@@ -71,10 +73,10 @@ class Filters:
     def __init__(
         self,
         request: Request,
-        dataset: _Text = None,
-        labeler: _Text = None,
-        run: _Text = None,
-        video: Annotated[str | None, Query(max_length=64)] = None,
+        dataset: _Dataset = None,
+        labeler: _LabelerId = None,
+        run: _RunId = None,
+        video: Annotated[str | None, Query(max_length=64, description="a video id")] = None,
         action: Annotated[str | None, Query(max_length=200, description="text that the action contains")] = None,
         where: Annotated[
             str | None,

@@ -82,7 +82,9 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
     errors = responses(401, 403, 422, 429, 503)
 
     @api.get("/v1/overview", summary="Counts, acceptance, throughput and labels", responses=errors)
-    async def overview(labeler: Annotated[str | None, Query(max_length=200)] = None) -> OverviewOut:
+    async def overview(
+        labeler: Annotated[str | None, Query(max_length=200, description="a labeler id")] = None,
+    ) -> OverviewOut:
         found = await _kept(reading, labeler)
         # Runs that are at work change without a commit.
         runs = await reading.ask(lambda: newest(reading.lake))

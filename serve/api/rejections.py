@@ -50,10 +50,12 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
 
     @api.get("/v1/failures", summary="Attempts that failed, newest first", responses=errors)
     async def failures(
-        after: Annotated[str | None, Query(pattern="^[0-9]{20}-[0-9a-f]{32}$")] = None,
+        after: Annotated[
+            str | None, Query(pattern="^[0-9]{20}-[0-9a-f]{32}$", description="`next` of the page before")
+        ] = None,
         limit: Annotated[int | None, Query(ge=1, description="rows of the page")] = None,
-        labeler: Annotated[str | None, Query(max_length=200)] = None,
-        stage: Annotated[str | None, Query(max_length=200)] = None,
+        labeler: Annotated[str | None, Query(max_length=200, description="a labeler id")] = None,
+        stage: Annotated[str | None, Query(max_length=200, description="a stage, such as read or decode")] = None,
     ) -> FailuresPage:
         limit = reading.page(limit)
         given = {"after": after, "labeler": labeler, "stage": stage, "limit": limit + 1}
