@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, Literal, Self, TypeVar
 import httpx
 from pydantic import BaseModel
 
+from lake.retry import Schedule, retry, seconds_asked
 from serve.problems import ProblemDocument
 from serve.schemas import LabelerOut, LabelOut, PredictOut, SqlOut, Triple, TriplesOut, VideoTriple, WriteMode
 
@@ -29,11 +29,11 @@ _BUSY = frozenset({429, 502, 503})
 
 
 class Refusal(Exception):
-    """The service did not answer as asked; `problem` is what it said."""
+    """The service did not answer as asked; `problem` is what it said, and when to ask again, if it said that."""
 
-    def __init__(self, problem: ProblemDocument) -> None:
+    def __init__(self, problem: ProblemDocument, retry_after_s: float = 0) -> None:
         super().__init__(f"{problem.title}: {problem.detail}")
-        self.problem = problem
+        self.problem, self.retry_after_s = problem, retry_after_s
 
 
 class Client:
@@ -50,7 +50,7 @@ class Client:
         key = key or asked.params.get("token")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=asked.copy_with(query=None), headers=headers, timeout=timeout_s)
-        self._attempts, self._wait = attempts, time.sleep
+        self._schedule = Schedule(tuple(0.5 * 2**number for number in range(attempts - 1)))
 
     def label(
         self,
@@ -145,22 +145,20 @@ class Client:
         return kind.model_validate_json(self._answer(method, path, **arguments).content)
 
     def _answer(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        for attempt in range(1, self._attempts + 1):
-            wait_s = 0.5 * 2 ** (attempt - 1)
-            try:
-                answer = self._http.request(method, path, **arguments)
-            except (httpx.NetworkError, httpx.RemoteProtocolError):
-                # Also in the middle of an answer: whatever is asked here may be asked twice.
-                if attempt == self._attempts:
-                    raise
-            else:
-                if answer.is_success:
-                    return answer
-                if answer.status_code not in _BUSY or attempt == self._attempts:
-                    raise Refusal(_problem(answer))
-                wait_s = max(wait_s, float(answer.headers.get("Retry-After", 0)))
-            self._wait(wait_s)
-        raise AssertionError("an attempt returns or raises")
+        def ask() -> httpx.Response:
+            answer = self._http.request(method, path, **arguments)
+            if not answer.is_success:
+                raise Refusal(_problem(answer), seconds_asked(answer.headers.get("Retry-After")))
+            return answer
+
+        return retry(ask, self._schedule, _may_pass)
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, Refusal):
+        return error.problem.status in _BUSY
+    # Also in the middle of an answer: whatever is asked here may be asked twice.
+    return isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError)
 
 
 def _problem(answer: httpx.Response) -> ProblemDocument:

@@ -28,6 +28,7 @@ from lake.commits import Committer
 from lake.errors import Refused, Superseded
 from lake.ids import video_id
 from lake.manifest import hashed_split
+from lake.retry import Schedule, retry
 from lake.runs import Run, new_run_id
 from lake.store_errors import AWAY
 from lake.tables import Lake
@@ -88,24 +89,20 @@ class LiveWriter:
 
     def write_now(self, rows: Rows) -> dict[str, dict[str, Any]]:
         """As `write`, of one request; by id."""
-        for attempt in (1, 2):
-            try:
-                return self._write(rows)
-            except Superseded:
-                # Another writer took over, or a forget came by: from the beginning, with what is in the lake now.
-                self.close()
-                if attempt == 2:
-                    raise WriteFailed("another writer of this labeler is at work: run one service on a lake") from None
-            except AWAY as error:
-                # The committer takes for decided what it was about to commit.
-                self.close()
-                log.warning("live labels were not written: %s", error)
-                raise WriteFailed(f"the lake cannot be written ({type(error).__name__})") from None
-            except Exception:
-                # Likewise: nothing may be taken for written that is not.
-                self.close()
-                raise
-        raise AssertionError("the last attempt returns or raises")
+
+        def is_superseded(error: Exception) -> bool:
+            # The committer takes for decided what it was about to commit; the next one reads what is in the lake.
+            self.close()
+            return isinstance(error, Superseded)
+
+        try:
+            # Another writer took over, or a forget came by: once more, from the beginning.
+            return retry(lambda: self._write(rows), Schedule((0,)), is_superseded)
+        except Superseded:
+            raise WriteFailed("another writer of this labeler is at work: run one service on a lake") from None
+        except AWAY as error:
+            log.warning("live labels were not written: %s", error)
+            raise WriteFailed(f"the lake cannot be written ({type(error).__name__})") from None
 
     def _write(self, rows: Rows) -> dict[str, dict[str, Any]]:
         if self._run is None:

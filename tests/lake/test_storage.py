@@ -427,7 +427,7 @@ def test_only_a_store_that_is_away_is_waited_for(monkeypatch: pytest.MonkeyPatch
     def denied() -> None:
         raise OSError("When reading information for key 'a': AWS Error ACCESS_DENIED during HeadObject operation")
 
-    monkeypatch.setattr("lake.s3.time.sleep", lambda seconds: pytest.fail("waited"))
+    monkeypatch.setattr("lake.retry.time.sleep", lambda seconds: pytest.fail("waited"))
     for call in (full, denied):
         with pytest.raises(OSError, match=r"No space|DENIED"):
             patiently(call)
@@ -443,5 +443,5 @@ def test_an_answer_that_breaks_off_is_asked_for_again(monkeypatch: pytest.Monkey
             raise answer
         return answer
 
-    monkeypatch.setattr("lake.s3.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("lake.retry.time.sleep", lambda seconds: None)
     assert patiently(read) == b"content"
