@@ -210,7 +210,7 @@ def trained_as(adapter: Path | None, folder: Path) -> dict[str, Any]:
             type(size) is not int
             or not 8 <= size <= 4096
             or not (prompt is None or (isinstance(prompt, str) and prompt))
-            or layout not in (None, "auto", "images", "video")
+            or not (layout is None or isinstance(layout, str))
         ):
             raise ModelRefused(f"{path} is not as training wrote it: bring it back, or remove it to use other settings")
         return found

@@ -11,7 +11,7 @@ from models.dynamics import family_of
 from models.dynamics.family import DynamicsFamily
 from models.folders import check_weights, count_weights, find_adapter, find_folder, hash_files, read_json, trained_as
 from models.protocols import DynamicsModel
-from models.settings import DEFAULT_PROMPT, Dtype, ModelSettings, PairLayout
+from models.settings import DEFAULT_PROMPT, Dtype, ModelSettings
 from models.weights import check_adapter
 
 
@@ -134,7 +134,7 @@ def chosen_dtype(dtype: Literal["auto", "float32", "bfloat16"], device: str) -> 
     return "float32" if device == "cpu" else "bfloat16"
 
 
-def _pair_layout(settings: ModelSettings, family: DynamicsFamily, config: dict[str, Any]) -> PairLayout:
+def _pair_layout(settings: ModelSettings, family: DynamicsFamily, config: dict[str, Any]) -> str:
     if settings.pair_layout == "auto":
         return family.pair_layouts[0]
     if settings.pair_layout not in family.pair_layouts:

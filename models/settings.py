@@ -14,11 +14,14 @@ DEFAULT_PROMPT = (
 )
 
 Dtype = Literal["float32", "bfloat16"]
-PairLayout = Literal["images", "video"]
 
 _REVISION = "Commit, tag or branch of a repository. Default: its main branch."
 _ADAPTER = "LoRA adapter: a folder, <owner>/<repository>[@<revision>] or s3://<folder>."
 _DTYPE = "Precision; auto: bfloat16 on GPU, float32 on CPU."
+PAIR_LAYOUT = (
+    "How the model sees a pair: images (two), video (one, of two frames), or another layout of its family; auto: as it "
+    "was trained, else video where it takes one."
+)
 _IMAGE_SIZE = "Side of the images that the model sees in pixels. Default: as it was trained."
 
 
@@ -39,11 +42,7 @@ class ModelSettings(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description=_DTYPE)
     image_size: int | None = Field(None, ge=8, le=4096, description=_IMAGE_SIZE)
     batch_size: int = Field(64, ge=1, le=4096, description="Pairs per forward pass.")
-    pair_layout: Literal["auto", "images", "video"] = Field(
-        "auto",
-        description="A pair as two images, or as a video of two frames; auto: as the model was trained, else video "
-        "where it takes one.",
-    )
+    pair_layout: str = Field("auto", pattern=r"\S", description=PAIR_LAYOUT)
 
 
 class TokenSampling(Settings):

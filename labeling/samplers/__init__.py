@@ -1,4 +1,7 @@
-"""Samplers: which frames of a clip become frame pairs. One file each; `Sampler` lists them."""
+"""Samplers: which frames of a clip become frame pairs. To add one, write one file and enter it in `Sampler`.
+
+docs/extending.md has the recipe.
+"""
 
 from __future__ import annotations
 

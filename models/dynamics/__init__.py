@@ -1,4 +1,4 @@
-"""Dynamics-model families. To add one, write one file like `qwen_vl.py` and one line in `FAMILIES`."""
+"""Dynamics-model families. To add one, write one file and enter it in `FAMILIES`: docs/extending.md has the recipe."""
 
 from __future__ import annotations
 

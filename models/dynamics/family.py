@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from models.folders import read_json
 from models.protocols import Images
-from models.settings import ModelSettings, PairLayout
+from models.settings import ModelSettings
 from models.weights import LANGUAGE_LAYERS
 
 if TYPE_CHECKING:
@@ -38,8 +38,9 @@ class DynamicsFamily(ABC):
     inside its functions.
     """
 
-    pair_layouts: tuple[PairLayout, ...] = ("images",)
-    """The layouts of a pair that the family takes; the first one is what `auto` means."""
+    pair_layouts: tuple[str, ...] = ("images",)
+    """The layouts of a pair that the family takes; the first one is what `auto` means. They are a part of the labeler's
+    identity: give a layout of your own a name of its own."""
     adapted: str = LANGUAGE_LAYERS
     """Regular expression of the modules that a LoRA adapter takes, in the manner of PEFT's `target_modules`."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from lake.errors import ModelRefused
 from models.dynamics.family import DynamicsFamily
 from models.folders import image_processor_config
-from models.settings import ModelSettings, PairLayout
+from models.settings import ModelSettings
 from models.weights import load_tokenizer
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ class QwenVL(DynamicsFamily):
         from models.dynamics.qwen_vl_inputs import QwenInputs
 
         assert settings.image_size is not None
-        layout: PairLayout = "video" if settings.pair_layout == "video" else "images"
-        return QwenInputs(folder, config, load_tokenizer(folder), settings.image_size, layout, str(settings.prompt))
+        tokenizer, layout = load_tokenizer(folder), settings.pair_layout
+        return QwenInputs(folder, config, tokenizer, settings.image_size, layout, str(settings.prompt))
 
     def prepare(self, model: Any) -> Any:
         """See `DynamicsFamily`."""

@@ -14,7 +14,6 @@ from models.dynamics.family import chat_template, render_chat
 from models.dynamics.qwen_vl_patches import TEMPORAL_PATCH_SIZE, lay_out
 from models.folders import image_processor_config
 from models.protocols import Images
-from models.settings import PairLayout
 
 _ARGUMENTS = {"images": ("pixel_values", "image_grid_thw"), "video": ("pixel_values_videos", "video_grid_thw")}
 """Forward arguments of the family for the patches and their grid."""
@@ -27,7 +26,7 @@ class QwenInputs:
     """Lays pairs out on the device. Raises ModelRefused where the tokenizer lacks what the layout needs."""
 
     def __init__(
-        self, folder: Path, config: Any, tokenizer: PreTrainedTokenizerBase, size: int, layout: PairLayout, prompt: str
+        self, folder: Path, config: Any, tokenizer: PreTrainedTokenizerBase, size: int, layout: str, prompt: str
     ) -> None:
         self.tokenizer = tokenizer
         self._layout = layout

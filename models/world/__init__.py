@@ -1,4 +1,4 @@
-"""World-model families. To add one, write one file like `emu3.py` and one line in `FAMILIES`."""
+"""World-model families. To add one, write one file and enter it in `FAMILIES`: docs/extending.md has the recipe."""
 
 from __future__ import annotations
 

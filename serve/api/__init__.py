@@ -1,1 +1,1 @@
-"""The endpoints, a file for each group of them."""
+"""Endpoints. To add one, write one file and enter it in `serve.app`: docs/extending.md has the recipe."""

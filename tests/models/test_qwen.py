@@ -19,7 +19,7 @@ from models.dynamics.qwen_vl_inputs import QwenInputs
 from models.dynamics.qwen_vl_patches import CHUNKED_ATTENTION, lay_out
 from models.loading import load_dynamics
 from models.protocols import Images
-from models.settings import DEFAULT_PROMPT, ModelSettings, PairLayout
+from models.settings import DEFAULT_PROMPT, ModelSettings
 from tests.models.tiny import QWEN, save_tiny
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
@@ -82,7 +82,7 @@ def test_frames_that_do_not_divide_are_an_error(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("layout", ["images", "video"])
 @pytest.mark.parametrize("family", QWEN)
-def test_inputs_are_those_of_the_stock_processor(tmp_path: Path, family: str, layout: PairLayout) -> None:
+def test_inputs_are_those_of_the_stock_processor(tmp_path: Path, family: str, layout: str) -> None:
     pytest.importorskip("torchvision", reason="the stock processors need torchvision")
     import transformers
 

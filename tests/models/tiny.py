@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ CHAT = (
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 FAMILIES = (*QWEN, "idefics3", "chameleon")
 
-_TEXT = {
+TEXT = {
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
@@ -66,8 +67,8 @@ _QWEN_VISION: dict[str, dict[str, Any]] = {
 def save_tiny(family: str, folder: Path, *, ends: tuple[str, ...] = ("<eos>", "<stop>"), **text: int) -> Path:
     """Save a model of the family, its tokenizer and its processor to the folder; `text` changes its text config."""
     extra = [f"IMGIMG{letter}Z" for letter in "ABCDEFGH"] if family == "chameleon" else []
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *_words(), *extra])}
-    tokenizer = _tokenizer(vocabulary, chat=family != "chameleon")
+    tokenizer = new_tokenizer(extra, chat=family != "chameleon")
+    vocabulary = tokenizer.get_vocab()
     config = _config(family, vocabulary, text)
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config)
@@ -81,6 +82,11 @@ def save_tiny(family: str, folder: Path, *, ends: tuple[str, ...] = ("<eos>", "<
     model.save_pretrained(folder)
     _save_processor(family, tokenizer, config, folder)
     return folder
+
+
+def new_tokenizer(extra: Iterable[str] = (), *, chat: bool = True) -> PreTrainedTokenizerFast:
+    """A tokenizer of the words above, and of special tokens: `extra` beside those that every model here has."""
+    return _tokenizer({token: index for index, token in enumerate([*SPECIAL, *_words(), *extra])}, chat=chat)
 
 
 def _words() -> list[str]:
@@ -103,7 +109,7 @@ def _tokenizer(vocabulary: dict[str, int], *, chat: bool) -> PreTrainedTokenizer
 
 def _config(family: str, vocabulary: dict[str, int], changes: dict[str, int]) -> Any:
     text = (
-        _TEXT
+        TEXT
         | changes
         | {
             "vocab_size": len(vocabulary) + 3,  # as real models have it: rows that no token names
