@@ -19,8 +19,9 @@ import httpx
 from pydantic import BaseModel
 
 from lake.retry import Schedule, retry, seconds_asked
+from serve.lake_schemas import Decided, TriplesPage
 from serve.problems import ProblemDocument
-from serve.schemas import LabelerOut, LabelOut, PredictOut, SqlOut, Triple, TriplesOut, VideoTriple, WriteMode
+from serve.schemas import LabelerOut, LabelOut, PredictOut, SqlOut, VideoTriple, WriteMode
 
 Out = TypeVar("Out", bound=BaseModel)
 
@@ -107,11 +108,11 @@ class Client:
         asked = {"image": _text(image), "action": action, "n": n, "seed": seed, "all_candidates": all_candidates}
         return self._ask(PredictOut, "POST", "/v1/predict", json=asked)
 
-    def triples(self, **filters: str | float) -> Iterator[Triple]:
+    def triples(self, **filters: str | float) -> Iterator[Decided]:
         """Triples under filters (dataset, labeler, video, action, min_confidence), fetched a page at a time."""
         after: dict[str, str] = {}
         while True:
-            page = self._ask(TriplesOut, "GET", "/v1/triples", params={**filters, **after})
+            page = self._ask(TriplesPage, "GET", "/v1/triples", params={**filters, **after})
             yield from page.triples
             if page.next is None:
                 return

@@ -7,14 +7,29 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from serve.schemas import LabelerOut, Triple
+from serve.schemas import LabelerOut
 
 NEXT = "give it as `after` for the next page; null: this is the last"
 
 
-class Decided(Triple):
+class Decided(BaseModel):
     """A frame pair that was decided: a row of `triples` or of `rejections`."""
 
+    triple_id: str
+    labeler_id: str
+    policy_id: str | None
+    video_id: str
+    uri: str | None
+    dataset: str | None
+    split: str | None
+    obs_time_s: float | None
+    next_time_s: float | None
+    action: str
+    motion: float | None
+    confidence: float | None
+    direction: float | None
+    copy_: float | None = Field(alias="copy")
+    labeled_at: dt.datetime | None
     run_id: str | None
     camera_motion: float | None
     text: float | None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import datetime as dt
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, EncodedBytes, EncoderProtocol, Field
@@ -132,33 +131,6 @@ class PredictOut(BaseModel):
 
     best: Candidate
     candidates: list[Candidate] | None = Field(None, description="all of them, in the order in which they were drawn")
-
-
-class Triple(BaseModel):
-    """A row of the table `triples` without its images."""
-
-    triple_id: str
-    labeler_id: str
-    policy_id: str | None
-    video_id: str
-    uri: str | None
-    dataset: str | None
-    split: str | None
-    obs_time_s: float | None
-    next_time_s: float | None
-    action: str
-    motion: float | None
-    confidence: float | None
-    direction: float | None
-    copy_: float | None = Field(alias="copy")
-    labeled_at: dt.datetime | None
-
-
-class TriplesOut(BaseModel):
-    """A page of triples in the order of their ids."""
-
-    triples: list[Triple]
-    next: str | None = Field(description="give it as `after` for the next page; null: this is the last")
 
 
 class SqlIn(BaseModel):

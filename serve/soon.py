@@ -10,8 +10,8 @@ from prometheus_client import Counter, Gauge
 
 from lake.errors import Refused, one_line
 from lake.retry import Schedule, retry_async
+from lake.tables import Rows
 from serve.problems import busy
-from serve.replicas import Rows
 
 _MOST = 4096
 """Rows that wait: a lake that is away must not fill the memory."""

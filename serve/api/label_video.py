@@ -15,11 +15,11 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from lake.retry import Schedule, retry_async
+from lake.tables import Rows
 from serve.api.label import Write, as_label, media_type, unsupported, write_mode
 from serve.flow import STREAMED
 from serve.problems import Problem, bad_request, internal, responses
 from serve.queries import asked
-from serve.replicas import Rows
 from serve.schemas import VideoIn, VideoTriple, WriteMode, encoded
 from serve.services import Services
 from serve.videos import Videos, save
