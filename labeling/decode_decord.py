@@ -3,7 +3,7 @@
 decord numbers frames and hands out pictures without their time. The times come from the packets in the container, in
 the order of display, and are only right while decord loses nothing. So PyAV takes over a file whose container has no
 index, is damaged, or holds another number of frames than decord counts, and any file from decord's first error on.
-docs/decisions/0002-decoder.md has the measurements.
+docs/explanation/decisions/0002-decoder.md has the measurements.
 """
 
 from __future__ import annotations

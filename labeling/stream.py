@@ -18,7 +18,7 @@ VIDEO: list[tuple[str, pa.DataType]] = [
     ("attempt", pa.int32()),
 ]
 
-WORK = pa.schema([*VIDEO, ("decided", pa.list_(pa.string()))])
+WORK = pa.schema([*VIDEO, ("duration_s", pa.float64()), ("decided", pa.list_(pa.string()))])
 """A video to label; `decided` are the ids of its pairs that are in the tables already."""
 
 SAMPLES = pa.schema(
