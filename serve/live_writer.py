@@ -26,10 +26,10 @@ from lake.errors import Refused, Superseded
 from lake.ids import UPLOADS
 from lake.retry import Schedule, retry
 from lake.runs import Run, new_run_id
+from lake.scores import NAMES
 from lake.store_errors import AWAY
 from lake.tables import Lake, Rows
 
-_SCORES = ("motion", "camera_motion", "confidence", "direction", "copy", "text")
 _ROWS = 1024
 _WAIT_S = 0.2
 """A commit takes some ten milliseconds on a disk and a few hundred in S3; a batch gathers in that time."""
@@ -105,7 +105,7 @@ class LiveWriter:
 
     def _in_the_lake(self, ids: Sequence[str] | set[str]) -> dict[str, dict[str, Any]]:
         mine = pc.field("triple_id").isin(list(ids))
-        columns = ["triple_id", "action", *_SCORES]
+        columns = ["triple_id", "action", *NAMES]
         accepted = self._lake.read("triples", columns, mine).to_pylist()
         rejected = self._lake.read("rejections", [*columns, "reasons"], mine).to_pylist()
         return {row["triple_id"]: {"reasons": [], "error_type": None, **row} for row in [*accepted, *rejected]}

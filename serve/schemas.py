@@ -72,7 +72,9 @@ class Label(BaseModel):
     action: str | None = Field(examples=["the red shape moves left"], description="null: this pair failed")
     confidence: float | None = Field(examples=[-0.004], description="mean log-probability per token of the action")
     scores: dict[str, float | None] = Field(
-        examples=[{"motion": 0.02, "camera_motion": 0.0, "direction": 4.2, "copy": 3.9, "text": 1.0}],
+        examples=[
+            {"motion": 0.02, "camera_motion": 0.0, "confidence": -0.004, "direction": 4.2, "copy": 3.9, "text": 1.0}
+        ],
         description="as the table triples has them",
     )
     verdict: Literal["accepted", "rejected", "failed"]

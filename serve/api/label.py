@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from lake.ids import triple_id, upload_columns
+from lake.scores import NAMES
 from serve.keys import Key
 from serve.problems import Problem, bad_request, responses
 from serve.queries import asked
@@ -26,7 +27,6 @@ Write = Annotated[
     Query(description="whether the labels go into the lake; durable: before the answer. Default: no, or by the key"),
 ]
 
-_SCORES = ("motion", "camera_motion", "direction", "copy", "text")
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -160,7 +160,7 @@ def _row(pair: Pair, digests: tuple[bytes, bytes], services: Services) -> dict[s
 
 def as_label(row: dict[str, Any]) -> Label:
     """A labeled and verified row as the API has it."""
-    scores = {name: row[name] for name in _SCORES}
+    scores = {name: row[name] for name in NAMES}
     common: dict[str, Any] = {"triple_id": row["triple_id"], "scores": scores}
     if row["error_type"]:
         return Label(action=None, confidence=None, verdict="failed", reasons=[row["message"]], **common)
