@@ -2,7 +2,7 @@
 
 decord numbers frames and hands out pictures without their time. The times come from the packets in the container, in
 the order of display, and are only right while decord loses nothing: where the counts differ the file is refused, and
-an error ends the clip. docs/decisions/0002-decoder.md has what that leaves unnoticed.
+an error ends the clip. docs/explanation/decisions/0002-decoder.md has what that leaves unnoticed.
 """
 
 from __future__ import annotations

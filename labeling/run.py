@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import pickle
 import queue
 import threading
@@ -171,6 +172,8 @@ class _Driver:
             asked.decode_on,
             asked.label_on,
             self._labeler.weight_bytes,
+            # Of a container that does not say how long it is, any length may be true.
+            math.inf if work["duration_s"].null_count else pc.sum(work["duration_s"]).as_py() or 0.0,
         )
         stop = Stop(self._run.run_id)
         self._flag = stop.create()

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from lake.errors import ChildLost, DecodeError, SourceChanged, one_line
+from lake.scores import NAMES
 from lake.store_errors import is_transient
 
 VIDEO: list[tuple[str, pa.DataType]] = [
@@ -18,7 +19,7 @@ VIDEO: list[tuple[str, pa.DataType]] = [
     ("attempt", pa.int32()),
 ]
 
-WORK = pa.schema([*VIDEO, ("decided", pa.list_(pa.string()))])
+WORK = pa.schema([*VIDEO, ("duration_s", pa.float64()), ("decided", pa.list_(pa.string()))])
 """A video to label; `decided` are the ids of its pairs that are in the tables already."""
 
 SAMPLES = pa.schema(
@@ -54,10 +55,8 @@ LABELED = pa.schema(
     [
         *SAMPLES,
         ("action", pa.string()),
-        ("confidence", pa.float64()),
-        ("direction", pa.float64()),
-        ("copy", pa.float64()),
-        ("text", pa.float64()),
+        # Motion is measured while the frames are sampled.
+        *[(name, pa.float64()) for name in NAMES if name not in SAMPLES.names],
     ]
 )
 

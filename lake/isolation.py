@@ -11,12 +11,14 @@ import os
 import pickle
 import resource
 import signal
+import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Self, TypeVar
 
 from lake.errors import ChildLost, Ending
@@ -34,6 +36,8 @@ MEMORY_BYTES = 4 << 30
 # A child that starts imports what its first call needs, some of it for seconds on a busy machine: not the call's fault.
 START_S = 60.0
 
+
+_starting = threading.Lock()
 
 _OPENED = b""
 _parent: Connection | None = None
@@ -163,7 +167,8 @@ class _Child:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, memory_bytes), daemon=True)
-        self.process.start()
+        with _hidden_main():
+            self.process.start()
         # From here on only the child holds its end, so that its death is the end of the stream.
         theirs.close()
 
@@ -203,6 +208,18 @@ class _Child:
     def end(self) -> None:
         self.process.kill()
         self.process.join()
+
+
+@contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Keep a new child from importing the main module: it would run a user's script once more, from the top."""
+    with _starting:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 class _Alarm:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from lake.scores import NAMES as SCORE_NAMES
+
 SCHEMA_VERSION = 1
 
 DECISIONS = ("triples", "rejections")
@@ -12,9 +14,6 @@ DECISIONS = ("triples", "rejections")
 
 _TIME = pa.timestamp("us", "UTC")
 _TEXTS = pa.list_(pa.string())
-
-SCORES = ("motion", "camera_motion", "confidence", "direction", "copy", "agreement", "cycle", "text")
-"""One nullable float64 column each in `triples` and `rejections`; null means not computed."""
 
 _DECISION: list[tuple[str, pa.DataType]] = [
     ("triple_id", pa.string()),
@@ -31,7 +30,7 @@ _DECISION: list[tuple[str, pa.DataType]] = [
     ("obs_time_s", pa.float64()),
     ("next_time_s", pa.float64()),
     ("action", pa.string()),
-    *[(score, pa.float64()) for score in SCORES],
+    *[(name, pa.float64()) for name in SCORE_NAMES],
     ("labeled_at", _TIME),
 ]
 

@@ -16,8 +16,6 @@ class Decided(Triple):
     """A frame pair that was decided: a row of `triples` or of `rejections`."""
 
     run_id: str | None
-    camera_motion: float | None
-    text: float | None
     verdict: Literal["accepted", "rejected"]
     reasons: list[str] = Field(description="verifiers that reject it")
     obs: str | None = Field(None, description="JPEG as base64; null: not asked for, or rejected")

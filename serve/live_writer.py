@@ -29,13 +29,13 @@ from lake.errors import Refused, Superseded
 from lake.ids import video_id
 from lake.manifest import hashed_split
 from lake.runs import Run, new_run_id
+from lake.scores import NAMES
 from lake.store_errors import AWAY
 from lake.tables import Lake
 from serve.replicas import Rows
 
 DATASET = "live"
 _UPLOADS = "upload:"
-_SCORES = ("motion", "camera_motion", "confidence", "direction", "copy", "text")
 _ROWS = 1024
 _WAIT_S = 0.2
 """A commit takes some ten milliseconds on a disk and a few hundred in S3; a batch gathers in that time."""
@@ -129,7 +129,7 @@ class LiveWriter:
 
     def _in_the_lake(self, ids: Sequence[str] | set[str]) -> dict[str, dict[str, Any]]:
         mine = pc.field("triple_id").isin(list(ids))
-        columns = ["triple_id", "action", *_SCORES]
+        columns = ["triple_id", "action", *NAMES]
         accepted = self._lake.read("triples", columns, mine).to_pylist()
         rejected = self._lake.read("rejections", [*columns, "reasons"], mine).to_pylist()
         return {row["triple_id"]: {"reasons": [], "error_type": None, **row} for row in [*accepted, *rejected]}

@@ -6,7 +6,9 @@ import base64
 import datetime as dt
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, EncodedBytes, EncoderProtocol, Field
+from pydantic import BaseModel, ConfigDict, EncodedBytes, EncoderProtocol, Field, create_model
+
+from lake.scores import SCORES
 
 
 class _Base64(EncoderProtocol):
@@ -73,7 +75,9 @@ class Label(BaseModel):
     action: str | None = Field(examples=["the red shape moves left"], description="null: this pair failed")
     confidence: float | None = Field(examples=[-0.004], description="mean log-probability per token of the action")
     scores: dict[str, float | None] = Field(
-        examples=[{"motion": 0.02, "camera_motion": 0.0, "direction": 4.2, "copy": 3.9, "text": 1.0}],
+        examples=[
+            {"motion": 0.02, "camera_motion": 0.0, "confidence": -0.004, "direction": 4.2, "copy": 3.9, "text": 1.0}
+        ],
         description="as the table triples has them",
     )
     verdict: Literal["accepted", "rejected", "failed"]
@@ -134,9 +138,7 @@ class PredictOut(BaseModel):
     candidates: list[Candidate] | None = Field(None, description="all of them, in the order in which they were drawn")
 
 
-class Triple(BaseModel):
-    """A row of the table `triples` without its images."""
-
+class _Pair(BaseModel):
     triple_id: str
     labeler_id: str
     policy_id: str | None
@@ -147,10 +149,22 @@ class Triple(BaseModel):
     obs_time_s: float | None
     next_time_s: float | None
     action: str
-    motion: float | None
-    confidence: float | None
-    direction: float | None
-    copy_: float | None = Field(alias="copy")
+
+
+# `copy` is a method of every pydantic model, so the field of that score has another name.
+_SCORES: dict[str, Any] = {
+    score.name + "_" * hasattr(BaseModel, score.name): (
+        float | None,
+        Field(alias=score.name, description=score.description),
+    )
+    for score in SCORES
+}
+_Scored = create_model("_Scored", __base__=_Pair, **_SCORES)
+
+
+class Triple(_Scored):
+    """A row of the table `triples` without its images."""
+
     labeled_at: dt.datetime | None
 
 

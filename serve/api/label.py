@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from lake.ids import triple_id
+from lake.scores import NAMES
 from serve.keys import Key
 from serve.live_writer import upload_columns
 from serve.problems import Problem, bad_request, responses
@@ -27,7 +28,6 @@ Write = Annotated[
     Query(description="whether the labels go into the lake; durable: before the answer. Default: no, or by the key"),
 ]
 
-_SCORES = ("motion", "camera_motion", "direction", "copy", "text")
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -161,7 +161,7 @@ def _row(pair: Pair, digests: tuple[bytes, bytes], services: Services) -> dict[s
 
 def as_label(row: dict[str, Any]) -> Label:
     """A labeled and verified row as the API has it."""
-    scores = {name: row[name] for name in _SCORES}
+    scores = {name: row[name] for name in NAMES}
     common: dict[str, Any] = {"triple_id": row["triple_id"], "scores": scores}
     if row["error_type"]:
         return Label(action=None, confidence=None, verdict="failed", reasons=[row["message"]], **common)

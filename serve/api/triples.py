@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from fastapi import APIRouter, Depends, Query, Response
 
 from lake.cached_tables import KeptLake
+from lake.scores import NAMES
 from lake.sql import plain
 from serve.auth import Guard
 from serve.lake_schemas import Decided, TriplesPage
@@ -19,7 +20,7 @@ from serve.queries import Filters, Reading
 
 _COLUMNS = [
     "triple_id", "run_id", "labeler_id", "policy_id", "video_id", "uri", "dataset", "split", "obs_time_s",
-    "next_time_s", "action", "motion", "camera_motion", "confidence", "direction", "copy", "text", "labeled_at",
+    "next_time_s", "action", *NAMES, "labeled_at",
 ]  # fmt: skip
 _IMAGES = {"obs.jpg": "obs", "next_obs.jpg": "next_obs"}
 _ROWS_WITH_IMAGES = 100

@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.types import Scope
 
+from lake.scores import SCORES
 from serve.auth import COOKIE
 from serve.problems import Problem
 from serve.services import Services
@@ -27,6 +28,7 @@ _PAGES = {
     "/runs/{run_id}": "run",
     "/live": "live",
 }
+_SCORES = [{"name": score.name, "label": score.label, "keep": score.keep} for score in SCORES]
 # Asked for anew every time, which costs a 304: otherwise a browser guesses how long it may keep an old version.
 _NO_CACHE = {"Cache-Control": "no-cache"}
 
@@ -55,7 +57,11 @@ def _router(services: Services) -> APIRouter:
 
     def rendered(request: Request, name: str, status: int = 200, **values: Any) -> HTMLResponse:
         content = environment.get_template(f"{name}.html").render(
-            page=name, signed_in=COOKIE in request.cookies, predicts=services.world_size is not None, **values
+            page=name,
+            signed_in=COOKIE in request.cookies,
+            predicts=services.world_size is not None,
+            known_scores=_SCORES,
+            **values,
         )
         return HTMLResponse(content, status, _NO_CACHE)
 

@@ -30,7 +30,7 @@ from tests.k8s.monitoring import (
 from tests.k8s.policy import complaints
 
 OPERATOR = "monitoring.coreos.com/v1"
-DOCS = ROOT / "docs" / "observability.md"
+DOCS = ROOT / "docs/how-to/observability.md"
 
 
 def test_only_who_switches_it_on_needs_the_operator() -> None:
@@ -132,7 +132,7 @@ def test_every_alert_has_a_test_and_a_runbook() -> None:
     alerts = [rule for group in rules()["groups"] for rule in group["rules"]]
     assert tested == {rule["alert"] for rule in alerts}
     for rule in alerts:
-        assert rule["annotations"]["runbook"] == f"docs/observability.md#{rule['alert'].lower()}"
+        assert rule["annotations"]["runbook"] == f"docs/how-to/observability.md#{rule['alert'].lower()}"
         assert rule["alert"].lower() in headings
 
 

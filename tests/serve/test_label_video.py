@@ -21,7 +21,7 @@ from fastapi.testclient import TestClient
 from httpx import Response
 from starlette.types import Message
 
-from labeling.annotate import decode_images
+from labeling.images import decode_images
 from labeling.sample import SampleVideos
 from labeling.segments import sample_video
 from labeling.settings import SamplingSettings

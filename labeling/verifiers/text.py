@@ -1,8 +1,12 @@
-"""The `text` verifier: is this text an action at all?"""
+"""Is the text an action at all?"""
 
 from __future__ import annotations
 
 import re
+
+import numpy as np
+
+from labeling.evidence import Evidence, Values
 
 # What instruction-tuned models say instead of an action; the builtin model says "cannot tell what happens".
 _REFUSAL = re.compile(
@@ -14,11 +18,16 @@ MAX_WORDS = 40
 """The paper's instructions are one clause; a longer text describes the scene instead of the change."""
 
 
-def text_score(action: str) -> float:
-    """1.0 for a usable action text; 0.0 when it is empty, a refusal, a repetition or too long."""
+def score(evidence: Evidence) -> Values:
+    """1 for a usable action text, else 0."""
+    return np.array([is_usable(action) for action in evidence.actions], np.float64)
+
+
+def is_usable(action: str) -> bool:
+    """Return False for a text that is empty, a refusal, a repetition, or too long."""
     words = action.lower().split()
     usable = bool(words) and len(words) <= MAX_WORDS and not _REFUSAL.search(action) and not _repeats(words)
-    return float(usable and any(character.isalpha() for character in action))
+    return usable and any(character.isalpha() for character in action)
 
 
 def _repeats(words: list[str]) -> bool:
