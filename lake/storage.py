@@ -291,6 +291,11 @@ class StorageConfig(Settings):
             for file in (found for found in folder.rglob("*") if found.is_file()):
                 durable.flush(Path(path, file.relative_to(folder)))
 
+    def get_folder(self, uri: str, folder: Path) -> None:
+        """Copy what is under a uri into a folder of this machine. Patient as `put`."""
+        filesystem, path = self.filesystem(uri)
+        s3.patiently(lambda: pafs.copy_files(path, str(folder), source_filesystem=filesystem))
+
     def get(self, uri: str) -> bytes | None:
         """Return all bytes of a small object; None where there is none."""
         if not is_s3(uri):
