@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -152,5 +152,5 @@ def _failure(error_type: str, message: str) -> dict[str, Any]:
 @contextmanager
 def reader(storage: StorageConfig, image_size: int) -> Iterator[Reader]:
     """A `Reader` whose processes are gone at the end."""
-    with IsolatedPool(len(os.sched_getaffinity(0)), TIMEOUT_S) as pool:
+    with closing(IsolatedPool(len(os.sched_getaffinity(0)), TIMEOUT_S)) as pool:
         yield Reader(storage, image_size, pool)

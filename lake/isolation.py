@@ -189,14 +189,6 @@ class IsolatedPool:
             child.close()
         self._threads.shutdown(cancel_futures=True)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 class _Ended(Exception):
     """How a child ended in the middle of a call."""

@@ -1,7 +1,7 @@
 """Read what the header of a video says, over ranged reads, in a process that can be killed."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import IO, NamedTuple
 
 import av
@@ -106,5 +106,5 @@ class Prober:
 @contextmanager
 def prober(storage: StorageConfig, timeout_s: float = TIMEOUT_S) -> Iterator[Prober]:
     """A ``Prober`` whose processes are gone at the end; `timeout_s` is for one header."""
-    with IsolatedPool(WORKERS, timeout_s) as pool:
+    with closing(IsolatedPool(WORKERS, timeout_s)) as pool:
         yield Prober(storage, pool)
