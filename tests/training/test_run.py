@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 import pytest
-import ray
 from safetensors.numpy import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -33,18 +30,13 @@ from training.run import Summary, train
 from training.settings import WorldTraining
 from training.tokens import make_tokens
 
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
 STEPS = 6
 SETTINGS: dict[str, Any] = {
     "steps": STEPS, "batch_size": 4, "micro_batch_size": 2, "peak_lr": 1e-2, "warmup_steps": 1, "method": "full",
     "floor": 0.3, "checkpoint_every": 2, "log_every": 1,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

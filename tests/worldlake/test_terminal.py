@@ -28,6 +28,7 @@ def test_progress_shows_what_was_counted(tmp_path: Path) -> None:
     assert "Traceback" not in output
 
 
+@pytest.mark.ray
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_demo_runs_on_a_terminal(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Imports what the commands import; `tests.worldlake.command` forks a process that has done so."""
+"""Imports what `tests.forked` calls; a process that has done so is forked."""
 
 from __future__ import annotations
 
