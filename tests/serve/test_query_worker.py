@@ -96,6 +96,7 @@ def test_the_process_of_a_query_may_compute_for_so_long(process: Isolated, lake:
     assert 5 <= soft <= 5 * 100
 
 
+@pytest.mark.slow
 def test_a_query_that_hangs_is_answered_in_time_and_tried_once(lake: Lake) -> None:
     async def work() -> None:
         async with started(lake) as asked:
@@ -111,6 +112,7 @@ def test_a_query_that_hangs_is_answered_in_time_and_tried_once(lake: Lake) -> No
     run(work)
 
 
+@pytest.mark.slow
 def test_one_key_leaves_a_process_to_the_others(lake: Lake) -> None:
     async def work() -> None:
         async with started(lake) as asked:
@@ -126,6 +128,7 @@ def test_one_key_leaves_a_process_to_the_others(lake: Lake) -> None:
     run(work)
 
 
+@pytest.mark.slow
 def test_a_query_ends_when_whoever_sent_it_leaves(lake: Lake) -> None:
     async def work() -> None:
         async with started(lake) as asked:
@@ -143,6 +146,7 @@ def test_a_query_ends_when_whoever_sent_it_leaves(lake: Lake) -> None:
     run(work)
 
 
+@pytest.mark.slow
 def test_a_process_that_was_lost_is_started_again_before_anybody_asks(lake: Lake) -> None:
     async def work() -> None:
         async with started(lake) as asked:
