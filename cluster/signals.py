@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lake.timer import after
+
 log = logging.getLogger("worldlake")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -32,7 +34,7 @@ def draining(hours: float | None = None) -> Iterator[threading.Event]:
         stop.set()
         log.info("%s: draining; a second signal ends at once", signal.Signals(number).name)
 
-    with _time_limit(stop, hours):
+    with after(None if hours is None else hours * 3600, stop.set):
         if threading.current_thread() is not threading.main_thread():
             yield stop
             return
@@ -42,17 +44,3 @@ def draining(hours: float | None = None) -> Iterator[threading.Event]:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-@contextmanager
-def _time_limit(stop: threading.Event, hours: float | None) -> Iterator[None]:
-    if hours is None:
-        yield
-        return
-    timer = threading.Timer(min(hours * 3600, threading.TIMEOUT_MAX), stop.set)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()

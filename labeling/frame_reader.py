@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from queue import SimpleQueue
 from typing import Any
 
 from labeling.frame_lookup import Picked, Position, pick_frames, read_images
 from labeling.settings import SamplingSettings
 from labeling.stream import describe
 from lake.errors import ChildLost, DecodeError
-from lake.isolation import Isolated
+from lake.isolation import Isolated, IsolatedPool
 from lake.manifest import Labeled, Moment
 from lake.storage import Entry, StorageConfig
 from lake.store_errors import outage
@@ -63,15 +62,11 @@ class Outcome:
 
 
 class Reader:
-    """A process for every core, started when the first unit is read."""
+    """Read the frames of units in isolated processes."""
 
-    def __init__(self, storage: StorageConfig, image_size: int) -> None:
-        self._storage, self._image_size, self._settings = storage, image_size, SamplingSettings()
-        self._children = [Isolated(TIMEOUT_S) for _ in os.sched_getaffinity(0)]
-        self._threads = ThreadPoolExecutor(len(self._children))
-        self._idle: SimpleQueue[Isolated] = SimpleQueue()
-        for child in self._children:
-            self._idle.put(child)
+    def __init__(self, storage: StorageConfig, image_size: int, pool: IsolatedPool) -> None:
+        self._storage, self._image_size, self._pool = storage, image_size, pool
+        self._settings = SamplingSettings()
 
     def read(self, units: Iterable[Unit]) -> Iterator[Outcome]:
         """Yield the outcome of every unit as it comes; few are in memory at once.
@@ -80,22 +75,15 @@ class Reader:
         """
         running: set[Future[Outcome]] = set()
         for unit in units:
-            running.add(self._threads.submit(self._read, unit))
-            if len(running) >= 2 * len(self._children):
+            running.add(self._pool.submit(self._read, unit))
+            if len(running) >= 2 * self._pool.size:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in done)
 
-    def stop(self) -> None:
-        """End the processes, whatever they are at."""
-        for child in self._children:
-            child.close()
-        self._threads.shutdown(cancel_futures=True)
-
-    def _read(self, unit: Unit) -> Outcome:
-        child = self._idle.get()
+    def _read(self, child: Isolated, unit: Unit) -> Outcome:
         try:
             with tempfile.TemporaryDirectory(prefix="worldlake-") as folder:
                 paths = [
@@ -115,8 +103,6 @@ class Reader:
             if everywhere := outage(error):
                 raise everywhere from error
             return Outcome(unit, failures=[(row, describe(error)) for row in unit.rows])
-        finally:
-            self._idle.put(child)
 
     def _images(self, child: Isolated, unit: Unit, paths: list[str]) -> Outcome:
         obs, next_obs = child.call(read_images, paths, self._settings, self._image_size)
@@ -166,8 +152,5 @@ def _failure(error_type: str, message: str) -> dict[str, Any]:
 @contextmanager
 def reader(storage: StorageConfig, image_size: int) -> Iterator[Reader]:
     """A `Reader` whose processes are gone at the end."""
-    running = Reader(storage, image_size)
-    try:
-        yield running
-    finally:
-        running.stop()
+    with closing(IsolatedPool(len(os.sched_getaffinity(0)), TIMEOUT_S)) as pool:
+        yield Reader(storage, image_size, pool)

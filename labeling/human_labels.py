@@ -22,8 +22,9 @@ from lake.commits import Committer
 from lake.errors import Refused
 from lake.ids import content_id, triple_id, video_id
 from lake.layouts import find_mapping
-from lake.manifest import Labeled, Manifest, Origin, Place, check_split, read_manifest
-from lake.manifest import Mapping as Layout
+from lake.manifest import Labeled, Manifest, Origin, read_manifest
+from lake.mapping import Mapping as Layout
+from lake.mapping import Place, check_split
 from lake.runs import Run, new_run_id, states
 from lake.storage import normalize
 from lake.tables import Lake, now, to_table
@@ -66,7 +67,7 @@ def ingest_labeled(
 ) -> tuple[catalog.IngestCounts, LabeledCounts]:
     """Read labeled rows, catalog their videos, and make triples of them.
 
-    `layout` is the name of a preset, or a YAML file with a `manifest.Mapping`; one that has rows.
+    `layout` is the name of a preset, or a YAML file with a `mapping.Mapping`; one that has rows.
 
     Raises:
         Refused: a source or a manifest cannot be used, the labeler has triples of another image size, or a run of it is

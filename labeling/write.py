@@ -33,13 +33,17 @@ class Write:
     source: Literal["label", "live"] = "label"
 
     def __call__(self, verified: pa.Table) -> pa.Table:
-        """Write the rows of a block (`VERIFIED`); returns one row that holds the pickled `Report`.
+        """As `report`, for Ray Data: one row that holds the pickled report."""
+        return pa.table({"report": [pickle.dumps(self.report(verified))]})
+
+    def report(self, verified: pa.Table) -> Report:
+        """Write the rows of a block (`VERIFIED`).
 
         Raises Unavailable or Refused where the lake cannot be written and no retry can help.
         """
         with STAGE_SECONDS.timed(stage="write", source=self.source):
             try:
-                return pa.table({"report": [pickle.dumps(self._report(verified))]})
+                return self._report(verified)
             except Exception as error:
                 if why := final_error(error, self.lake.uri):
                     raise why from error

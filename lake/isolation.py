@@ -14,15 +14,19 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from queue import SimpleQueue
 from types import ModuleType, TracebackType
 from typing import Any, Self, TypeVar
 
 from lake.errors import ChildLost, Ending
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # Once more, because a kill or an empty memory may have come from outside; not more often, because a file that does it
@@ -151,6 +155,39 @@ class Isolated:
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+class IsolatedPool:
+    """Isolated processes that are started when work first needs them; each does one piece of work at a time."""
+
+    def __init__(self, size: int, timeout_s: float) -> None:
+        self.size = size
+        self._children = [Isolated(timeout_s) for _ in range(size)]
+        self._threads = ThreadPoolExecutor(size)
+        self._idle: SimpleQueue[Isolated] = SimpleQueue()
+        for child in self._children:
+            self._idle.put(child)
+
+    def submit(self, work: Callable[[Isolated, Item], Result], item: Item) -> Future[Result]:
+        """Call `work(process, item)` on a thread, with a process that nothing else uses meanwhile."""
+        return self._threads.submit(self._run, work, item)
+
+    def map(self, work: Callable[[Isolated, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Yield `work(process, item)` of every item, in order."""
+        return self._threads.map(partial(self._run, work), items)
+
+    def _run(self, work: Callable[[Isolated, Item], Result], item: Item) -> Result:
+        child = self._idle.get()
+        try:
+            return work(child, item)
+        finally:
+            self._idle.put(child)
+
+    def close(self) -> None:
+        """End the processes, also in the middle of a call, and drop what has not begun."""
+        for child in self._children:
+            child.close()
+        self._threads.shutdown(cancel_futures=True)
 
 
 class _Ended(Exception):

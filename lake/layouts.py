@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from lake.errors import Refused
-from lake.manifest import SPLITS, Mapping, Place
+from lake.mapping import SPLITS, Mapping, Place
 
 # As the data sets are distributed; docs/how-to/sources.md shows the folders.
 _PRESETS: dict[str, dict[str, Any]] = {

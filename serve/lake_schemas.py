@@ -5,16 +5,42 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, create_model
 
-from serve.schemas import LabelerOut, Triple
+from lake.scores import SCORES
+from serve.schemas import LabelerOut
 
 NEXT = "give it as `after` for the next page; null: this is the last"
 
 
-class Decided(Triple):
+class _Pair(BaseModel):
+    triple_id: str
+    labeler_id: str
+    policy_id: str | None
+    video_id: str
+    uri: str | None
+    dataset: str | None
+    split: str | None
+    obs_time_s: float | None
+    next_time_s: float | None
+    action: str
+
+
+# `copy` is a method of every pydantic model, so the field of that score has another name.
+_SCORES: dict[str, Any] = {
+    score.name + "_" * hasattr(BaseModel, score.name): (
+        float | None,
+        Field(alias=score.name, description=score.description),
+    )
+    for score in SCORES
+}
+_Scored = create_model("_Scored", __base__=_Pair, **_SCORES)
+
+
+class Decided(_Scored):
     """A frame pair that was decided: a row of `triples` or of `rejections`."""
 
+    labeled_at: dt.datetime | None
     run_id: str | None
     verdict: Literal["accepted", "rejected"]
     reasons: list[str] = Field(description="verifiers that reject it")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import base64
-import datetime as dt
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, EncodedBytes, EncoderProtocol, Field, create_model
-
-from lake.scores import SCORES
+from pydantic import BaseModel, ConfigDict, EncodedBytes, EncoderProtocol, Field
 
 
 class _Base64(EncoderProtocol):
@@ -136,43 +133,6 @@ class PredictOut(BaseModel):
 
     best: Candidate
     candidates: list[Candidate] | None = Field(None, description="all of them, in the order in which they were drawn")
-
-
-class _Pair(BaseModel):
-    triple_id: str
-    labeler_id: str
-    policy_id: str | None
-    video_id: str
-    uri: str | None
-    dataset: str | None
-    split: str | None
-    obs_time_s: float | None
-    next_time_s: float | None
-    action: str
-
-
-# `copy` is a method of every pydantic model, so the field of that score has another name.
-_SCORES: dict[str, Any] = {
-    score.name + "_" * hasattr(BaseModel, score.name): (
-        float | None,
-        Field(alias=score.name, description=score.description),
-    )
-    for score in SCORES
-}
-_Scored = create_model("_Scored", __base__=_Pair, **_SCORES)
-
-
-class Triple(_Scored):
-    """A row of the table `triples` without its images."""
-
-    labeled_at: dt.datetime | None
-
-
-class TriplesOut(BaseModel):
-    """A page of triples in the order of their ids."""
-
-    triples: list[Triple]
-    next: str | None = Field(description="give it as `after` for the next page; null: this is the last")
 
 
 class SqlIn(BaseModel):

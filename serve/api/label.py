@@ -12,10 +12,9 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from lake.ids import triple_id
+from lake.ids import triple_id, upload_columns
 from lake.scores import NAMES
 from serve.keys import Key
-from serve.live_writer import upload_columns
 from serve.problems import Problem, bad_request, responses
 from serve.queries import asked
 from serve.schemas import Label, LabelIn, LabelOut, WriteMode

@@ -16,7 +16,7 @@ from lake.sql import plain
 from serve.auth import Guard
 from serve.lake_schemas import Decided, TriplesPage
 from serve.problems import Problem, responses
-from serve.queries import Filters, Reading
+from serve.queries import Filters, Page, Reading
 
 _COLUMNS = [
     "triple_id", "run_id", "labeler_id", "policy_id", "video_id", "uri", "dataset", "split", "obs_time_s",
@@ -39,19 +39,18 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
     @api.get("/v1/triples", summary="Triples, a page at a time", responses=errors)
     async def triples(
         filters: Annotated[Filters, Depends()],
-        after: Annotated[UUID | None, Query(description="`next` of the page before")] = None,
-        limit: Annotated[int | None, Query(ge=1, description="rows of the page")] = None,
+        asked: Annotated[Page, Depends()],
         min_confidence: Annotated[float | None, Query(allow_inf_nan=False)] = None,
         order: Annotated[
             Literal["id", "newest", "unsure"], Query(description="unsure: the least confident ones first")
         ] = "id",
         images: Annotated[bool, Query(description="also the images; 100 rows at most")] = False,
     ) -> TriplesPage:
-        limit = reading.page(limit, _ROWS_WITH_IMAGES if images else None)
+        limit = reading.page(asked.limit, _ROWS_WITH_IMAGES if images else None)
         if min_confidence is not None:
             filters.sql += " AND confidence >= $min_confidence"
             filters.parameters["min_confidence"] = min_confidence
-        page, last = await page_of(reading, "triples", filters, after, limit, _ORDERS[order], images=images)
+        page, last = await page_of(reading, "triples", filters, asked.after, limit, _ORDERS[order], images=images)
         return TriplesPage(triples=page, next=last)
 
     @api.get("/v1/triples/{triple_id}", summary="One triple", responses=errors | responses(404))
@@ -82,13 +81,13 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
 
 
 async def page_of(
-    reading: Reading, table: str, filters: Filters, after: UUID | None, limit: int, key: str, *, images: bool = False
+    reading: Reading, table: str, filters: Filters, after: str | None, limit: int, key: str, *, images: bool = False
 ) -> tuple[list[Decided], str | None]:
     """Rows after one, in the order of `key` and id; and the id to go on after."""
     given = filters.parameters | {"limit": limit + 1}
     condition = filters.sql
     if after is not None:
-        given["after"] = str(after)
+        given["after"] = after
         condition += f" AND ({key}, triple_id) > (SELECT ({key}, triple_id) FROM {table} WHERE triple_id = $after)"
         if key == "triple_id":
             condition = f"{filters.sql} AND triple_id > $after"

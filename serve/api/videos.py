@@ -6,7 +6,6 @@ import math
 from fractions import Fraction
 from http import HTTPStatus
 from typing import Annotated, Any
-from uuid import UUID
 
 import pyarrow.compute as pc
 from fastapi import APIRouter, Depends, Query
@@ -18,7 +17,7 @@ from serve.api.triples import decided
 from serve.auth import Guard
 from serve.lake_schemas import Decided, FailureInTime, PairsPage, VideoDetail, VideoOut, VideosPage
 from serve.problems import Problem, responses
-from serve.queries import Reading
+from serve.queries import AFTER, Limit, Page, Reading, page_after
 
 _COUNTS = """
     (SELECT count(*) FROM triples WHERE triples.video_id = page.video_id) AS accepted,
@@ -37,7 +36,7 @@ SELECT *, (SELECT list(DISTINCT labeler_id ORDER BY labeler_id) FROM progress WH
 FROM videos WHERE video_id = $video LIMIT 1
 """
 _FAILURES = f"SELECT {FAILURE} FROM failures WHERE video_id = $video ORDER BY failed_at DESC LIMIT 100"
-_Id = Annotated[str | None, Query(max_length=64, description="`next` of the page before")]
+_Id = Annotated[str | None, Query(max_length=64, description=AFTER)]
 
 
 def router(guard: Guard, reading: Reading) -> APIRouter:
@@ -48,7 +47,7 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
     @api.get("/v1/videos", summary="Videos by name, a page at a time", responses=errors)
     async def videos(
         after: _Id = None,
-        limit: Annotated[int | None, Query(ge=1, description="rows of the page")] = None,
+        limit: Limit = None,
         dataset: Annotated[str | None, Query(max_length=200)] = None,
         uri: Annotated[str | None, Query(max_length=1000, description="text that the uri contains")] = None,
     ) -> VideosPage:
@@ -78,16 +77,12 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
     @api.get("/v1/videos/{video_id}/pairs", summary="Decided pairs of a video, in time", responses=errors)
     async def pairs(
         video_id: str,
-        after: Annotated[UUID | None, Query(description="`next` of the page before")] = None,
-        limit: Annotated[int | None, Query(ge=1, description="rows of the page")] = None,
+        asked: Annotated[Page, Depends()],
     ) -> PairsPage:
-        limit = reading.page(limit)
+        limit = reading.page(asked.limit)
         found = await reading.ask(lambda: _pairs(reading.lake, video_id))
-        if after is not None:
-            ids = [pair.triple_id for pair in found]
-            found = found[ids.index(str(after)) + 1 :] if str(after) in ids else []
-        page = found[:limit]
-        return PairsPage(pairs=page, next=page[-1].triple_id if len(found) > limit else None)
+        page, last = page_after(found, lambda pair: pair.triple_id, asked.after, limit)
+        return PairsPage(pairs=page, next=last)
 
     return api
 
