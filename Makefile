@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 # Two at a time, each with a file of its own.
 TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all test-long mutants lint bench constraints clean
+.PHONY: demo test test-all test-long mutants lint docs bench constraints clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("worldlake needs Python 3.11 or newer: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -48,6 +48,10 @@ lint: .venv/installed-dev  ## Style, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/installed-dev  ## Write docs/reference anew, and build the site in build/site
+	$(BIN)/python -m docs.generate
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: .venv/installed-dev  ## Every benchmark; figures go to bench/results
 	$(BIN)/python -m bench.decoders
