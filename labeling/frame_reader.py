@@ -71,7 +71,7 @@ class Reader:
     def read(self, units: Iterable[Unit]) -> Iterator[Outcome]:
         """Yield the outcome of every unit as it comes; few are in memory at once.
 
-        Raises Unavailable for what would befall every other unit as well.
+        Raises Unavailable for errors that affect every other unit as well.
         """
         running: set[Future[Outcome]] = set()
         for unit in units:

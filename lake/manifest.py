@@ -149,7 +149,7 @@ class _Files:
         try:
             entries = [entry for page in storage.pages(source) for entry in page]
         except OSError as error:
-            raise Refused(f"cannot list {source!r}: {error}; mend it and run the same again") from error
+            raise Refused(f"cannot list {source!r}: {error}; fix it and run the command again") from error
         if [entry.uri for entry in entries] == [source]:
             raise Refused(f"{source!r} is a file: name the folder from which the paths of its rows start")
         self.by_path = {self.relative(entry): entry for entry in entries}

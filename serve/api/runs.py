@@ -45,7 +45,7 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
 
 
 def newest(lake: Lake) -> list[RunOut]:
-    """All runs, newest first."""
+    """Return all runs, newest first."""
     return [RunOut(**_common(state)) for state in reversed(states(lake))]
 
 
