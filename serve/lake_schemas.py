@@ -130,7 +130,7 @@ class OverviewOut(BaseModel):
 
 
 class Histogram(BaseModel):
-    """How a score is spread: bins of equal width; the outer ones hold what lies beyond as well."""
+    """How a score is spread: bins of equal width; the outer ones include everything beyond."""
 
     score: str
     low: float

@@ -39,7 +39,9 @@ _ADDRESSES = 1 << 40
 """Bytes of address space: what is only reserved costs nothing."""
 log = logging.getLogger("serve.queries")
 
-_Text = Annotated[str | None, Query(max_length=200)]
+_RunId = Annotated[str | None, Query(max_length=200, description="a run id")]
+DatasetName = Annotated[str | None, Query(max_length=200, description="a data set")]
+LabelerId = Annotated[str | None, Query(max_length=200, description="a labeler id")]
 AFTER = "`next` of the page before"
 Limit = Annotated[int | None, Query(ge=1, description="rows of the page")]
 
@@ -93,10 +95,10 @@ class Filters:
     def __init__(
         self,
         request: Request,
-        dataset: _Text = None,
-        labeler: _Text = None,
-        run: _Text = None,
-        video: Annotated[str | None, Query(max_length=64)] = None,
+        dataset: DatasetName = None,
+        labeler: LabelerId = None,
+        run: _RunId = None,
+        video: Annotated[str | None, Query(max_length=64, description="a video id")] = None,
         action: Annotated[str | None, Query(max_length=200, description="text that the action contains")] = None,
         where: Annotated[
             str | None,

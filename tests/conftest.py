@@ -88,7 +88,7 @@ def bucket(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     return made
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A uri to put a lake at: once in a folder, once in S3."""
     if request.param == "folder":

@@ -17,7 +17,7 @@ from lake.scores import NAMES
 from serve.keys import Key
 from serve.problems import Problem, bad_request, responses
 from serve.queries import asked
-from serve.schemas import Label, LabelIn, LabelOut, WriteMode
+from serve.schemas import Label, LabelIn, LabelOut, WriteMode, json_or_files
 from serve.services import Services
 from serve.uploads import Pair
 
@@ -26,22 +26,6 @@ Write = Annotated[
     WriteMode | None,
     Query(description="whether the labels go into the lake; durable: before the answer. Default: no, or by the key"),
 ]
-
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": LabelIn.model_json_schema(ref_template="#/components/schemas/{model}")},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["obs", "next_obs"],
-                    "properties": {name: {"type": "string", "format": "binary"} for name in ("obs", "next_obs")},
-                }
-            },
-        },
-    }
-}
 
 
 def router(services: Services) -> APIRouter:
@@ -52,7 +36,7 @@ def router(services: Services) -> APIRouter:
         "/v1/label",
         summary="Name the action between two frames, of one or several pairs",
         responses=responses(400, 401, 403, 409, 413, 415, 422, 429, 503, 504),
-        openapi_extra=_BODY,
+        openapi_extra=json_or_files(LabelIn, "obs", "next_obs"),
     )
     async def label(
         request: Request,

@@ -11,7 +11,7 @@ from serve.api.runs import newest
 from serve.auth import Guard
 from serve.lake_schemas import ActionOut, DatasetOut, Histogram, Kept, KeptOut, OverviewOut, VerifierOut
 from serve.problems import responses
-from serve.queries import Filters, Reading, asker, checked
+from serve.queries import Filters, LabelerId, Reading, asker, checked
 from serve.schemas import LabelerOut
 
 _SCORES = ", ".join(NAMES)
@@ -82,7 +82,9 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
     errors = responses(401, 403, 422, 429, 503)
 
     @api.get("/v1/overview", summary="Counts, acceptance, throughput and labels", responses=errors)
-    async def overview(labeler: Annotated[str | None, Query(max_length=200)] = None) -> OverviewOut:
+    async def overview(
+        labeler: LabelerId = None,
+    ) -> OverviewOut:
         found = await _kept(reading, labeler)
         # Runs that are at work change without a commit.
         runs = await reading.ask(lambda: newest(reading.lake))

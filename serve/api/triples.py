@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Response
 
 from lake.cached_tables import KeptLake
 from lake.sql import plain
@@ -20,6 +20,7 @@ from serve.row_models import column_names
 
 _COLUMNS = column_names(PairColumns)
 _IMAGES = {"obs.jpg": "obs", "next_obs.jpg": "next_obs"}
+_Id = Annotated[UUID, Path(description="a triple id")]
 _ROWS_WITH_IMAGES = 100
 """Two images of some 20 kB each, as base64."""
 
@@ -37,7 +38,9 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
     async def triples(
         filters: Annotated[Filters, Depends()],
         asked: Annotated[Page, Depends()],
-        min_confidence: Annotated[float | None, Query(allow_inf_nan=False)] = None,
+        min_confidence: Annotated[
+            float | None, Query(allow_inf_nan=False, description="least confidence, a log-probability per token")
+        ] = None,
         order: Annotated[
             Literal["id", "newest", "unsure"], Query(description="unsure: the least confident ones first")
         ] = "id",
@@ -51,7 +54,7 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
         return TriplesPage(triples=page, next=last)
 
     @api.get("/v1/triples/{triple_id}", summary="One triple", responses=errors | responses(404))
-    async def triple(triple_id: UUID) -> Decided:
+    async def triple(triple_id: _Id) -> Decided:
         rows = await reading.ask(lambda: decided(reading.lake, "triples", pc.field("triple_id") == str(triple_id)))
         if not rows:
             raise _missing(triple_id)
@@ -63,7 +66,7 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
         responses=errors | responses(404) | {200: {"content": {"image/jpeg": {}}}},
         response_class=Response,
     )
-    async def image(triple_id: UUID, image: str) -> Response:
+    async def image(triple_id: _Id, image: Annotated[str, Path(description="obs.jpg or next_obs.jpg")]) -> Response:
         if image not in _IMAGES:
             raise _missing(triple_id)
         where = pc.field("triple_id") == str(triple_id)

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 import pyarrow.compute as pc
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Path, Query
 
 from lake.cached_tables import KeptLake
 from lake.schemas import DECISIONS
@@ -17,7 +17,7 @@ from serve.api.triples import decided
 from serve.auth import Guard
 from serve.lake_schemas import Decided, FailureInTime, PairsPage, VideoColumns, VideoDetail, VideoOut, VideosPage
 from serve.problems import Problem, responses
-from serve.queries import AFTER, Limit, Page, Reading, page_after
+from serve.queries import AFTER, DatasetName, Limit, Page, Reading, page_after
 from serve.row_models import column_names
 
 _COUNTS = """
@@ -37,7 +37,8 @@ SELECT *, (SELECT list(DISTINCT labeler_id ORDER BY labeler_id) FROM progress WH
 FROM videos WHERE video_id = $video LIMIT 1
 """
 _FAILURES = f"SELECT {FAILURE} FROM failures WHERE video_id = $video ORDER BY failed_at DESC LIMIT 100"
-_Id = Annotated[str | None, Query(max_length=64, description=AFTER)]
+_After = Annotated[str | None, Query(max_length=64, description=AFTER)]
+_Id = Annotated[str, Path(description="a video id")]
 
 
 def router(guard: Guard, reading: Reading) -> APIRouter:
@@ -47,9 +48,9 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
 
     @api.get("/v1/videos", summary="Videos by name, a page at a time", responses=errors)
     async def videos(
-        after: _Id = None,
+        after: _After = None,
         limit: Limit = None,
-        dataset: Annotated[str | None, Query(max_length=200)] = None,
+        dataset: DatasetName = None,
         uri: Annotated[str | None, Query(max_length=1000, description="text that the uri contains")] = None,
     ) -> VideosPage:
         limit = reading.page(limit)
@@ -59,7 +60,7 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
         return VideosPage(videos=page, next=page[-1].video_id if len(rows) > limit else None)
 
     @api.get("/v1/videos/{video_id}", summary="One video", responses=errors | responses(404))
-    async def video(video_id: str) -> VideoDetail:
+    async def video(video_id: _Id) -> VideoDetail:
         given: dict[str, object] = {"video": video_id}
         rows = await reading.rows(_ONE, given, 1)
         pairs = await reading.ask(lambda: _of_pairs(reading.lake, video_id))
@@ -77,7 +78,7 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
 
     @api.get("/v1/videos/{video_id}/pairs", summary="Decided pairs of a video, in time", responses=errors)
     async def pairs(
-        video_id: str,
+        video_id: _Id,
         asked: Annotated[Page, Depends()],
     ) -> PairsPage:
         limit = reading.page(asked.limit)

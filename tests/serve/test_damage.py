@@ -38,6 +38,8 @@ from tests.serve.test_label_video import events, upload
 
 Pairs = list[tuple[bytes, bytes, str]]
 
+pytestmark = pytest.mark.slow
+
 LATEST_S = Limits().deadline_s
 EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 # What stands before the fields of headers: sizes, counts, times, offsets, sampling factors.

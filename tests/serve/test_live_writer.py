@@ -37,7 +37,7 @@ def ask(client: TestClient, pairs: Pairs, write: str | None = "durable", **heade
     return client.post("/v1/label", params={"write": write} if write else {}, json=body, headers=headers)
 
 
-def until(holds: Callable[[], bool], seconds: float = 20) -> None:
+def until(holds: Callable[[], bool], seconds: float = 120) -> None:
     begun = time.monotonic()
     while not holds():
         assert time.monotonic() - begun < seconds

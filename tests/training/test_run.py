@@ -126,6 +126,7 @@ def test_a_run_that_was_stopped_goes_on_in_the_middle_of_an_epoch(
     assert_same(weights(lake, "stopped"), weights(lake, "undisturbed"))
 
 
+@pytest.mark.slow
 def test_two_workers_end_where_one_does(lake: Lake, model: Path, undisturbed: Summary) -> None:
     run(lake, settings(model, workers=2), "two")
     one, two = weights(lake, "undisturbed"), weights(lake, "two")
@@ -154,6 +155,7 @@ def test_an_adapter_is_what_models_load_and_unreadable_images_are_failures(tmp_p
     assert all("lora" in key for key in weights(lake, "lora"))
 
 
+@pytest.mark.slow
 def test_a_run_reads_the_versions_it_began_with(tmp_path: Path, model: Path) -> None:
     lake = Lake(str(tmp_path))
     add_triples(lake, 10)
@@ -229,6 +231,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(
         run(lake, settings(model), "other", out=str(out))
 
 
+@pytest.mark.slow
 def test_a_run_whose_name_another_process_claims_ends_with_its_next_checkpoint(lake: Lake, model: Path) -> None:
     claims: list[Claim] = []
 
