@@ -16,6 +16,7 @@ from deltalake import DeltaTable, Transaction
 
 from lake import layouts, tombstones
 from lake.errors import Fenced, Refused, Unavailable, WorldlakeError
+from lake.failures import Failure
 from lake.forget import complete
 from lake.ids import video_id
 from lake.manifest import NOT_TEXT, is_text, read_manifest
@@ -326,14 +327,11 @@ def _video(source: Source, key: str, entry: Entry, header: Header) -> dict[str, 
 
 
 def _failure(video: str | None, uri: str, stage: str, error: ProbeError) -> dict[str, Any]:
-    return {
-        "video_id": video,
-        "uri": uri.encode("utf-8", "backslashreplace").decode(),
-        "scope": "video" if video else "listing",
-        "stage": stage,
-        "error_type": error.error_type,
-        "message": error.message,
-        "transient": error.transient,
-        "decoder": f"pyav {av.__version__}",
-        "failed_at": now(),
-    }
+    return Failure(
+        scope="video" if video else "listing",
+        stage=stage,
+        video_id=video,
+        uri=uri.encode("utf-8", "backslashreplace").decode(),
+        decoder=f"pyav {av.__version__}",
+        **error._asdict(),
+    ).to_row()

@@ -112,7 +112,7 @@ class VideoTriple(Label):
 
 
 class VideoIn(BaseModel):
-    """A video that lies where the service may read."""
+    """A video in a place that the service may read."""
 
     model_config = ConfigDict(extra="forbid")
 

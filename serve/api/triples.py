@@ -11,17 +11,14 @@ import pyarrow.compute as pc
 from fastapi import APIRouter, Depends, Path, Query, Response
 
 from lake.cached_tables import KeptLake
-from lake.scores import NAMES
 from lake.sql import plain
 from serve.auth import Guard
-from serve.lake_schemas import Decided, TriplesPage
+from serve.lake_schemas import Decided, PairColumns, TriplesPage
 from serve.problems import Problem, responses
 from serve.queries import Filters, Page, Reading
+from serve.row_models import column_names
 
-_COLUMNS = [
-    "triple_id", "run_id", "labeler_id", "policy_id", "video_id", "uri", "dataset", "split", "obs_time_s",
-    "next_time_s", "action", *NAMES, "labeled_at",
-]  # fmt: skip
+_COLUMNS = column_names(PairColumns)
 _IMAGES = {"obs.jpg": "obs", "next_obs.jpg": "next_obs"}
 _Id = Annotated[UUID, Path(description="a triple id")]
 _ROWS_WITH_IMAGES = 100

@@ -15,9 +15,10 @@ from lake.schemas import DECISIONS
 from serve.api.rejections import FAILURE
 from serve.api.triples import decided
 from serve.auth import Guard
-from serve.lake_schemas import Decided, FailureInTime, PairsPage, VideoDetail, VideoOut, VideosPage
+from serve.lake_schemas import Decided, FailureInTime, PairsPage, VideoColumns, VideoDetail, VideoOut, VideosPage
 from serve.problems import Problem, responses
 from serve.queries import AFTER, DatasetName, Limit, Page, Reading, page_after
+from serve.row_models import column_names
 
 _COUNTS = """
     (SELECT count(*) FROM triples WHERE triples.video_id = page.video_id) AS accepted,
@@ -25,7 +26,7 @@ _COUNTS = """
 """
 _PAGE = f"""
 WITH page AS (
-    SELECT video_id, uri, dataset, split, class_label, width, height, fps, duration_s FROM videos
+    SELECT {", ".join(column_names(VideoColumns))} FROM videos
     WHERE ($dataset IS NULL OR dataset = $dataset) AND ($uri IS NULL OR contains(lower(uri), lower($uri)))
         AND ($after IS NULL OR (uri, video_id) > (SELECT (uri, video_id) FROM videos WHERE video_id = $after))
     ORDER BY uri, video_id LIMIT $limit)
