@@ -226,7 +226,7 @@ def _get(s3: "S3Client", bucket: str, key: str, etag: str, byte_range: str) -> A
 
 
 def _environment() -> tuple[tuple[str, str], ...]:
-    """What the caches depend on: variables, and the file that tools write renewed credentials into."""
+    """Return what the caches depend on: variables, and the file that tools write renewed credentials into."""
     found = {name: value for name, value in os.environ.items() if name.startswith("AWS_")} | network.variables()
     credentials = os.path.expanduser(found.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials")
     with suppress(OSError):

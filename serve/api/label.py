@@ -29,7 +29,7 @@ Write = Annotated[
 
 
 def router(services: Services) -> APIRouter:
-    """The endpoints."""
+    """Return the endpoints."""
     api = APIRouter(tags=["label"], dependencies=[Depends(services.guard.require("label"))])
 
     @api.post(

@@ -77,7 +77,7 @@ UNION ALL SELECT 'rejected', count(*), count(*) FILTER ({keep}) FROM rejections 
 
 
 def router(guard: Guard, reading: Reading) -> APIRouter:
-    """The endpoints."""
+    """Return the endpoints."""
     api = APIRouter(tags=["lake"], dependencies=[Depends(guard.require("read"))])
     errors = responses(401, 403, 422, 429, 503)
 

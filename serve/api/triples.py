@@ -30,7 +30,7 @@ _ORDERS = {"id": "triple_id", "newest": NEWEST, "unsure": "coalesce(confidence, 
 
 
 def router(guard: Guard, reading: Reading) -> APIRouter:
-    """The endpoints."""
+    """Return the endpoints."""
     api = APIRouter(tags=["lake"], dependencies=[Depends(guard.require("read"))])
     errors = responses(401, 403, 422, 429, 503)
 
