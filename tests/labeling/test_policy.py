@@ -67,7 +67,7 @@ def test_the_id_is_of_the_thresholds() -> None:
         ("default: {motion: 3}", "default.motion is 3: give bounds"),
         ("default: 3", "default is 3: give bounds"),
         ("default: {motion: {mn: 1}}", "default.motion has 'mn'; there are min and max"),
-        ("default: {motion: {min: .nan}}", "default.motion: nan is no bound"),
+        ("default: {motion: {min: .nan}}", "default.motion: nan is not a bound"),
         ("default: {motion: {min: low}}", "default.motion.min is 'low': give a number"),
         ("defaults: {motion: {min: 1}}", "lacks 'default'|has 'defaults'; there are default and datasets"),
         ("default: {}\ndata: {}", "the file has 'data'; there are default and datasets"),
