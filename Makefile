@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 # Two at a time, each with a file of its own.
 TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all test-long mutants lint bench constraints clean
+.PHONY: demo test test-all test-long mutants lint docs bench constraints clean
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("worldlake needs Python 3.11 or newer: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -44,11 +44,20 @@ test-long: .venv/installed-dev  ## Hundreds of kills; an hour or more
 mutants: .venv/installed-dev  ## Errors put into the code that its tests must notice; minutes
 	$(BIN)/python -m tests.mutants
 
-lint: .venv/installed-dev  ## Style, types and the direction of imports
+# What is written in plain words; grows until it is everything.
+WORDED := docs k8s '*.md' '*.yml'
+
+lint: .venv/installed-dev  ## Style, wording, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/python -m tests.wording $(WORDED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/installed-dev  ## Write docs/reference anew, and build the site in build/site
+	$(BIN)/python -m docs.generate
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: .venv/installed-dev  ## Every benchmark; figures go to bench/results
 	$(BIN)/python -m bench.decoders

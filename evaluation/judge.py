@@ -72,9 +72,15 @@ class Judge:
     """A judge at `url` (the base, such as https://host/v1); the key comes from the environment, OPENAI_API_KEY."""
 
     def __init__(self, url: str, model: str, *, waits_s: tuple[float, ...] = _WAITS_S) -> None:
-        if not url.startswith(("http://", "https://")):
+        try:
+            address = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise Refused(
+                f"the judge's address {url!r} is no address ({error}): give the base, https://host/v1"
+            ) from None
+        if address.scheme not in ("http", "https") or not address.host:
             raise Refused(f"the judge's address {url!r} is none of http:// or https://: give the base, https://host/v1")
-        if httpx.URL(url).userinfo:
+        if address.userinfo:
             # The address is booked in the table runs, which anybody may read.
             raise Refused(f"the judge's address has a password in it: give it as {KEY_VARIABLE}")
         self._url, self._model = url.rstrip("/") + "/chat/completions", model

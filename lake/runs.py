@@ -77,7 +77,7 @@ def new_run_id() -> str:
 
 
 def states(lake: Lake) -> list[RunState]:
-    """The newest state of every run, oldest run first."""
+    """Return the newest state of every run, oldest run first."""
     columns = [
         "run_id", "kind", "status", "labeler_id", "policy_id", "config", "counts", "timings", "tables_read",
         "host", "pid", "started_at", "heartbeat_at", "recorded_at",
@@ -100,7 +100,7 @@ def states(lake: Lake) -> list[RunState]:
 
 
 def _heartbeats(lake: Lake) -> dict[str, dict[str, Any]]:
-    """What runs that have not ended said last, by run: `heartbeat_at`, `counts`, `timings`."""
+    """Return what runs that have not ended said last, by run: `heartbeat_at`, `counts`, `timings`."""
     folder = join(lake.uri, _HEARTBEATS)
     if not is_s3(folder) and not Path(folder).exists():
         return {}
@@ -120,7 +120,7 @@ def _heartbeats(lake: Lake) -> dict[str, dict[str, Any]]:
 def find_alive(
     lake: Lake, concerns: Callable[[RunState], bool], stop: threading.Event | None = None
 ) -> RunState | None:
-    """A run that gave a sign of life while this watched; None once all have kept silent, or on `stop`.
+    """Return a run that gave a sign of life while this watched; None once all have kept silent, or on `stop`.
 
     Beats are compared with each other, not with a clock: the watching takes up to `LIVE_FOR` where a run seems to work
     on another machine, and no time where no run does. Not services: one that writes may live for months, and nobody
@@ -297,7 +297,7 @@ class Run:
 
 @cache
 def _host() -> str:
-    """The machine, its boot and the PID namespace: a pid means nothing in another of any of these."""
+    """Return the machine, its boot and the PID namespace: a pid means nothing in another of any of these."""
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     booted = boot.read_text()[:8] if boot.exists() else "unknown"
     with suppress(OSError):

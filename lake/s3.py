@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# A restart of a store takes a minute at most; whoever is away for longer is given up, and the run goes on another day.
+# A restart of a store takes a minute at most. A store that is away for longer ends the run, which can be resumed.
 PATIENCE_S = 120.0
 _WAITS_S = (0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 CONNECT_TIMEOUT_S = 10
@@ -39,7 +39,7 @@ STEADY = Config(
     read_timeout=READ_TIMEOUT_S,
     max_pool_connections=32,
 )
-# Two attempts: whoever starts a command wants to know at once.
+# Two attempts: a user who starts a command wants to know at once.
 QUICK = Config(retries={"total_max_attempts": 2, "mode": "standard"}, connect_timeout=5, read_timeout=15)
 
 
@@ -226,7 +226,7 @@ def _get(s3: "S3Client", bucket: str, key: str, etag: str, byte_range: str) -> A
 
 
 def _environment() -> tuple[tuple[str, str], ...]:
-    """What the caches depend on: variables, and the file that tools write renewed credentials into."""
+    """Return what the caches depend on: variables, and the file that tools write renewed credentials into."""
     found = {name: value for name, value in os.environ.items() if name.startswith("AWS_")} | network.variables()
     credentials = os.path.expanduser(found.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials")
     with suppress(OSError):

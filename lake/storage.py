@@ -77,7 +77,7 @@ def lake_uri(uri: str) -> str:
 
 
 def is_s3(uri: str) -> bool:
-    """Whether the uri names an object or a prefix in S3."""
+    """Return whether the uri names an object or a prefix in S3."""
     return uri.startswith("s3://")
 
 
@@ -361,7 +361,7 @@ def _check_local(path: Path, must_exist: bool) -> None:
 
 
 def _walk(path: Path, parents: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
-    """Files at or under a path; links are followed, but never into a folder that they are inside of."""
+    """Yield files at or under a path; links are followed, but never into a folder that they are inside of."""
     try:
         stat = path.stat()
     except OSError:

@@ -105,6 +105,6 @@ class Prober:
 
 @contextmanager
 def prober(storage: StorageConfig, timeout_s: float = TIMEOUT_S) -> Iterator[Prober]:
-    """A ``Prober`` whose processes are gone at the end; `timeout_s` is for one header."""
+    """Yield a ``Prober`` whose processes are gone at the end; `timeout_s` is for one header."""
     with closing(IsolatedPool(WORKERS, timeout_s)) as pool:
         yield Prober(storage, pool)

@@ -57,6 +57,18 @@ class LabelIn(BaseModel):
     pairs: list[PairIn] = Field(min_length=1)
 
 
+def json_or_files(model: type[BaseModel], *files: str) -> dict[str, Any]:
+    """For the OpenAPI document: a body that is JSON of a model, or a form with these files."""
+    form = {
+        "type": "object",
+        "required": list(files),
+        "properties": {name: {"type": "string", "format": "binary"} for name in files},
+    }
+    json_schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    content = {"application/json": {"schema": json_schema}, "multipart/form-data": {"schema": form}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 def encoded(content: bytes) -> str:
     """Bytes as JSON has them."""
     return base64.b64encode(content).decode()
@@ -100,7 +112,7 @@ class VideoTriple(Label):
 
 
 class VideoIn(BaseModel):
-    """A video that lies where the service may read."""
+    """A video in a place that the service may read."""
 
     model_config = ConfigDict(extra="forbid")
 

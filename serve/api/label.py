@@ -17,7 +17,7 @@ from lake.scores import NAMES
 from serve.keys import Key
 from serve.problems import Problem, bad_request, responses
 from serve.queries import asked
-from serve.schemas import Label, LabelIn, LabelOut, WriteMode
+from serve.schemas import Label, LabelIn, LabelOut, WriteMode, json_or_files
 from serve.services import Services
 from serve.uploads import Pair
 
@@ -27,32 +27,16 @@ Write = Annotated[
     Query(description="whether the labels go into the lake; durable: before the answer. Default: no, or by the key"),
 ]
 
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": LabelIn.model_json_schema(ref_template="#/components/schemas/{model}")},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["obs", "next_obs"],
-                    "properties": {name: {"type": "string", "format": "binary"} for name in ("obs", "next_obs")},
-                }
-            },
-        },
-    }
-}
-
 
 def router(services: Services) -> APIRouter:
-    """The endpoints."""
+    """Return the endpoints."""
     api = APIRouter(tags=["label"], dependencies=[Depends(services.guard.require("label"))])
 
     @api.post(
         "/v1/label",
         summary="Name the action between two frames, of one or several pairs",
         responses=responses(400, 401, 403, 409, 413, 415, 422, 429, 503, 504),
-        openapi_extra=_BODY,
+        openapi_extra=json_or_files(LabelIn, "obs", "next_obs"),
     )
     async def label(
         request: Request,
@@ -85,7 +69,7 @@ def router(services: Services) -> APIRouter:
 
 
 def write_mode(request: Request, write: WriteMode | None) -> WriteMode:
-    """What the request asks for, else what goes for its key."""
+    """Return the mode that the request asks for, else the default of its key."""
     key: Key | None = getattr(request.state, "key", None)
     return write or ("durable" if key and key.write else "no")
 
@@ -124,12 +108,12 @@ async def _contents(request: Request, services: Services) -> list[tuple[bytes, b
 
 
 def media_type(request: Request) -> str:
-    """The content type of a request, without parameters."""
+    """Return the content type of a request without parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def unsupported(request: Request) -> Problem:
-    """A request of another content type than the two that are read."""
+    """Return the problem for a request whose content type is not supported."""
     return Problem(
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
         "media-type",
@@ -159,7 +143,7 @@ def _row(pair: Pair, digests: tuple[bytes, bytes], services: Services) -> dict[s
 
 
 def as_label(row: dict[str, Any]) -> Label:
-    """A labeled and verified row as the API has it."""
+    """Return a labeled and verified row as the API has it."""
     scores = {name: row[name] for name in NAMES}
     common: dict[str, Any] = {"triple_id": row["triple_id"], "scores": scores}
     if row["error_type"]:

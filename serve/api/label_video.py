@@ -20,7 +20,7 @@ from serve.api.label import Write, as_label, media_type, unsupported, write_mode
 from serve.flow import STREAMED
 from serve.problems import Problem, bad_request, internal, responses
 from serve.queries import asked
-from serve.schemas import VideoIn, VideoTriple, WriteMode, encoded
+from serve.schemas import VideoIn, VideoTriple, WriteMode, encoded, json_or_files
 from serve.services import Services
 from serve.videos import Videos, save
 
@@ -32,22 +32,6 @@ _BUSY = Schedule((0.5, 1, 2, 4, 8, 15))
 
 _Place = tuple[Path, AsyncExitStack]
 """A folder, and what has to end before another request may have its place."""
-
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": VideoIn.model_json_schema(ref_template="#/components/schemas/{model}")},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["video"],
-                    "properties": {"video": {"type": "string", "format": "binary"}},
-                }
-            },
-        },
-    }
-}
 _EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Events: `triple` for each pair (as in /v1/label, with times and images), `done` with sums, "
@@ -58,7 +42,7 @@ _EVENTS: dict[int | str, dict[str, Any]] = {
 
 
 def router(services: Services) -> APIRouter:
-    """The endpoint."""
+    """Return the endpoint."""
     api = APIRouter(tags=["label"], dependencies=[Depends(services.guard.require("label"))])
 
     async def place(request: Request) -> AsyncIterator[_Place]:
@@ -70,7 +54,7 @@ def router(services: Services) -> APIRouter:
         PATH,
         summary="Label the frame pairs of a video, as server-sent events",
         responses=responses(400, 401, 403, 404, 413, 415, 422, 429, 503) | _EVENTS,
-        openapi_extra=_BODY,
+        openapi_extra=json_or_files(VideoIn, "video"),
         response_class=StreamingResponse,
     )
     async def label_video(request: Request, write: Write = None, place: _Place = Depends(place)) -> Response:  # noqa: B008 - so FastAPI has it

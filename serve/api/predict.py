@@ -17,7 +17,7 @@ from serve.services import Services
 
 
 def router(services: Services) -> APIRouter:
-    """The endpoints."""
+    """Return the endpoints."""
     api = APIRouter(tags=["predict"], dependencies=[Depends(services.guard.require("predict"))])
 
     @api.post(

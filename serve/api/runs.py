@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 import pyarrow.compute as pc
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Path, Query
 
 from lake.cached_tables import KeptLake
 from lake.runs import RunState, states
@@ -21,7 +21,7 @@ _MOST_READERS = 50
 
 
 def router(guard: Guard, reading: Reading) -> APIRouter:
-    """The endpoints."""
+    """Return the endpoints."""
     api = APIRouter(tags=["lake"], dependencies=[Depends(guard.require("read"))])
     errors = responses(401, 403, 422, 429, 503)
 
@@ -29,7 +29,7 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
     async def runs(
         after: Annotated[str | None, Query(max_length=200, description=AFTER)] = None,
         limit: Limit = None,
-        kind: Annotated[str | None, Query(max_length=200)] = None,
+        kind: Annotated[str | None, Query(max_length=200, description="a kind of run, such as label or train")] = None,
     ) -> RunsPage:
         limit = reading.page(limit)
         found = await reading.ask(lambda: newest(reading.lake))
@@ -38,14 +38,14 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
         return RunsPage(runs=page, next=last)
 
     @api.get("/v1/runs/{run_id}", summary="One run and its lineage", responses=errors | responses(404))
-    async def run(run_id: str) -> RunDetail:
+    async def run(run_id: Annotated[str, Path(description="a run id")]) -> RunDetail:
         return await reading.ask(lambda: _detail(reading.lake, run_id))
 
     return api
 
 
 def newest(lake: Lake) -> list[RunOut]:
-    """All runs, newest first."""
+    """Return all runs, newest first."""
     return [RunOut(**_common(state)) for state in reversed(states(lake))]
 
 

@@ -8,16 +8,17 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 import pyarrow.compute as pc
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Path, Query
 
 from lake.cached_tables import KeptLake
 from lake.schemas import DECISIONS
 from serve.api.rejections import FAILURE
 from serve.api.triples import decided
 from serve.auth import Guard
-from serve.lake_schemas import Decided, FailureInTime, PairsPage, VideoDetail, VideoOut, VideosPage
+from serve.lake_schemas import Decided, FailureInTime, PairsPage, VideoColumns, VideoDetail, VideoOut, VideosPage
 from serve.problems import Problem, responses
-from serve.queries import AFTER, Limit, Page, Reading, page_after
+from serve.queries import AFTER, DatasetName, Limit, Page, Reading, page_after
+from serve.row_models import column_names
 
 _COUNTS = """
     (SELECT count(*) FROM triples WHERE triples.video_id = page.video_id) AS accepted,
@@ -25,7 +26,7 @@ _COUNTS = """
 """
 _PAGE = f"""
 WITH page AS (
-    SELECT video_id, uri, dataset, split, class_label, width, height, fps, duration_s FROM videos
+    SELECT {", ".join(column_names(VideoColumns))} FROM videos
     WHERE ($dataset IS NULL OR dataset = $dataset) AND ($uri IS NULL OR contains(lower(uri), lower($uri)))
         AND ($after IS NULL OR (uri, video_id) > (SELECT (uri, video_id) FROM videos WHERE video_id = $after))
     ORDER BY uri, video_id LIMIT $limit)
@@ -36,19 +37,20 @@ SELECT *, (SELECT list(DISTINCT labeler_id ORDER BY labeler_id) FROM progress WH
 FROM videos WHERE video_id = $video LIMIT 1
 """
 _FAILURES = f"SELECT {FAILURE} FROM failures WHERE video_id = $video ORDER BY failed_at DESC LIMIT 100"
-_Id = Annotated[str | None, Query(max_length=64, description=AFTER)]
+_After = Annotated[str | None, Query(max_length=64, description=AFTER)]
+_Id = Annotated[str, Path(description="a video id")]
 
 
 def router(guard: Guard, reading: Reading) -> APIRouter:
-    """The endpoints."""
+    """Return the endpoints."""
     api = APIRouter(tags=["lake"], dependencies=[Depends(guard.require("read"))])
     errors = responses(401, 403, 422, 429, 503)
 
     @api.get("/v1/videos", summary="Videos by name, a page at a time", responses=errors)
     async def videos(
-        after: _Id = None,
+        after: _After = None,
         limit: Limit = None,
-        dataset: Annotated[str | None, Query(max_length=200)] = None,
+        dataset: DatasetName = None,
         uri: Annotated[str | None, Query(max_length=1000, description="text that the uri contains")] = None,
     ) -> VideosPage:
         limit = reading.page(limit)
@@ -58,7 +60,7 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
         return VideosPage(videos=page, next=page[-1].video_id if len(rows) > limit else None)
 
     @api.get("/v1/videos/{video_id}", summary="One video", responses=errors | responses(404))
-    async def video(video_id: str) -> VideoDetail:
+    async def video(video_id: _Id) -> VideoDetail:
         given: dict[str, object] = {"video": video_id}
         rows = await reading.rows(_ONE, given, 1)
         pairs = await reading.ask(lambda: _of_pairs(reading.lake, video_id))
@@ -76,7 +78,7 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
 
     @api.get("/v1/videos/{video_id}/pairs", summary="Decided pairs of a video, in time", responses=errors)
     async def pairs(
-        video_id: str,
+        video_id: _Id,
         asked: Annotated[Page, Depends()],
     ) -> PairsPage:
         limit = reading.page(asked.limit)
@@ -94,14 +96,14 @@ def _pairs(lake: KeptLake, video_id: str) -> list[Decided]:
 
 
 def _of_pairs(lake: KeptLake, video_id: str) -> dict[str, list[dict[str, Any]]]:
-    """What its accepted and its rejected pairs know of a video."""
+    """Return what the accepted and the rejected pairs of a video say about it."""
     columns = ["uri", "dataset", "split", "time_base"]
     of_video = pc.field("video_id") == video_id
     return {table: lake.find(table, columns, of_video).to_pylist() for table in DECISIONS}
 
 
 def _in_time(failure: dict[str, Any], time_base: str | None) -> FailureInTime:
-    """With seconds, where a pair of the same video tells how long a tick is."""
+    """Add seconds if a pair of the same video has its time base."""
     seconds: dict[str, float | None] = {"start_s": None, "end_s": None}
     if time_base is not None:
         for name, pts in (("start_s", failure["start_pts"]), ("end_s", failure["end_pts"])):

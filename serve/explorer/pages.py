@@ -71,7 +71,7 @@ def _router(services: Services) -> APIRouter:
         except Problem as problem:
             return rendered(request, "login", problem.status, next=_within(next), problem=problem.detail)
         response = RedirectResponse(_within(next), HTTPStatus.SEE_OTHER)
-        # A proxy that ends TLS says so; whoever else says so only keeps the cookie from themselves.
+        # A proxy that ends TLS says so; a client that says so only keeps the cookie from itself.
         is_https = "https" in (request.url.scheme, request.headers.get("X-Forwarded-Proto", ""))
         response.set_cookie(COOKIE, token.strip(), httponly=True, secure=is_https, samesite="strict")
         return response
@@ -106,5 +106,5 @@ def _router(services: Services) -> APIRouter:
 
 
 def _within(path: str) -> str:
-    """A path on this site; the front page for anything that would lead elsewhere."""
+    """Return the path if it is on this site, else the front page."""
     return path if path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() else "/"

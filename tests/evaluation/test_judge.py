@@ -118,8 +118,11 @@ def test_what_would_never_work_is_refused() -> None:
             Judge(url, "judge-1").opinions(OBS[:1], NEXT_OBS[:1], ACTIONS[:1])
         with pytest.raises(ValueError, match="empty"):
             Judge(url, "judge-1").opinions(OBS[:2], NEXT_OBS[:2], ["it moves", " \n"])
-    with pytest.raises(Refused, match="https://host/v1"):
-        Judge("host/v1", "judge-1")
+    for address in ("host/v1", "http://", "http://host:port/v1", "ftp://host/v1"):
+        with pytest.raises(Refused, match="https://host/v1"):
+            Judge(address, "judge-1")
+    with pytest.raises(Refused, match="OPENAI_API_KEY"):
+        Judge("https://me:secret@host/v1", "judge-1")
 
 
 @pytest.mark.parametrize(
