@@ -30,6 +30,7 @@ demo: .venv/installed  ## The whole loop on this machine: a report to look at in
 test: .venv/installed-dev lint  ## Lint, and every part once, for real: minutes
 	$(PYTEST) -m "not slow and not long and not gpu" $(TWO)
 
+test-all: export WORLDLAKE_FSYNC := on
 test-all: .venv/installed-dev  ## What `test` leaves out, kills and faults above all: half an hour
 	# Both sessions run, and either fails the target.
 	failed=0; \
