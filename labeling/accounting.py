@@ -46,7 +46,7 @@ class _Video:
         }
 
     def balances(self) -> bool:
-        """Return whether everything in the video is reported. Blocks come in any order, even its end before its parts."""
+        """Return whether all of the video is reported: blocks come in any order, its end even before its parts."""
         counts = self.counts()
         is_whole = self.sampled is not None and len(self.spans) >= self.spans_failed
         return not self.lost and is_whole and counts.pop("sampled") == sum(counts.values())

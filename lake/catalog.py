@@ -38,7 +38,7 @@ _APP_ID = "ingest"
 
 @dataclass
 class IngestCounts:
-    """listed = new + known + failed, in videos; `skipped` counts other files.
+    """listed = new + known + failed, in videos; `skipped` files are not videos.
 
     Of the known, `known_failed` could not be read before and `forgotten` were deleted by a `forget`: both are left
     alone. A file that is back in a state that it had before counts as new.
@@ -55,7 +55,7 @@ class IngestCounts:
 
 @dataclass(frozen=True)
 class _Again:
-    """Videos to take in again: those that failed before, and those that were forgotten."""
+    """Which videos to try again: those that failed before, those that were deleted."""
 
     failed: bool
     forgotten: bool

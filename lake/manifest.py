@@ -30,7 +30,7 @@ _CLOCK = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)")
 
 
 Moment = Fraction | int | None
-"""A frame of a video: the first at or after N seconds from the first one; a frame's number, counted from 0;
+"""A frame of a video: the first at or after a number of seconds from the first one; a frame's number, counted from 0;
 None: the last frame."""
 
 
@@ -58,7 +58,7 @@ class Labeled:
 
 @dataclass
 class Manifest:
-    """Rows of one source. `places` holds, by path from the source's root, what they say about videos."""
+    """The rows of one source. `places` holds what they say about videos, by path from the source's root."""
 
     rows: list[Labeled] = field(default_factory=list)
     unusable: list[tuple[Origin, Unusable]] = field(default_factory=list)

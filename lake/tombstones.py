@@ -34,7 +34,7 @@ def key(name: str) -> str:
 
 @dataclass(frozen=True)
 class Tombstones:
-    """Currently forgotten uris. `newest` is when each uri was last forgotten or brought back."""
+    """The deleted videos. `newest` is when each uri was last deleted or brought back."""
 
     uris: frozenset[str] = frozenset()
     videos: frozenset[str] = frozenset()

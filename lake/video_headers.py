@@ -20,7 +20,7 @@ WORKERS = 4
 
 
 class Header(NamedTuple):
-    """Claims of the container; None if it has none. Width and height are those before display rotation."""
+    """The header of a container; None where it says nothing. Width and height are those before display rotation."""
 
     codec: str
     width: int

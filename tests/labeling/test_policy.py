@@ -61,7 +61,7 @@ def test_the_id_is_of_the_thresholds() -> None:
     [
         ("default: {copy: {min: 2, max: 1}}", "above"),
         ("default: {copy: {least: 2}}", "least"),
-        ("default: {beauty: {min: 0}}", "no score"),
+        ("default: {beauty: {min: 0}}", "not a score"),
         ("- 1", "holds list"),
         ("", "is empty.*default: {confidence"),
         ("default: {motion: 3}", "default.motion is 3: give bounds"),
