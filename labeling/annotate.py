@@ -12,7 +12,8 @@ from labeling.evidence import Evidence
 from labeling.images import decode_images
 from labeling.stream import LABELED, block
 from labeling.verifiers import scores
-from lake.errors import Refused, one_line
+from lake.errors import Refused
+from lake.failures import Failure
 from lake.metrics import MODEL_SECONDS, PAIRS, STAGE_SECONDS, TOKENS
 from models.loading import load_dynamics
 from models.protocols import DynamicsModel
@@ -79,10 +80,10 @@ class LabelPairs:
         try:
             return self._label_batch([pair])[pair["triple_id"]]
         except Exception as error:
-            return _failed(error)
+            return Failure.of(error, scope="pair", stage="annotate").to_row()
 
     def _answers(self, image: bytes) -> bool:
-        """Whether the model names anything at all, shown a black pair of the size of an encoded image."""
+        """Return whether the model names anything for a black pair of the size of an encoded image."""
         try:
             black = np.zeros_like(decode_images([image]))
         except ValueError:
@@ -102,13 +103,3 @@ class LabelPairs:
             pair["triple_id"]: {"action": action, **row}
             for pair, action, row in zip(pairs, evidence.actions, found, strict=True)
         }
-
-
-def _failed(error: Exception) -> dict[str, Any]:
-    return {
-        "scope": "pair",
-        "stage": "annotate",
-        "error_type": type(error).__name__,
-        "message": one_line(error, 500),
-        "transient": False,
-    }

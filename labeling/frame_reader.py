@@ -9,12 +9,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from labeling.frame_lookup import Picked, Position, pick_frames, read_images
 from labeling.settings import SamplingSettings
 from labeling.stream import describe
 from lake.errors import ChildLost, DecodeError
+from lake.failures import Failure
 from lake.isolation import Isolated, IsolatedPool
 from lake.manifest import Labeled, Moment
 from lake.storage import Entry, StorageConfig
@@ -44,13 +44,13 @@ class Unit:
 
     @property
     def is_pair(self) -> bool:
-        """Whether it is two images."""
+        """Return whether the unit is two images."""
         return len(self.files) > 1
 
 
 @dataclass
 class Outcome:
-    """What reading a unit gave: its frames by row, and why rows have none (columns of `failures`).
+    """Frames of a unit by row, and why rows have none.
 
     `time_base` is seconds per PTS unit as (numerator, denominator); None for images, whose PTS are 0 and 1.
     """
@@ -58,7 +58,7 @@ class Outcome:
     unit: Unit
     time_base: tuple[int, int] | None = None
     pairs: list[tuple[Labeled, Frame, Frame]] = field(default_factory=list)
-    failures: list[tuple[Labeled, dict[str, Any]]] = field(default_factory=list)
+    failures: list[tuple[Labeled, Failure]] = field(default_factory=list)
 
 
 class Reader:
@@ -71,7 +71,7 @@ class Reader:
     def read(self, units: Iterable[Unit]) -> Iterator[Outcome]:
         """Yield the outcome of every unit as it comes; few are in memory at once.
 
-        Raises Unavailable for what would befall every other unit as well.
+        Raises Unavailable for errors that affect every other unit as well.
         """
         running: set[Future[Outcome]] = set()
         for unit in units:
@@ -102,7 +102,7 @@ class Reader:
         except Exception as error:
             if everywhere := outage(error):
                 raise everywhere from error
-            return Outcome(unit, failures=[(row, describe(error)) for row in unit.rows])
+            return Outcome(unit, failures=[(row, describe(error, "pair")) for row in unit.rows])
 
     def _images(self, child: Isolated, unit: Unit, paths: list[str]) -> Outcome:
         obs, next_obs = child.call(read_images, paths, self._settings, self._image_size)
@@ -111,7 +111,7 @@ class Reader:
     def _frames(self, child: Isolated, unit: Unit, path: str) -> Outcome:
         found = Outcome(unit)
         frames: dict[Moment, Frame] = {}
-        reasons: dict[Moment, dict[str, Any]] = {}
+        reasons: dict[Moment, Failure] = {}
         for picked in self._segments(child, path, frozenset(moment for row in unit.rows for moment in row.moments)):
             if isinstance(picked, Picked):
                 found.time_base = picked.time_base
@@ -130,14 +130,14 @@ class Reader:
 
     def _segments(
         self, child: Isolated, path: str, wanted: frozenset[Moment]
-    ) -> Iterator[Picked | dict[Moment, dict[str, Any]]]:
-        """What was picked in each minute; where the video cannot be read any further, why the rest is missing."""
+    ) -> Iterator[Picked | dict[Moment, Failure]]:
+        """Yield the picked frames of each minute; if the rest cannot be read, yield why it is missing."""
         start: Position | None = None
         while True:
             try:
                 picked = child.call(pick_frames, path, wanted, start, self._settings, self._image_size)
             except (DecodeError, ChildLost) as error:
-                yield dict.fromkeys(wanted, describe(error))
+                yield dict.fromkeys(wanted, describe(error, "pair"))
                 return
             yield picked
             if picked.goes_on is None:
@@ -145,8 +145,8 @@ class Reader:
             start, wanted = picked.goes_on, wanted - picked.frames.keys() - picked.missing.keys()
 
 
-def _failure(error_type: str, message: str) -> dict[str, Any]:
-    return {"stage": "decode", "error_type": error_type, "message": message, "transient": False}
+def _failure(error_type: str, message: str) -> Failure:
+    return Failure(scope="pair", stage="decode", error_type=error_type, message=message)
 
 
 @contextmanager

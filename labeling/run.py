@@ -1,4 +1,4 @@
-"""A labeling run: the driver that feeds the pipeline, commits what comes out while it goes on, and keeps the books."""
+"""A labeling run: the driver that feeds the pipeline, commits its output during the run, and keeps the counts."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from labeling.stop_flag import Stop
 from labeling.stream import WORK
 from lake.commits import Committer
 from lake.errors import Fenced, Refused, Stalled, Unavailable
+from lake.failures import Failure
 from lake.forget import complete
 from lake.metrics import PAIRS, QUEUE, REFRESH_S, STAGE_WORKERS, VIDEOS
 from lake.runs import Run, new_run_id, refuse_second_run
@@ -41,7 +42,7 @@ _ROUNDS = 3
 
 @dataclass
 class Summary:
-    """What a run did. `status` is `finished`, `drained` (asked to stop) or `nothing to do`."""
+    """Summary of a run. `status` is `finished`, `drained` (asked to stop) or `nothing to do`."""
 
     run_id: str
     labeler_id: str
@@ -199,7 +200,7 @@ class _Driver:
         )
         # Otherwise only the text of it would be left of what a stage raised.
         dataset.context.raise_original_map_exception = True
-        # Ours knows of signs of life that are no blocks, and what to say: see `stall_timeout`.
+        # Ours knows signs of life other than blocks, and can explain a stall: see `stall_timeout`.
         dataset.context.execution_no_progress_timeout_s = -1
         committed = heard = time.monotonic()
         try:
@@ -233,7 +234,7 @@ class _Driver:
             STAGE_WORKERS.record(processes, stage=stage)
 
     def _diagnosis(self, todo: pa.Table, pool: Workers) -> str:
-        """What a run without any outcome may be waiting for."""
+        """Return what a run without any outcome may be waiting for."""
         open_ = pc.is_in(todo["video_id"], value_set=pa.array(self.ledger.unfinished, pa.string()))
         waiting = todo["uri"].filter(open_).to_pylist()
         there, free = ray.cluster_resources(), ray.available_resources()
@@ -251,7 +252,7 @@ class _Driver:
             said += f", nodes with {label_} {len(nodes_with(label_))}"
         return (
             f"{said}: start nodes or ask for fewer workers where that is too much, else look at the workers' logs "
-            "(`ray logs`); the same command goes on from here"
+            "(`ray logs`); run the same command to resume"
         )
 
     def _unfinished(self, work: pa.Table, before: dict[str, list[str]]) -> pa.Table:
@@ -266,21 +267,20 @@ class _Driver:
     def _give_up(self, todo: pa.Table) -> None:
         """Videos whose sum still does not balance are failures, not silence."""
         failures = [
-            {
-                "video_id": row["video_id"],
-                "uri": row["uri"],
-                "scope": "video",
-                "stage": "account",
-                "error_type": "SumDoesNotBalance",
-                "message": f"after {_ROUNDS} rounds pairs sampled and pairs decided differ: workers died, or decoding "
-                "is not deterministic here",
-                "transient": True,
-                "attempt": row["attempt"],
-                "labeler_id": self._labeler.id,
-                "run_id": self._run.run_id,
-                "decoder": self._labeler.decoder,
-                "failed_at": now(),
-            }
+            Failure(
+                scope="video",
+                stage="account",
+                error_type="SumDoesNotBalance",
+                message=f"after {_ROUNDS} rounds pairs sampled and pairs decided differ: workers died, or decoding is "
+                "not deterministic here",
+                transient=True,
+                video_id=row["video_id"],
+                uri=row["uri"],
+                attempt=row["attempt"],
+                labeler_id=self._labeler.id,
+                run_id=self._run.run_id,
+                decoder=self._labeler.decoder,
+            )
             for row in todo.to_pylist()
         ]
         self.ledger.add(Report(failures=failures))
@@ -291,15 +291,15 @@ class _Driver:
             return
         files, failures, finished = self.ledger.take()
         stamp: dict[str, Any] = {"labeler_id": self._labeler.id, "run_id": self._run.run_id, "finished_at": now()}
-        files += self._driver_file("failures", failures)
+        files += self._driver_file("failures", [failure.to_row() for failure in failures])
         files += self._driver_file("progress", [{**row, **stamp} for row in finished])
         self._committer.commit(files)
         self._log(failures, finished)
 
-    def _log(self, failures: list[dict[str, Any]], finished: list[dict[str, Any]]) -> None:
-        for row in failures:
-            why = {name: row[name] for name in ("video_id", "uri", "scope", "stage", "error_type")}
-            log.info("failure: %s", row["message"], extra={"run_id": self._run.run_id, **why})
+    def _log(self, failures: list[Failure], finished: list[dict[str, Any]]) -> None:
+        for failure in failures:
+            why = {name: getattr(failure, name) for name in ("video_id", "uri", "scope", "stage", "error_type")}
+            log.info("failure: %s", failure.message, extra={"run_id": self._run.run_id, **why})
         for row in finished:
             log.info("video finished", extra={"run_id": self._run.run_id, **row})
 
@@ -345,7 +345,7 @@ def _stream(dataset: ray.data.Dataset) -> Iterator[Report | None]:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What a worker raised on purpose, out of what Ray wraps it in; anything else as it is."""
+    """Unwrap an error that a worker raised on purpose from Ray's; return any other error as it is."""
     inner: BaseException | None = error
     while inner is not None:
         for expected in (Unavailable, Refused):

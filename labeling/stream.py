@@ -1,4 +1,4 @@
-"""What flows between the stages: one Arrow schema for frame pairs and for what went wrong."""
+"""Rows between the stages: one Arrow schema for frame pairs and for failures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from lake.errors import ChildLost, DecodeError, SourceChanged, one_line
+from lake.errors import ChildLost, DecodeError, SourceChanged
+from lake.failures import Failure, Scope
 from lake.scores import NAMES
 from lake.store_errors import is_transient
 
@@ -68,13 +69,9 @@ def block(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def describe(error: Exception) -> dict[str, Any]:
-    """The columns of `failures` that say why reading or decoding a video failed."""
+def describe(error: Exception, scope: Scope = "video") -> Failure:
+    """Say why reading or decoding a video failed."""
     is_decoding = isinstance(error, DecodeError | ChildLost)
     is_reading = isinstance(error, SourceChanged | OSError) or is_transient(error)
-    return {
-        "stage": "decode" if is_decoding else "read" if is_reading else "sample",
-        "error_type": type(error).__name__,
-        "message": one_line(error, 500),
-        "transient": is_transient(error),
-    }
+    stage = "decode" if is_decoding else "read" if is_reading else "sample"
+    return Failure.of(error, scope=scope, stage=stage, transient=is_transient(error))

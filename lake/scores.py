@@ -25,6 +25,8 @@ class Score:
     """
     keep: Literal[">=", "<="] = ">="
     """The side of a threshold that the explorer keeps."""
+    since: int = 1
+    """The first schema version that has the column; see `lake.schemas`."""
 
 
 # Motion is measured in steps of 1e-6. `direction` and `copy` differ by 1e-6 in fp32 and by up to 0.018 in bf16.

@@ -1,47 +1,43 @@
-"""What the endpoints answer that read the lake; `serve.schemas` has the others."""
+"""Responses of the endpoints that read the lake; `serve.schemas` has the others."""
 
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, Field
 
-from lake.scores import SCORES
+from serve.row_models import row_model
 from serve.schemas import LabelerOut
 
 NEXT = "give it as `after` for the next page; null: this is the last"
 
 
-class _Pair(BaseModel):
-    triple_id: str
-    labeler_id: str
-    policy_id: str | None
-    video_id: str
-    uri: str | None
-    dataset: str | None
-    split: str | None
-    obs_time_s: float | None
-    next_time_s: float | None
-    action: str
+if TYPE_CHECKING:
+
+    class PairColumns(BaseModel):
+        """The columns that the code reads."""
+
+        triple_id: str
+        obs_time_s: float | None
+
+    class VideoColumns(BaseModel):
+        """Likewise."""
+
+        video_id: str
+
+    class FailureColumns(BaseModel):
+        """Likewise."""
+
+else:
+    PairColumns = row_model("triples", ("obs_pts", "next_pts", "time_base", "obs", "next_obs"))
+    VideoColumns = row_model("videos", ("codec", "frames", "bytes", "etag", "added_at"), nullable=True)
+    FailureColumns = row_model("failures", ("decoder",))
 
 
-# `copy` is a method of every pydantic model, so the field of that score has another name.
-_SCORES: dict[str, Any] = {
-    score.name + "_" * hasattr(BaseModel, score.name): (
-        float | None,
-        Field(alias=score.name, description=score.description),
-    )
-    for score in SCORES
-}
-_Scored = create_model("_Scored", __base__=_Pair, **_SCORES)
-
-
-class Decided(_Scored):
+class Decided(PairColumns):
     """A frame pair that was decided: a row of `triples` or of `rejections`."""
 
-    labeled_at: dt.datetime | None
-    run_id: str | None
     verdict: Literal["accepted", "rejected"]
     reasons: list[str] = Field(description="verifiers that reject it")
     obs: str | None = Field(None, description="JPEG as base64; null: not asked for, or rejected")
@@ -69,23 +65,8 @@ class PairsPage(BaseModel):
     next: str | None = Field(description=NEXT)
 
 
-class FailureOut(BaseModel):
+class FailureOut(FailureColumns):
     """A row of `failures`."""
-
-    video_id: str | None
-    uri: str | None
-    labeler_id: str | None
-    run_id: str | None
-    scope: str | None = Field(description="listing, video (it is not finished), span or pair (the rest of it is)")
-    triple_id: str | None
-    start_pts: int | None
-    end_pts: int | None
-    stage: str | None
-    error_type: str | None
-    message: str | None
-    transient: bool | None
-    attempt: int | None
-    failed_at: dt.datetime | None
 
 
 class FailuresPage(BaseModel):
@@ -96,7 +77,7 @@ class FailuresPage(BaseModel):
 
 
 class DatasetOut(BaseModel):
-    """What became of a data set."""
+    """The counts of a data set."""
 
     dataset: str | None
     videos: int
@@ -105,7 +86,7 @@ class DatasetOut(BaseModel):
 
 
 class VerifierOut(BaseModel):
-    """What a verifier rejects."""
+    """The counts of a verifier."""
 
     verifier: str
     rejected: int = Field(description="pairs that it rejects")
@@ -133,7 +114,7 @@ class RunOut(BaseModel):
 
 
 class OverviewOut(BaseModel):
-    """What is in the lake."""
+    """The contents of the lake in numbers."""
 
     lake: str
     videos: int
@@ -166,7 +147,7 @@ class Kept(BaseModel):
 
 
 class KeptOut(BaseModel):
-    """What a condition keeps."""
+    """How many pairs a condition keeps."""
 
     accepted: Kept
     rejected: Kept
@@ -207,18 +188,9 @@ class RunDetail(RunOut):
     readers: list[Lineage] = Field(description="runs that read triples which it wrote")
 
 
-class VideoOut(BaseModel):
+class VideoOut(VideoColumns):
     """A row of `videos`, and how many of its pairs were decided. An upload that was labeled live has no such row."""
 
-    video_id: str
-    uri: str | None = None
-    dataset: str | None = None
-    split: str | None = None
-    class_label: str | None = None
-    width: int | None = None
-    height: int | None = None
-    fps: float | None = None
-    duration_s: float | None = None
     accepted: int
     rejected: int
 

@@ -8,14 +8,12 @@ from fastapi import APIRouter, Depends, Query
 
 from serve.api.triples import NEWEST, page_of
 from serve.auth import Guard
-from serve.lake_schemas import FailureOut, FailuresPage, RejectionsPage
+from serve.lake_schemas import FailureColumns, FailureOut, FailuresPage, RejectionsPage
 from serve.problems import responses
 from serve.queries import AFTER, Filters, LabelerId, Limit, Page, Reading
+from serve.row_models import column_names
 
-FAILURE = (
-    "video_id, uri, labeler_id, run_id, scope, triple_id, start_pts, end_pts, stage, error_type, message, transient, "
-    "attempt, failed_at"
-)
+FAILURE = ", ".join(column_names(FailureColumns))
 # Failures have no id: when, and a hash of all that tells two of them apart.
 _KEY = (
     "printf('%020d', coalesce(epoch_us(failed_at), 0)) || '-' || md5(concat_ws('|', "
@@ -30,7 +28,7 @@ ORDER BY key DESC LIMIT $limit
 
 
 def router(guard: Guard, reading: Reading) -> APIRouter:
-    """The endpoints."""
+    """Return the endpoints."""
     api = APIRouter(tags=["lake"], dependencies=[Depends(guard.require("read"))])
     errors = responses(401, 403, 422, 429, 503)
 

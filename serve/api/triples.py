@@ -11,17 +11,14 @@ import pyarrow.compute as pc
 from fastapi import APIRouter, Depends, Path, Query, Response
 
 from lake.cached_tables import KeptLake
-from lake.scores import NAMES
 from lake.sql import plain
 from serve.auth import Guard
-from serve.lake_schemas import Decided, TriplesPage
+from serve.lake_schemas import Decided, PairColumns, TriplesPage
 from serve.problems import Problem, responses
 from serve.queries import Filters, Page, Reading
+from serve.row_models import column_names
 
-_COLUMNS = [
-    "triple_id", "run_id", "labeler_id", "policy_id", "video_id", "uri", "dataset", "split", "obs_time_s",
-    "next_time_s", "action", *NAMES, "labeled_at",
-]  # fmt: skip
+_COLUMNS = column_names(PairColumns)
 _IMAGES = {"obs.jpg": "obs", "next_obs.jpg": "next_obs"}
 _Id = Annotated[UUID, Path(description="a triple id")]
 _ROWS_WITH_IMAGES = 100
@@ -33,7 +30,7 @@ _ORDERS = {"id": "triple_id", "newest": NEWEST, "unsure": "coalesce(confidence, 
 
 
 def router(guard: Guard, reading: Reading) -> APIRouter:
-    """The endpoints."""
+    """Return the endpoints."""
     api = APIRouter(tags=["lake"], dependencies=[Depends(guard.require("read"))])
     errors = responses(401, 403, 422, 429, 503)
 
@@ -86,7 +83,7 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
 async def page_of(
     reading: Reading, table: str, filters: Filters, after: str | None, limit: int, key: str, *, images: bool = False
 ) -> tuple[list[Decided], str | None]:
-    """Rows after one, in the order of `key` and id; and the id to go on after."""
+    """Return the rows after an id, in the order of `key` and id, and the id to ask for the next page with."""
     given = filters.parameters | {"limit": limit + 1}
     condition = filters.sql
     if after is not None:
@@ -106,7 +103,7 @@ async def page_of(
 
 
 def decided(lake: KeptLake, table: str, where: pc.Expression, *, images: bool = False) -> list[Decided]:
-    """The few rows of `triples` or `rejections` that satisfy a condition, in no order."""
+    """Return the few rows of `triples` or `rejections` that satisfy a condition, in no order."""
     is_rejected = table == "rejections"
     columns = [*_COLUMNS, *(["reasons"] if is_rejected else []), *(_IMAGES.values() if images else [])]
     # As JSON has them: bytes as base64, and no NaN.
