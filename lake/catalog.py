@@ -38,7 +38,7 @@ _APP_ID = "ingest"
 
 @dataclass
 class IngestCounts:
-    """listed = new + known + failed, in videos; `skipped` are no videos.
+    """listed = new + known + failed, in videos; `skipped` files are not videos.
 
     Of the known, `known_failed` could not be read before and `forgotten` were deleted by a `forget`: both are left
     alone. A file that is back in a state that it had before counts as new.
@@ -55,7 +55,7 @@ class IngestCounts:
 
 @dataclass(frozen=True)
 class _Again:
-    """What is not left alone: what failed before, what was forgotten."""
+    """Which videos to try again: those that failed before, those that were deleted."""
 
     failed: bool
     forgotten: bool
@@ -105,7 +105,7 @@ def ingest(
 
     Raises:
         Refused: unknown layout or split, no source, a source that cannot be read or that holds no video; or a `forget`
-            is at work.
+            is running.
         Unavailable: the store does not answer.
     """
     mapping = layouts.find_mapping(layout)

@@ -110,7 +110,7 @@ def _clean_logs(lake: Lake) -> None:
 
 @dataclass
 class Left:
-    """What is still in a lake of what has a tombstone: rows, and files that no newest version names."""
+    """Remains in a lake of videos with a tombstone: rows, and files that no newest version names."""
 
     lake: Lake
     away: Tombstones

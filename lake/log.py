@@ -44,20 +44,20 @@ class Stored:
 
     @property
     def is_data(self) -> bool:
-        """Whether it is a data file, or the beginning of one."""
+        """True for a data file, also an unfinished one."""
         return not self.path.startswith("_delta_log/")
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether its writer has not ended it: ours names such files so, delta-rs with a number behind `#`."""
+        """True for a file that is still being written: by us with an ending, by delta-rs with a number behind `#`."""
         return self.path.endswith(UNFINISHED) or "#" in self.path.rsplit("/", 1)[-1]
 
 
 def stored(lake: Lake, name: str, folder: str = "") -> dict[str, Stored]:
     """Return all files of a table by path, those of its log too; or those in one of its folders.
 
-    A listing is no snapshot: what is written meanwhile may be in it or not. So list first, then read the log, to find
-    files that no commit names; and read the log first, then list, to find files that are gone.
+    A listing is not a snapshot: what is written meanwhile may be in it or not. So list first, then read the log, to
+    find files that no commit names; and read the log first, then list, to find files that are gone.
     """
     filesystem, root = lake.storage.filesystem(lake.table_uri(name))
     selector = pafs.FileSelector(f"{root}/{folder}".rstrip("/"), recursive=True, allow_not_found=True)

@@ -30,7 +30,7 @@ _CLOCK = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)")
 
 
 Moment = Fraction | int | None
-"""A frame of a video: the first at or after so many seconds from the first one; a frame's number, counted from 0;
+"""A frame of a video: the first at or after a number of seconds from the first one; a frame's number, counted from 0;
 None: the last frame."""
 
 
@@ -58,7 +58,7 @@ class Labeled:
 
 @dataclass
 class Manifest:
-    """What the rows of one source say. `places` holds, by path from the source's root, what they say about videos."""
+    """The rows of one source. `places` holds what they say about videos, by path from the source's root."""
 
     rows: list[Labeled] = field(default_factory=list)
     unusable: list[tuple[Origin, Unusable]] = field(default_factory=list)
@@ -162,7 +162,7 @@ class _Files:
         return entry.uri.removeprefix(self._source).lstrip("/")
 
     def find(self, name: str, mapping: Mapping, columns: dict[str, str]) -> Entry:
-        """Return the file that a field names: a path from the root or a uri; a name without a slash may lie anywhere.
+        """Return the file that a field names: a path from the root or a uri; a name without a slash may be anywhere.
 
         Raises Unusable where there is none, or where a name is not unique.
         """

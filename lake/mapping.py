@@ -24,7 +24,7 @@ SPLITS = {
 
 
 class Place(NamedTuple):
-    """What a path or a row says about a video; None where it says nothing."""
+    """The attributes of a video from a path or a row; None if unknown."""
 
     dataset: str
     split: str | None
@@ -105,7 +105,7 @@ class Mapping(BaseModel):
 
     @property
     def is_labeled(self) -> bool:
-        """Whether rows have to be read one by one; otherwise paths alone say what is to be known."""
+        """True if rows must be read one by one; otherwise paths say everything."""
         return self.manifest is not None or bool(self.action)
 
     def place(self, columns: dict[str, str]) -> Place:

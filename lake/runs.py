@@ -62,12 +62,12 @@ class RunState:
 
     @property
     def live(self) -> bool:
-        """Whether the run seems to work, as far as its last heartbeat and this machine can tell; for people to read."""
+        """Return whether the run seems live, by its last heartbeat and this machine; for people to read."""
         return self.status == "running" and abs(now() - self.heartbeat_at) < LIVE_FOR and not self.is_gone
 
     @property
     def is_gone(self) -> bool:
-        """Whether its process was on this machine, under this boot and in this PID namespace, and is no more."""
+        """Return whether its process was on this machine, in this boot and PID namespace, and has ended."""
         return self.host == _host() and not Path(f"/proc/{self.pid}").exists()
 
 
@@ -146,7 +146,7 @@ def find_alive(
 _LOOK_EVERY_S = 1.0
 # What this process has watched in vain need not be watched again.
 _SILENT: dict[str, datetime] = {}
-# How far clocks may differ: whoever has been silent for longer is not waited for.
+# How far clocks may differ: a run that has been silent for longer is not waited for.
 _SKEW = timedelta(hours=1)
 
 
@@ -189,9 +189,9 @@ class Run:
     """Versions by table, recorded with every event; `videos` as it is at the start where none is named."""
     status: str = "running"
     alone: bool = False
-    """Whether no other run of the labeler may be alive."""
+    """True if no other run of the labeler may be alive."""
     take_over: bool = False
-    """Whether to begin beside runs that seem alive: fence them first."""
+    """True to begin beside runs that seem alive: fence them first."""
     on_error: Callable[[str], None] = lambda message: None
 
     def __enter__(self) -> Run:

@@ -44,7 +44,7 @@ QUICK = Config(retries={"total_max_attempts": 2, "mode": "standard"}, connect_ti
 
 
 class Settings(NamedTuple):
-    """What can be said about S3 beyond the AWS environment; see ``StorageConfig``."""
+    """S3 settings beyond the AWS environment; see ``StorageConfig``."""
 
     endpoint_url: str | None
     region: str | None
@@ -54,7 +54,7 @@ class Settings(NamedTuple):
 
 
 class Access(NamedTuple):
-    """What boto3 found: credentials of this moment, region, endpoint (None for AWS itself), the way there."""
+    """Current credentials, region, endpoint (None for AWS itself), and route, as boto3 found them."""
 
     key: str
     secret: str
@@ -178,7 +178,7 @@ def download(s3: "S3Client", bucket: str, key: str, etag: str, out: IO[bytes]) -
             for chunk in body.iter_chunks(COPY_BYTES):
                 out.write(chunk)
     except ClientError as error:
-        # Nothing lies at or after this offset: the object is empty, or all of it is here.
+        # Nothing is at or after this offset: the object is empty, or complete here.
         if error.response["Error"]["Code"] not in ("InvalidRange", "416"):
             raise
 

@@ -286,7 +286,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, dt.datetime | dt.date | dt.time):
         return value.isoformat()
     if isinstance(value, decimal.Decimal):
-        # DuckDB adds up integers as decimals without a fraction; a float that is not the same number is no answer.
+        # DuckDB adds up integers as decimals without a fraction; a float that is not the same number would be wrong.
         is_whole = value.as_tuple().exponent == 0
         return int(value) if is_whole else float(value) if decimal.Decimal(repr(float(value))) == value else str(value)
     if isinstance(value, pa.MonthDayNano):

@@ -224,7 +224,7 @@ class StorageConfig(Settings):
         """Return a local path that holds the object as it was listed.
 
         A local file is returned as it is, not copied: call ``verify`` when it has been read. An S3 object is written to
-        ``dest``; a broken download goes on where it stopped, always for the same etag.
+        ``dest``; a broken download resumes where it stopped, always for the same etag.
 
         Raises ``SourceChanged`` when the object is gone or has another etag, and boto3's error when the store stays
         away (``store_errors.is_transient`` tells).

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 ENDPOINT = "--endpoint-url or AWS_ENDPOINT_URL"
 AWAY = (OSError, DeltaError, BotoCoreError, ClientError, Unavailable)
-"""What the libraries raise where a lake or its store cannot be read or written now."""
+"""Errors of the libraries when a lake or its store cannot be read or written now."""
 CHANGED = {"PreconditionFailed", "412", "NoSuchKey", "404"}
 """Answers that say something about an object, not about the store."""
 
@@ -97,7 +97,7 @@ _UNTRUSTED = re.compile("CERTIFICATE_VERIFY_FAILED|curlCode: 60|invalid peer cer
 
 
 class _Answer(NamedTuple):
-    """What a store said: its code in letters only and as spelled, HTTP status (0: not told), message.
+    """The answer of a store: its code in letters only and as spelled, HTTP status (0: unknown), message.
 
     `has_reason` is false where the answer had no body, as answers to HEAD: then the status is all there is.
     """
@@ -192,7 +192,7 @@ def no_credentials() -> Refused:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same read may succeed in another run: the object is not at fault, but the store or this machine."""
+    """Return whether the same read may succeed in another run: the store or this machine is at fault."""
     if outage(error) or is_away(error):
         return True
     if isinstance(error, ClientError):

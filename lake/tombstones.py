@@ -1,4 +1,4 @@
-"""What a `forget` deleted stays away: tombstones, rows of `failures` that name it by hashes and hold nothing else.
+"""Tombstones keep deleted videos away: rows of `failures` that name them by hashes and hold nothing else.
 
 A tombstone names a uri and a state of it: `video_id` is the hash of the uri, `triple_id` that of the video's own id.
 The newest event of a uri counts, so that bringing a video back is a row too. The etag is not part of the hash of the
@@ -34,7 +34,7 @@ def key(name: str) -> str:
 
 @dataclass(frozen=True)
 class Tombstones:
-    """What is forgotten now. `newest` is when each uri was last forgotten or brought back."""
+    """The deleted videos. `newest` is when each uri was last deleted or brought back."""
 
     uris: frozenset[str] = frozenset()
     videos: frozenset[str] = frozenset()

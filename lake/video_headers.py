@@ -20,7 +20,7 @@ WORKERS = 4
 
 
 class Header(NamedTuple):
-    """What the container claims; None where it says nothing. Width and height are those before display rotation."""
+    """The header of a container; None where it says nothing. Width and height are those before display rotation."""
 
     codec: str
     width: int
@@ -41,7 +41,7 @@ class ProbeError(NamedTuple):
 def read_header(file: IO[bytes]) -> Header:
     """Return the header of the first video stream.
 
-    Raises ``av.FFmpegError`` when it is damaged and ``ValueError`` when it is no video or there is no picture in it.
+    Raises ``av.FFmpegError`` when it is damaged and ``ValueError`` when it is not a video or has no picture.
     """
     with open_container(file) as container:
         return _header(container)

@@ -31,7 +31,7 @@ def build_app(services: Services) -> FastAPI:
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
-        # A lake that does not answer is no reason not to start: /readyz says so.
+        # Start also if the lake does not answer: /readyz says so.
         await asyncio.gather(overview.prepare(reading), reading.prepare(), return_exceptions=True)
         yield
         await services.drain()

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 STREAMED = ("/v1/label/video",)
-"""What has such bodies and answers."""
+"""Paths with such bodies and answers."""
 EXTENSION = "worldlake.flow"
 """In `extensions` of a scope: the other side understands these messages."""
 READ = "worldlake.read"

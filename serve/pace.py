@@ -33,7 +33,7 @@ class Paced:
         self.most: int | None = None
         """Maximum size of the body in bytes."""
         self.has_begun = False
-        """Whether an answer has begun."""
+        """True once an answer has begun."""
         self.read = self._sent = 0
         self._reading_s = self._sending_s = 0.0
         self._is_complete = False

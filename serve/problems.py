@@ -42,7 +42,7 @@ class ProblemDocument(BaseModel):
     type: str = Field(description="stable, for programs", examples=["urn:worldlake:problem:image"])
     title: str = Field(examples=["Unprocessable Content"])
     status: int = Field(examples=[422])
-    detail: str = Field(examples=["pairs[0].obs is no image: send JPEG, PNG or WebP"])
+    detail: str = Field(examples=["pairs[0].obs is not an image: send JPEG, PNG or WebP"])
     instance: str = Field(examples=["/v1/label"])
 
 

@@ -1,4 +1,4 @@
-"""What endpoints work with; handed to each of them when the application is built."""
+"""The dependencies of endpoints, passed to each of them when the application is built."""
 
 from __future__ import annotations
 

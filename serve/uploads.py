@@ -27,7 +27,7 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 TIMEOUT_S = 10.0
 """For the images of a request: a photograph takes some ten milliseconds."""
 PROCESSES = 4
-"""Of an ingress. A file that hangs a decoder keeps one of them; others go on."""
+"""Of an ingress. A file that hangs a decoder occupies one of them only."""
 _PIXEL_BYTES, _TABLE_BYTES = 6, 4096
 """Of a JPEG that stays as it is. Noise at the best quality has less; what has more carries something along."""
 
@@ -110,7 +110,7 @@ def _normalized(content: bytes, name: str, size: int, quality: int, max_pixels: 
     except Image.DecompressionBombError:
         raise TooLarge(f"{name} has more than {max_pixels:,} pixels: send a smaller picture") from None
     except Exception:
-        raise DecodeError(f"{name} is no image: send JPEG, PNG or WebP") from None
+        raise DecodeError(f"{name} is not an image: send JPEG, PNG or WebP") from None
     if width * height > max_pixels:
         raise TooLarge(f"{name} has {width} x {height} pixels, more than {max_pixels:,}: send a smaller picture")
     picture = picture_only(content) if is_ours else None

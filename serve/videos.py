@@ -131,7 +131,7 @@ class Videos:
         with prober(self._lake.storage) as probing:
             header = next(iter(probing.probe([entry])))
         if isinstance(header, ProbeError):
-            raise bad_request("video", f"this is no video that can be read: {header.message}")
+            raise bad_request("video", f"this is not a video that can be read: {header.message}")
         self._refuse(header)
 
     def _refuse(self, header: Header) -> None:

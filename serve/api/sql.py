@@ -1,4 +1,4 @@
-"""`/v1/sql`, `/v1/labelers`: what is in the lake, in the words of whoever asks. Nothing here writes."""
+"""`/v1/sql`, `/v1/labelers`: SQL of clients, read only, and the labelers of a lake."""
 
 from __future__ import annotations
 
