@@ -20,7 +20,7 @@ ALONE = (
 # The longest first, so that the processes that each take the next file end together.
 WITH_RAY = (
     "worldlake/test_label.py", "training", "faults/test_run_kills.py", "faults/test_train_kills.py", "faults",
-    "worldlake/test_train.py", "worldlake/test_demo.py",
+    "worldlake/test_train.py", "worldlake/test_demo.py", "worldlake/test_api.py", "test_examples.py",
     "k8s/test_entrypoints.py", "worldlake/test_doctor.py", "worldlake/test_forget.py", "worldlake/test_full_demo.py",
     "worldlake/test_terminal.py", "labeling/test_run.py", "labeling/test_stop_flag.py", "k8s/test_image.py", *ALONE,
 )  # fmt: skip
