@@ -33,9 +33,10 @@ class Labeling:
         policy.write_text(POLICY)
         program = driver or (str(Path(sys.executable).with_name("worldlake")),)
         self.command = [*program, "label", "--lake", lake, "--model", f"hf:{model}", "--image-size", "64"]
-        # Half of what a short run takes is starting processes: one of each unless a test wants more.
-        self.command += ["--decode-workers", "1", "--label-workers", "1"]
         self.command += ["--policy", str(policy), "--commit-every", "1", *options]
+        # Half of what a short run takes is starting processes: one of each unless a test wants more.
+        for option in ("--decode-workers", "--label-workers"):
+            self.command += [] if option in options else [option, "1"]
         self.process = subprocess.Popen(
             self.command,
             stdout=subprocess.PIPE,

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from lake.errors import Refused
 from lake.ids import content_id
 from lake.settings import Settings
 from models.settings import PAIR_LAYOUT
@@ -93,13 +94,22 @@ class TrainingSettings(Settings):
         """Take sources as a command line has them: YAML in braces."""
         if not isinstance(value, list | tuple):
             return value
-        return [_mapping(one) if isinstance(one, str) else one for one in value]
+        try:
+            return [Source.model_validate(_mapping(one)) if isinstance(one, str) else one for one in value]
+        except Refused as error:  # which names a key of the source
+            raise ValueError(str(error)) from None
 
     @field_validator("workers", mode="before")
     @classmethod
     def _parse_workers(cls, value: Any) -> Any:
         """Take a range as a command line has it: 2-8."""
-        return tuple(value.split("-", 1)) if isinstance(value, str) and "-" in value else value
+        if not isinstance(value, str):
+            return value
+        least, dash, most = value.partition("-")
+        try:
+            return (int(least), int(most)) if dash else int(least)
+        except ValueError:
+            raise ValueError("give a number, or two with a dash such as 2-8") from None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

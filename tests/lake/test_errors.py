@@ -20,7 +20,7 @@ def test_the_tree_is_one_file_that_opens_with_it() -> None:
 def test_an_error_says_with_which_code_the_command_ends(
     error: WorldlakeError, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def app(standalone_mode: bool) -> None:
+    def app(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(cli, "app", app)

@@ -34,7 +34,7 @@ from serve.schemas import LabelOut
 from serve.settings import Limits
 from tests.media import VP9, ffmpeg, real_clips
 from tests.serve.conftest import InProcess, asking, close, serve
-from tests.serve.test_video import events, upload
+from tests.serve.test_label_video import events, upload
 
 Pairs = list[tuple[bytes, bytes, str]]
 

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from serve import problems, shared
 from serve.api import health
 from serve.shared import Shared
-from tests.serve.test_admission import answer, asking, door
+from tests.serve.test_load_shedding import answer, asking, door
 
 
 def test_an_answer_is_computed_once_kept_for_a_moment_and_survives_who_leaves(monkeypatch: pytest.MonkeyPatch) -> None:

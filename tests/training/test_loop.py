@@ -63,7 +63,7 @@ def direct_loss(task: WorldTask, batch: dict[str, Any], floor: float | None) -> 
     """The paper's objective written out, image by image and token by token, from the logits of a whole forward."""
     total = torch.zeros(())
     for row in range(len(batch["action"])):
-        inputs, labels = task._world.sequences(
+        inputs, labels = task.world.sequences(
             batch["obs"][row : row + 1], batch["action"][row : row + 1], batch["next_obs"][row : row + 1]
         )
         logprobs = functional.log_softmax(task.model(**inputs).logits[0].float(), -1)

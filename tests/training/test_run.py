@@ -169,10 +169,10 @@ def test_a_run_reads_the_versions_it_began_with(tmp_path: Path, model: Path) -> 
     stop = threading.Event()
     stop.set()
     # Asked to stop before its first step, it has pinned nothing.
-    assert run(lake, settings(model, version=1), "older", stop=stop).status == "drained"
+    assert run(lake, settings(model, triples_version=1), "older", stop=stop).status == "drained"
     with pytest.raises(Refused, match=r"run older of this lake is at .*/models/older: give its --out"):
-        run(lake, settings(model, version=1), "older", out=str(tmp_path / "elsewhere"))
-    assert run(lake, settings(model, version=1), "older").triples == 10
+        run(lake, settings(model, triples_version=1), "older", out=str(tmp_path / "elsewhere"))
+    assert run(lake, settings(model, triples_version=1), "older").triples == 10
     [read] = [state.tables_read for state in states(lake) if state.run_id == "older"]
     assert read["triples"] == 1
 
@@ -338,4 +338,4 @@ def test_a_version_that_was_vacuumed_is_refused(tmp_path: Path, model: Path) -> 
     table.optimize.compact()
     assert table.vacuum(0, dry_run=False, enforce_retention_duration=False, full=True)
     with pytest.raises(Refused, match=r"(are gone|were vacuumed).*choose a newer version"):
-        run(lake, settings(model, version=1), "old")
+        run(lake, settings(model, triples_version=1), "old")

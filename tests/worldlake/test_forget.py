@@ -43,7 +43,7 @@ def test_a_forgotten_video_stays_away_until_it_is_asked_for(tmp_path: Path, vide
         assert (counts["new"], counts["known"], counts["forgotten"], counts["failed"]) == (0, 3, 1, 0)
         assert uris(lake) == left
     code, output = worldlake("ingest", str(tmp_path / "videos"), "--lake", lake)
-    assert (code, "1 of the known were forgotten" in output, "--forgotten" in output) == (0, True, True), output
+    assert (code, "1 deleted videos were skipped" in output, "--forgotten" in output) == (0, True, True), output
     assert "1 videos were forgotten" in worldlake("status", "--lake", lake)[1]
     for row in Lake(lake).dataset("failures").to_table().to_pylist():
         assert str(videos[0]) not in repr(row)
@@ -72,7 +72,7 @@ def test_what_cannot_be_read_is_counted_until_it_can(tmp_path: Path, videos: lis
         # Known to be bad is bad as well.
         code, output = worldlake("ingest", str(tmp_path / "videos"), "--lake", lake, "--strict")
         assert code == 3, output
-        assert ("left alone" in output) is not new
+        assert ("could not be read before" in output) is not new
         assert json.loads(worldlake("status", "--lake", lake, "--json")[1])["unread"] == 1
     for said in (output, worldlake("status", "--lake", lake)[1]):
         (line,) = [line for line in said.splitlines() if "worldlake sql" in line]

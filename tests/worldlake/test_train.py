@@ -32,7 +32,7 @@ def test_help_names_the_settings_of_its_task(task: str, own: str, other: str) ->
     assert own in output
     assert other not in output
     assert "--peak-lr" in output
-    assert f"worldlake train {task} --lake LAKE" in output
+    assert f"Usage: worldlake train {task} --lake" in output
 
 
 @pytest.mark.parametrize(
@@ -40,20 +40,21 @@ def test_help_names_the_settings_of_its_task(task: str, own: str, other: str) ->
     [
         ([], "give exactly one of --epochs and --steps"),
         (["--steps", "5", "--batch-size", "5", "--micro-batch-size", "2"], "batch_size 5 is no multiple of"),
-        (["--steps", "5", "--workers", "two"], "--workers 'two': give a number, or two with a dash"),
+        (["--steps", "5", "--workers", "two"], "--workers: give a number, or two with a dash such as 2-8"),
         (["--steps", "5", "--workers", "4-2"], "both at least 1"),
         (["--steps", "5", "--source", "{datasets: [nothing]}"], "no triple at version 1"),
-        (["--steps", "5", "--source", "{data: [one]}"], "--source: there is no key 'data', only labelers, datasets"),
+        (["--steps", "5", "--source", "{data: [one]}"], "--source: data has no place"),
         (["--steps", "5", "--source", "{"], "is not YAML"),
-        (["--steps", "5", "--version", "7"], "triples has no version 7: the newest is 1"),
+        (["--steps", "5", "--triples-version", "7"], "triples has no version 7: the newest is 1"),
         (["--steps", "5", "--method", "full", "--lora-rank", "4"], "lora_rank does nothing with method full"),
         (["--steps", "5", "--model", "hf:/nowhere"], "no folder '/nowhere'"),
         (["--steps", "5", "--run", "a/b"], "--run 'a/b': use letters"),
-        (["--steps", "5", "--prompt", "a"], "No such option: --prompt"),
+        (["--steps", "5", "--prompt", "a"], "Unknown option: --prompt"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_exit_code_2(lake: Lake, model: str, options: list[str], message: str) -> None:
-    code, output = worldlake("train", "world", "--lake", lake.uri, "--model", model, *options)
+    named = [] if "--model" in options else ["--model", model]
+    code, output = worldlake("train", "world", "--lake", lake.uri, *named, *options)
     assert code == 2, output
     assert message in output
     assert len(output.strip().splitlines()) == 1
@@ -68,6 +69,6 @@ def test_a_file_holds_the_same_options(lake: Lake, model: str, tmp_path: Path) -
     assert code == 2
     assert "batch_size 5 is no multiple of micro_batch_size 2" in output
     code, output = worldlake(
-        "train", "world", "--lake", lake.uri, "--config", str(config), "--batch-size", "4", "--version", "9"
+        "train", "world", "--lake", lake.uri, "--config", str(config), "--batch-size", "4", "--triples-version", "9"
     )
     assert "no version 9" in output
