@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import venv
 import zipfile
@@ -94,7 +93,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*pip, wheel], check=True)
     (own,) = folder.glob("lib/python*/site-packages")
     # A path in a .pth file is searched, and the .pth files there, which name the checkout, are not read.
-    (own / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    here = [path for path in sys.path if path.endswith("site-packages")]
+    (own / "dependencies.pth").write_text("\n".join(here))
     return programs
 
 
