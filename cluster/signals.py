@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from lake.timer import after
+
 log = logging.getLogger("worldlake")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -42,7 +44,7 @@ def draining(hours: float | None = None, at_second: Callable[[int], None] = end_
         stop.set()
         log.info("%s: draining; a second signal ends it at once", signal.Signals(number).name)
 
-    with time_limit(stop, hours):
+    with after(None if hours is None else hours * 3600, stop.set):
         if threading.current_thread() is not threading.main_thread():
             yield stop
             return
@@ -52,18 +54,3 @@ def draining(hours: float | None = None, at_second: Callable[[int], None] = end_
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-@contextmanager
-def time_limit(stop: threading.Event, hours: float | None) -> Iterator[None]:
-    """Set the event after so many hours; None: never."""
-    if hours is None:
-        yield
-        return
-    timer = threading.Timer(min(hours * 3600, threading.TIMEOUT_MAX), stop.set)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()

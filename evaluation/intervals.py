@@ -16,7 +16,8 @@ from scipy.special import stdtrit
 class Share:
     """A share with its 95 % Wilson score interval (Wilson 1927).
 
-    `effective` is the number of independent samples that say as much as the `total` ones; None: all are independent.
+    `effective` is the number of independent samples that say as much as the `total` ones; None: all are independent. It
+    may be a fraction, for which SciPy's `proportion_ci` has no interval.
     """
 
     right: int

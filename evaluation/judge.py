@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import cv2
+import httpx
 import numpy as np
 import numpy.typing as npt
-import urllib3
 
 from lake.errors import Refused, one_line
+from lake.retry import Schedule, retry, seconds_asked
 from models.protocols import Images
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -39,9 +40,9 @@ nothing else has changed.
 Answer with one JSON object alone: {{"reason": "one sentence", "editing_success": 0, "minimal_editing": 0}}"""
 
 _TRANSIENT = (408, 409, 429, 500, 502, 503, 504)
-_RETRIES = 5
-_LONGEST_WAIT_S = 60
-_TIMEOUT = urllib3.Timeout(connect=10, read=120)
+_WAITS_S = (1, 2, 4, 8, 16)
+_LONGEST_WAIT_S = 60.0
+_TIMEOUT = httpx.Timeout(120, connect=10)
 # Endpoints answer in seconds, and serve several clients at once.
 _AT_ONCE = 4
 
@@ -70,24 +71,20 @@ class Opinion:
 class Judge:
     """A judge at `url` (the base, such as https://host/v1); the key comes from the environment, OPENAI_API_KEY."""
 
-    def __init__(self, url: str, model: str, *, backoff_s: float = 1.0) -> None:
-        if not url.startswith(("http://", "https://")):
+    def __init__(self, url: str, model: str, *, waits_s: tuple[float, ...] = _WAITS_S) -> None:
+        try:
+            address = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise Refused(
+                f"the judge's address {url!r} is no address ({error}): give the base, https://host/v1"
+            ) from None
+        if address.scheme not in ("http", "https") or not address.host:
             raise Refused(f"the judge's address {url!r} is none of http:// or https://: give the base, https://host/v1")
-        if urllib3.util.parse_url(url).auth is not None:
+        if address.userinfo:
             # The address is booked in the table runs, which anybody may read.
             raise Refused(f"the judge's address has a password in it: give it as {KEY_VARIABLE}")
         self._url, self._model = url.rstrip("/") + "/chat/completions", model
-        # POST is repeated too: a question asked twice changes nothing.
-        retries = urllib3.Retry(
-            _RETRIES,
-            status_forcelist=_TRANSIENT,
-            allowed_methods=None,
-            backoff_factor=backoff_s,
-            backoff_max=_LONGEST_WAIT_S,
-            retry_after_max=_LONGEST_WAIT_S,
-            raise_on_status=False,
-        )
-        self._http = urllib3.PoolManager(retries=retries, timeout=_TIMEOUT, maxsize=_AT_ONCE)
+        self._http, self._schedule = httpx.Client(timeout=_TIMEOUT), Schedule(waits_s)
         self._gone = threading.Event()
 
     def opinions(self, obs: Images, predicted: Images, instructions: Sequence[str]) -> list[Opinion]:
@@ -112,20 +109,33 @@ class Judge:
         question = {"model": self._model, "temperature": 0, "messages": [{"role": "user", "content": [text, *images]}]}
         key = os.environ.get(KEY_VARIABLE)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+        def post() -> httpx.Response:
+            answer = self._http.post(self._url, json=question, headers=headers)
+            if answer.status_code in _TRANSIENT:
+                raise _Busy(answer)
+            return answer
+
         try:
-            response = self._http.request("POST", self._url, json=question, headers=headers)
-        except urllib3.exceptions.HTTPError as error:
+            # A question asked twice changes nothing.
+            answer = retry(post, self._schedule, lambda error: isinstance(error, _Busy | httpx.TransportError))
+        except (_Busy, httpx.TransportError) as error:
             self._gone.set()
-            return Opinion("unanswered", one_line(error, 300))
-        if response.status in _TRANSIENT:
-            self._gone.set()
-            return Opinion("unanswered", f"HTTP {response.status} after {_RETRIES} retries")
-        if response.status != 200:
+            return Opinion("unanswered", one_line(error, 300) or type(error).__name__)
+        if answer.status_code != 200:
             raise Refused(
-                f"the judge at {self._url} answers HTTP {response.status} ({_line(response.data)}): check the address, "
-                f"the model {self._model!r} and {KEY_VARIABLE}"
+                f"the judge at {self._url} answers HTTP {answer.status_code} ({one_line(answer.text, 200)}): check the "
+                f"address, the model {self._model!r} and {KEY_VARIABLE}"
             )
-        return parse(_content(response.data))
+        return parse(_content(answer))
+
+
+class _Busy(Exception):
+    """The endpoint cannot answer now."""
+
+    def __init__(self, answer: httpx.Response) -> None:
+        super().__init__(f"HTTP {answer.status_code}")
+        self.retry_after_s = min(seconds_asked(answer.headers.get("Retry-After")), _LONGEST_WAIT_S)
 
 
 def parse(answer: str) -> Opinion:
@@ -146,14 +156,10 @@ def data_url(image: npt.NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(encoded).decode()
 
 
-def _content(body: bytes) -> str:
+def _content(answer: httpx.Response) -> str:
     """The text of the first choice; the body itself where there is none, which then cannot be parsed."""
     try:
-        content = json.loads(body)["choices"][0]["message"]["content"]
+        content = answer.json()["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError):
-        return body.decode(errors="replace")
+        return answer.text
     return content if isinstance(content, str) else ""
-
-
-def _line(body: bytes) -> str:
-    return one_line(body.decode(errors="replace"), 200)

@@ -51,13 +51,11 @@ OPPOSITES = {
 class Alternative:
     """Actions that did not happen, None where there is no other one: one at `random`, and a `counterfactual`.
 
-    `is_opposite`: the counterfactual is the true action with its direction words turned round, and not the most similar
-    other action.
+    The counterfactual is the true action with its direction words turned round, or else the most similar other action.
     """
 
     random: str | None
     counterfactual: str | None
-    is_opposite: bool
 
 
 def alternatives(actions: Sequence[str], seed: int) -> list[Alternative]:
@@ -83,8 +81,7 @@ def alternatives(actions: Sequence[str], seed: int) -> list[Alternative]:
         if len(distinct) > 1:
             other = int(generator.integers(len(distinct) - 1))
             drawn = distinct[other + (other >= place)]
-        turned = opposite(action)
-        found.append(Alternative(drawn, turned or nearest(place), turned is not None))
+        found.append(Alternative(drawn, opposite(action) or nearest(place)))
     return found
 
 

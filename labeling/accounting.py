@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from lake.failures import Failure
 from lake.tables import DataFile
 
 
@@ -17,8 +18,7 @@ class Report:
     accepted: list[tuple[str, str]] = field(default_factory=list)
     """(video_id, triple_id) of the pairs in `files` that were accepted."""
     rejected: list[tuple[str, str]] = field(default_factory=list)
-    failures: list[dict[str, Any]] = field(default_factory=list)
-    """Rows of the `failures` table."""
+    failures: list[Failure] = field(default_factory=list)
     ends: list[tuple[str, int, int]] = field(default_factory=list)
     """(video_id, pairs sampled, spans failed) of the videos that were read to their end."""
 
@@ -28,8 +28,8 @@ class _Video:
     decided_before: int
     accepted: set[str] = field(default_factory=set)
     rejected: set[str] = field(default_factory=set)
-    failed: dict[str, dict[str, Any]] = field(default_factory=dict)
-    spans: dict[tuple[Any, ...], dict[str, Any]] = field(default_factory=dict)
+    failed: dict[str, Failure] = field(default_factory=dict)
+    spans: dict[tuple[Any, ...], Failure] = field(default_factory=dict)
     sampled: int | None = None
     spans_failed: int = 0
     """How many `spans` there are to come, as its end says."""
@@ -51,12 +51,12 @@ class _Video:
         is_whole = self.sampled is not None and len(self.spans) >= self.spans_failed
         return not self.lost and is_whole and counts.pop("sampled") == sum(counts.values())
 
-    def add_failure(self, failure: dict[str, Any]) -> bool:
+    def add_failure(self, failure: Failure) -> bool:
         """Enter a failure of a part; whether it is news."""
-        if failure["triple_id"] in self.accepted | self.rejected:
+        if failure.triple_id in self.accepted | self.rejected:
             return False
-        known: dict[Any, dict[str, Any]] = self.failed if failure["scope"] == "pair" else self.spans
-        key = failure["triple_id"] or (failure["stage"], failure["start_pts"], failure["end_pts"])
+        known: dict[Any, Failure] = self.failed if failure.scope == "pair" else self.spans
+        key = failure.triple_id or (failure.stage, failure.start_pts, failure.end_pts)
         is_new = key not in known
         known.setdefault(key, failure)
         return is_new
@@ -68,7 +68,7 @@ class Ledger:
     def __init__(self) -> None:
         self._open: dict[str, _Video] = {}
         self._files: list[DataFile] = []
-        self._failures: list[dict[str, Any]] = []
+        self._failures: list[Failure] = []
         self._finished: list[dict[str, Any]] = []
         self.counts: dict[str, int] = dict.fromkeys(
             ("videos_finished", "videos_failed", "accepted", "rejected", "failed"), 0
@@ -106,12 +106,13 @@ class Ledger:
                 video.sampled, video.spans_failed = sampled, spans_failed
                 touched[video_id] = None
         for failure in report.failures:
-            self._fail(failure)
-            touched[failure["video_id"]] = None
+            assert failure.video_id, "only a source that cannot be listed has no video"
+            self._fail(failure.video_id, failure)
+            touched[failure.video_id] = None
         self._close(touched)
 
-    def take(self) -> tuple[list[DataFile], list[dict[str, Any]], list[dict[str, Any]]]:
-        """What is to be committed now, then forgotten: files as they were reported, `failures` and `progress` rows.
+    def take(self) -> tuple[list[DataFile], list[Failure], list[dict[str, Any]]]:
+        """What is to be committed now, then forgotten: files as they were reported, failures, and `progress` rows.
 
         Of a pair that was reported twice with different verdicts the first one counts, here as in the committer.
         """
@@ -126,11 +127,11 @@ class Ledger:
             video.failed.pop(triple_id, None)
             self.counts[verdict] += 1
 
-    def _fail(self, failure: dict[str, Any]) -> None:
-        video = self._open.get(failure["video_id"])
+    def _fail(self, video_id: str, failure: Failure) -> None:
+        video = self._open.get(video_id)
         if not video:
             return
-        if failure["scope"] != "video":
+        if failure.scope != "video":
             if video.add_failure(failure) and video.lost:
                 self._tell([failure])
         elif not video.lost:
@@ -148,6 +149,6 @@ class Ledger:
                 self._finished.append({"video_id": video_id, **video.counts()})
                 self.counts["videos_finished"] += 1
 
-    def _tell(self, failures: list[dict[str, Any]]) -> None:
+    def _tell(self, failures: list[Failure]) -> None:
         self._failures += failures
-        self.counts["failed"] += sum(failure["scope"] == "pair" for failure in failures)
+        self.counts["failed"] += sum(failure.scope == "pair" for failure in failures)

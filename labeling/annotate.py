@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from labeling.evidence import Evidence
+from labeling.images import decode_images
 from labeling.stream import LABELED, block
-from labeling.text import text_score
-from lake.errors import Refused, one_line
+from labeling.verifiers import scores
+from lake.errors import Refused
+from lake.failures import Failure
 from lake.metrics import MODEL_SECONDS, PAIRS, STAGE_SECONDS, TOKENS
 from models.loading import load_dynamics
-from models.protocols import DynamicsModel, Images
+from models.protocols import DynamicsModel
 from models.settings import ModelSettings
 
 
@@ -40,20 +41,18 @@ class Annotate:
         return labeled
 
 
-class LabelPairs:
-    """Labels frame pairs by a model, and scores the labels.
+_OF_PAIR = ["triple_id", "obs", "next_obs", "motion", "camera_motion"]
 
-    `direction` = log p(a | o, o') − log p(a | o', o) and `copy` = log p(a | o, o') − log p(a | o, o), as mean
-    log-probabilities per token (an action that the reversed pair, or no change at all,
-    explains as well is not one that happened here).
-    """
+
+class LabelPairs:
+    """Labels frame pairs by a model, and scores the labels by the verifiers."""
 
     def __init__(self, model: DynamicsModel, source: Literal["label", "live"] = "live") -> None:
         self._model, self._source = model, source
 
     def __call__(self, samples: pa.Table) -> pa.Table:
         """Label the rows of a block (`SAMPLES`) that hold a pair; every row comes back (`LABELED`), in order."""
-        pairs = samples.filter(pc.is_valid(samples["obs"])).select(["triple_id", "obs", "next_obs"]).to_pylist()
+        pairs = samples.filter(pc.is_valid(samples["obs"])).select(_OF_PAIR).to_pylist()
         labels = self._label(pairs)
         rows = samples.to_pylist()
         for row in rows:
@@ -81,7 +80,7 @@ class LabelPairs:
         try:
             return self._label_batch([pair])[pair["triple_id"]]
         except Exception as error:
-            return _failed(error)
+            return Failure.of(error, scope="pair", stage="annotate").to_row()
 
     def _answers(self, image: bytes) -> bool:
         """Whether the model names anything at all, shown a black pair of the size of an encoded image."""
@@ -96,49 +95,11 @@ class LabelPairs:
         return True
 
     def _label_batch(self, pairs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        obs = decode_images([pair["obs"] for pair in pairs])
-        next_obs = decode_images([pair["next_obs"] for pair in pairs])
+        evidence = Evidence(self._model, pairs)
         with MODEL_SECONDS.timed(source=self._source):
-            annotations = self._model.annotate(obs, next_obs)
-            actions = [annotation.action for annotation in annotations]
-            reversed_ = self._model.score(next_obs, obs, actions)
-            unchanged = self._model.score(obs, obs, actions)
-        TOKENS.record(sum(annotation.tokens for annotation in annotations), source=self._source)
-        confidence = np.array([annotation.mean_logprob for annotation in annotations], np.float32)
+            found = scores(evidence)
+        TOKENS.record(sum(annotation.tokens for annotation in evidence.annotations), source=self._source)
         return {
-            pair["triple_id"]: {
-                "action": action,
-                "confidence": _finite(own),
-                "direction": _finite(own - backward),
-                "copy": _finite(own - still),
-                "text": text_score(action),
-            }
-            for pair, action, own, backward, still in zip(pairs, actions, confidence, reversed_, unchanged, strict=True)
+            pair["triple_id"]: {"action": action, **row}
+            for pair, action, row in zip(pairs, evidence.actions, found, strict=True)
         }
-
-
-def decode_images(encoded: list[bytes]) -> Images:
-    """Encoded images of one size as a batch. ValueError for bytes that are no image, or where sizes differ."""
-    return np.stack([_image(data) for data in encoded])
-
-
-def _image(data: bytes) -> npt.NDArray[np.uint8]:
-    image: npt.NDArray[np.uint8] | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if image is None:
-        raise ValueError("an encoded frame is not an image")
-    return image
-
-
-def _finite(value: float) -> float | None:
-    """A score as the tables keep it: null where the model gave none."""
-    return float(value) if np.isfinite(value) else None
-
-
-def _failed(error: Exception) -> dict[str, Any]:
-    return {
-        "scope": "pair",
-        "stage": "annotate",
-        "error_type": type(error).__name__,
-        "message": one_line(error, 500),
-        "transient": False,
-    }

@@ -1,13 +1,14 @@
 """Decoding with decord2, which is imported as decord.
 
 decord numbers frames and hands out pictures without their time. The times come from the packets in the container, in
-the order of display, and are only right while decord loses nothing: where the counts differ the file is refused, and
-an error ends the clip. docs/decisions/0002-decoder.md has what that leaves unnoticed.
+the order of display, and are only right while decord loses nothing. So PyAV takes over a file whose container has no
+index, is damaged, or holds another number of frames than decord counts, and any file from decord's first error on.
+docs/explanation/decisions/0002-decoder.md has the measurements.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator
 
 import cv2
@@ -15,16 +16,45 @@ import decord
 import numpy as np
 from decord._ffi.base import DECORDError
 
-from labeling.decode_pyav import open_file, open_stream
-from labeling.decoding import RGB, Frame, Gap, Gray
+from labeling import decode_pyav
+from labeling.decode_pyav import Damage, PyAVDecoder
+from labeling.decoding import RGB, Decoder, Frame, Gap, Gray
 from lake.errors import DecodeError
 
 decord.logging.set_level(decord.logging.QUIET)
 
 
-def open_video(path: str) -> DecordDecoder:
+# Containers with an index of frames, as FFmpeg calls them: in others decord loses count.
+_INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
+
+
+class _Unreliable(Exception):
+    """What decord would make of a file cannot be relied on."""
+
+
+def open_video(path: str) -> Decoder:
     """Open the best video stream of a file. Raises DecodeError."""
-    return DecordDecoder(path)
+    # decord opens the path by itself and would follow a playlist: what is not a video container ends here.
+    pyav = decode_pyav.open_video(path)
+    try:
+        return DecordDecoder(path, pyav)
+    except _Unreliable:
+        return pyav
+
+
+def _times(pyav: PyAVDecoder) -> list[int]:
+    """Return the PTS of all frames in order. Raises _Unreliable where the container does not vouch for them."""
+    if pyav.container_format not in _INDEXED:
+        raise _Unreliable
+    times = []
+    for packet in pyav.packets():
+        if isinstance(packet, Damage):
+            raise _Unreliable
+        if packet.size and not packet.is_discard:
+            if packet.pts is None:
+                raise _Unreliable
+            times.append(packet.pts)
+    return sorted(times)
 
 
 class DecordFrame:
@@ -60,29 +90,18 @@ class DecordFrame:
 
 
 class DecordDecoder:
-    """`decoding.Decoder` on decord."""
+    """`decoding.Decoder` on decord, as far as that goes, and on PyAV from there."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        # decord opens the path by itself and would follow a playlist: what is not a video container ends here.
-        with open_file(path) as file:
-            container, stream = open_stream(file)
-            assert stream.time_base is not None
-            self._time_base = stream.time_base.numerator, stream.time_base.denominator
-            self._sample_aspect = float(stream.sample_aspect_ratio or 1)
-            packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
-            container.close()
-        self._pts = sorted(packet.pts for packet in packets if packet.pts is not None)
-        self._keys = sorted(packet.pts for packet in packets if packet.pts is not None and packet.is_keyframe)
-        self._reader = self._open()
-        if len(self._reader) != len(self._pts):
-            raise DecodeError(f"decord counts {len(self._reader)} frames, the container shows {len(self._pts)}")
-
-    def _open(self) -> decord.VideoReader:
+    def __init__(self, path: str, pyav: PyAVDecoder) -> None:
+        self._pyav, self._has_read = pyav, False
+        self._time_base, self._sample_aspect = pyav.time_base, pyav.sample_aspect
+        self._pts = _times(pyav)
         try:
-            return decord.VideoReader(self._path, ctx=decord.cpu(0), num_threads=1)
+            self._reader: decord.VideoReader | None = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
         except (DECORDError, RuntimeError) as error:
-            raise DecodeError("decord cannot open it") from error
+            raise _Unreliable from error
+        if len(self._reader) != len(self._pts):
+            raise _Unreliable
 
     @property
     def time_base(self) -> tuple[int, int]:
@@ -91,35 +110,34 @@ class DecordDecoder:
 
     def close(self) -> None:
         """See `decoding.Decoder.close`."""
-        del self._reader
+        self._reader = None
+        self._pyav.close()
 
     def read(self, start_pts: int | None) -> Iterator[Frame | Gap]:
         """See `decoding.Decoder.read`."""
-        index = 0 if start_pts is None else bisect_left(self._pts, start_pts)
-        if start_pts is not None and self._pts[index : index + 1] != [start_pts]:
+        first = 0 if start_pts is None else bisect_left(self._pts, start_pts)
+        if start_pts is not None and self._pts[first : first + 1] != [start_pts]:
             raise DecodeError(f"there is no frame with PTS {start_pts} any more")
         last: int | None = None
-        broken = False
-        while index < len(self._pts):
-            try:
-                if broken or (last is None and index):
-                    self._reader.seek_accurate(index)
-                image = self._reader.next().asnumpy()
-            except DECORDError:
-                # It refuses everything after an error, so go on with a fresh one at the next key frame.
-                broken, index, self._reader = True, self._next_key(index), self._open()
-                continue
-            pts, index = self._pts[index], index + 1
-            if broken:
-                yield Gap(last, pts, "DECORDError", "decord could not decode what is here")
-            last, broken = pts, False
-            yield DecordFrame(pts, image, self._sample_aspect)
-        if last is None:
-            raise DecodeError("decord decodes none of its frames")
-        if broken:
-            yield Gap(last, None, "DECORDError", "decord could not decode what is here")
+        try:
+            for pts, image in zip(self._pts[first:], self._images(first), strict=True):
+                last = pts
+                yield DecordFrame(pts, image, self._sample_aspect)
+        except DECORDError:
+            # After an error decord refuses everything or numbers what comes next anew, so it has no say any more.
+            yield from self._rest(start_pts, last)
 
-    def _next_key(self, index: int) -> int:
-        """The index of the first key frame after this index, or the number of frames."""
-        later = self._keys[bisect_right(self._keys, self._pts[index]) :]
-        return bisect_left(self._pts, later[0]) if later else len(self._pts)
+    def _images(self, first: int) -> Iterator[RGB]:
+        assert self._reader is not None
+        if first or self._has_read:
+            self._reader.seek_accurate(first)
+        self._has_read = True
+        for _ in self._pts[first:]:
+            yield self._reader.next().asnumpy()
+
+    def _rest(self, start_pts: int | None, last: int | None) -> Iterator[Frame | Gap]:
+        """What PyAV reads after the last frame that decord gave."""
+        for item in self._pyav.read(start_pts):
+            end = item.end_pts if isinstance(item, Gap) else item.pts
+            if last is None or end is None or end > last:
+                yield item

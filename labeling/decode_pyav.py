@@ -46,7 +46,7 @@ SCALING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BI
 
 
 @dataclass(frozen=True)
-class _Damage:
+class Damage:
     """Why frames are missing."""
 
     error_type: str
@@ -81,25 +81,25 @@ class _Ledger:
         if not packet.is_discard:
             heapq.heappush(self._due, pts)
 
-    def missing_before(self, pts: int | None) -> _Damage | None:
+    def missing_before(self, pts: int | None) -> Damage | None:
         """Settle what was due before the frame with this PTS, or at the end of the stream (None)."""
         missing = 0
         while self._due and (pts is None or self._due[0] <= pts):
             due = heapq.heappop(self._due)
             missing += due != pts and self._clean_from is not None and due >= self._clean_from
-        return _Damage("MissingFrame", "frames did not come out of the codec") if missing > self._tolerance else None
+        return Damage("MissingFrame", "frames did not come out of the codec") if missing > self._tolerance else None
 
-    def problem(self, frame: av.VideoFrame, last: int | None) -> _Damage | None:
+    def problem(self, frame: av.VideoFrame, last: int | None) -> Damage | None:
         """Why this frame cannot be used after the one with PTS `last`; None if it can."""
         if frame.pts is None:
-            return _Damage("NoTimestamp", "a frame has no presentation time")
+            return Damage("NoTimestamp", "a frame has no presentation time")
         if last is not None and frame.pts <= last:
-            return _Damage("TimestampOrder", f"a frame with PTS {frame.pts} follows one with {last}")
-        loss = _Damage("CorruptFrame", "a frame is damaged") if frame.is_corrupt else self.missing_before(frame.pts)
+            return Damage("TimestampOrder", f"a frame with PTS {frame.pts} follows one with {last}")
+        loss = Damage("CorruptFrame", "a frame is damaged") if frame.is_corrupt else self.missing_before(frame.pts)
         if loss is not None:
             self.damaged()
         elif self._clean_from is None or frame.pts < self._clean_from:
-            loss = _Damage("NoKeyFrame", "frames cannot be decoded without the key frame before them")
+            loss = Damage("NoKeyFrame", "frames cannot be decoded without the key frame before them")
         return loss
 
 
@@ -217,7 +217,16 @@ class PyAVDecoder:
             raise
         self._fresh = True
         self._reformatter = VideoReformatter()
-        self._sample_aspect = float(self._stream.sample_aspect_ratio or 1)
+
+    @property
+    def container_format(self) -> str:
+        """The name that FFmpeg has for the container."""
+        return self._container.format.name
+
+    @property
+    def sample_aspect(self) -> float:
+        """Width of a pixel by its height."""
+        return float(self._stream.sample_aspect_ratio or 1)
 
     @property
     def time_base(self) -> tuple[int, int]:
@@ -255,9 +264,9 @@ class PyAVDecoder:
         last: int | None = None
         # One frame is held back: what spoilt the packets after it may have begun within its own.
         held: PyAVFrame | None = None
-        damage: _Damage | None = None
+        damage: Damage | None = None
         for event in self._frames(ledger):
-            problem = event if isinstance(event, _Damage) else ledger.problem(event, held.pts if held else last)
+            problem = event if isinstance(event, Damage) else ledger.problem(event, held.pts if held else last)
             if problem is not None:
                 damage, held = damage or problem, None
                 continue
@@ -265,7 +274,7 @@ class PyAVDecoder:
                 last = held.pts
                 yield held
             assert isinstance(event, av.VideoFrame)
-            held = PyAVFrame(event, self._sample_aspect, self._reformatter)
+            held = PyAVFrame(event, self.sample_aspect, self._reformatter)
             if damage is not None:
                 yield Gap(last, held.pts, damage.error_type, damage.message)
                 damage = None
@@ -292,9 +301,9 @@ class PyAVDecoder:
                 # Not seekable there: what is decoded from the start instead is the same, only later.
                 return
 
-    def _frames(self, ledger: _Ledger) -> Iterator[av.VideoFrame | _Damage]:
-        for packet in self._packets():
-            if isinstance(packet, _Damage):
+    def _frames(self, ledger: _Ledger) -> Iterator[av.VideoFrame | Damage]:
+        for packet in self.packets():
+            if isinstance(packet, Damage):
                 ledger.damaged()
                 yield packet
                 continue
@@ -304,12 +313,14 @@ class PyAVDecoder:
                 # Some codecs (dav1d) refuse everything after an error until they are flushed.
                 self._stream.codec_context.flush_buffers()
                 ledger.damaged()
-                yield _Damage(type(error).__name__, _describe(error))
+                yield Damage(type(error).__name__, _describe(error))
             else:
                 ledger.sent(packet)
                 yield from frames
 
-    def _packets(self) -> Iterator[Packet[VideoStream] | _Damage]:
+    def packets(self) -> Iterator[Packet[VideoStream] | Damage]:
+        """Yield what the container holds for the codec, and where it is damaged; once for each time it is opened."""
+        self._fresh = False
         packets = self._container.demux(self._stream)
         numbers = _FrameNumbers(self._stream) if self._container.format.name == "avi" else None
         errors = 0
@@ -320,18 +331,18 @@ class PyAVDecoder:
             except av.error.FFmpegError as error:
                 errors += 1
                 packets = self._container.demux(self._stream)
-                yield _Damage(type(error).__name__, _describe(error))
+                yield Damage(type(error).__name__, _describe(error))
                 continue
             complaints = [message for _, source, message in log if source == self._container.format.name]
             if complaints:
-                yield _Damage("ContainerDamage", complaints[0].strip())
+                yield Damage("ContainerDamage", complaints[0].strip())
             if packet is None:
                 return
             errors = 0
             if numbers is not None and numbers.correct(packet):
-                yield _Damage("ContainerDamage", "frames are missing from the file")
+                yield Damage("ContainerDamage", "frames are missing from the file")
             if packet.is_corrupt:
-                yield _Damage("CorruptPacket", "the container holds a damaged packet")
+                yield Damage("CorruptPacket", "the container holds a damaged packet")
             # AVI repeats a frame by a packet of nothing, which codecs would take for the end of the stream.
             elif packet.size or packet.dts is None:
                 yield packet

@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from queue import SimpleQueue
-from typing import Any
 
 from labeling.frame_lookup import Picked, Position, pick_frames, read_images
 from labeling.settings import SamplingSettings
 from labeling.stream import describe
 from lake.errors import ChildLost, DecodeError
-from lake.isolation import Isolated
+from lake.failures import Failure
+from lake.isolation import Isolated, IsolatedPool
 from lake.manifest import Labeled, Moment
 from lake.storage import Entry, StorageConfig
 from lake.store_errors import outage
@@ -51,7 +50,7 @@ class Unit:
 
 @dataclass
 class Outcome:
-    """What reading a unit gave: its frames by row, and why rows have none (columns of `failures`).
+    """What reading a unit gave: its frames by row, and why rows have none.
 
     `time_base` is seconds per PTS unit as (numerator, denominator); None for images, whose PTS are 0 and 1.
     """
@@ -59,19 +58,15 @@ class Outcome:
     unit: Unit
     time_base: tuple[int, int] | None = None
     pairs: list[tuple[Labeled, Frame, Frame]] = field(default_factory=list)
-    failures: list[tuple[Labeled, dict[str, Any]]] = field(default_factory=list)
+    failures: list[tuple[Labeled, Failure]] = field(default_factory=list)
 
 
 class Reader:
-    """A process for every core, started when the first unit is read."""
+    """Read the frames of units in isolated processes."""
 
-    def __init__(self, storage: StorageConfig, image_size: int) -> None:
-        self._storage, self._image_size, self._settings = storage, image_size, SamplingSettings()
-        self._children = [Isolated(TIMEOUT_S) for _ in os.sched_getaffinity(0)]
-        self._threads = ThreadPoolExecutor(len(self._children))
-        self._idle: SimpleQueue[Isolated] = SimpleQueue()
-        for child in self._children:
-            self._idle.put(child)
+    def __init__(self, storage: StorageConfig, image_size: int, pool: IsolatedPool) -> None:
+        self._storage, self._image_size, self._pool = storage, image_size, pool
+        self._settings = SamplingSettings()
 
     def read(self, units: Iterable[Unit]) -> Iterator[Outcome]:
         """Yield the outcome of every unit as it comes; few are in memory at once.
@@ -80,22 +75,15 @@ class Reader:
         """
         running: set[Future[Outcome]] = set()
         for unit in units:
-            running.add(self._threads.submit(self._read, unit))
-            if len(running) >= 2 * len(self._children):
+            running.add(self._pool.submit(self._read, unit))
+            if len(running) >= 2 * self._pool.size:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in done)
 
-    def stop(self) -> None:
-        """End the processes, whatever they are at."""
-        for child in self._children:
-            child.close()
-        self._threads.shutdown(cancel_futures=True)
-
-    def _read(self, unit: Unit) -> Outcome:
-        child = self._idle.get()
+    def _read(self, child: Isolated, unit: Unit) -> Outcome:
         try:
             with tempfile.TemporaryDirectory(prefix="worldlake-") as folder:
                 paths = [
@@ -114,9 +102,7 @@ class Reader:
         except Exception as error:
             if everywhere := outage(error):
                 raise everywhere from error
-            return Outcome(unit, failures=[(row, describe(error)) for row in unit.rows])
-        finally:
-            self._idle.put(child)
+            return Outcome(unit, failures=[(row, describe(error, "pair")) for row in unit.rows])
 
     def _images(self, child: Isolated, unit: Unit, paths: list[str]) -> Outcome:
         obs, next_obs = child.call(read_images, paths, self._settings, self._image_size)
@@ -125,7 +111,7 @@ class Reader:
     def _frames(self, child: Isolated, unit: Unit, path: str) -> Outcome:
         found = Outcome(unit)
         frames: dict[Moment, Frame] = {}
-        reasons: dict[Moment, dict[str, Any]] = {}
+        reasons: dict[Moment, Failure] = {}
         for picked in self._segments(child, path, frozenset(moment for row in unit.rows for moment in row.moments)):
             if isinstance(picked, Picked):
                 found.time_base = picked.time_base
@@ -144,14 +130,14 @@ class Reader:
 
     def _segments(
         self, child: Isolated, path: str, wanted: frozenset[Moment]
-    ) -> Iterator[Picked | dict[Moment, dict[str, Any]]]:
+    ) -> Iterator[Picked | dict[Moment, Failure]]:
         """What was picked in each minute; where the video cannot be read any further, why the rest is missing."""
         start: Position | None = None
         while True:
             try:
                 picked = child.call(pick_frames, path, wanted, start, self._settings, self._image_size)
             except (DecodeError, ChildLost) as error:
-                yield dict.fromkeys(wanted, describe(error))
+                yield dict.fromkeys(wanted, describe(error, "pair"))
                 return
             yield picked
             if picked.goes_on is None:
@@ -159,15 +145,12 @@ class Reader:
             start, wanted = picked.goes_on, wanted - picked.frames.keys() - picked.missing.keys()
 
 
-def _failure(error_type: str, message: str) -> dict[str, Any]:
-    return {"stage": "decode", "error_type": error_type, "message": message, "transient": False}
+def _failure(error_type: str, message: str) -> Failure:
+    return Failure(scope="pair", stage="decode", error_type=error_type, message=message)
 
 
 @contextmanager
 def reader(storage: StorageConfig, image_size: int) -> Iterator[Reader]:
     """A `Reader` whose processes are gone at the end."""
-    running = Reader(storage, image_size)
-    try:
-        yield running
-    finally:
-        running.stop()
+    with closing(IsolatedPool(len(os.sched_getaffinity(0)), TIMEOUT_S)) as pool:
+        yield Reader(storage, image_size, pool)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -20,10 +20,12 @@ from labeling.frame_reader import Outcome, Unit, reader
 from lake import catalog, tombstones
 from lake.commits import Committer
 from lake.errors import Refused
+from lake.failures import MESSAGE_LENGTH, Failure
 from lake.ids import content_id, triple_id, video_id
 from lake.layouts import find_mapping
-from lake.manifest import Labeled, Manifest, Origin, Place, check_split, read_manifest
-from lake.manifest import Mapping as Layout
+from lake.manifest import Labeled, Manifest, Origin, read_manifest
+from lake.mapping import Mapping as Layout
+from lake.mapping import Place, check_split
 from lake.runs import Run, new_run_id, states
 from lake.storage import normalize
 from lake.tables import Lake, now, to_table
@@ -66,7 +68,7 @@ def ingest_labeled(
 ) -> tuple[catalog.IngestCounts, LabeledCounts]:
     """Read labeled rows, catalog their videos, and make triples of them.
 
-    `layout` is the name of a preset, or a YAML file with a `manifest.Mapping`; one that has rows.
+    `layout` is the name of a preset, or a YAML file with a `mapping.Mapping`; one that has rows.
 
     Raises:
         Refused: a source or a manifest cannot be used, the labeler has triples of another image size, or a run of it is
@@ -192,7 +194,7 @@ class _Work:
             if key in self._attempts and not self._options.retry_failed:
                 self._counts.known += 1
                 continue
-            why = {"stage": "manifest", "error_type": reason.error_type, "message": str(reason), "transient": False}
+            why = Failure(scope="pair", stage="manifest", error_type=reason.error_type, message=str(reason))
             self._fail(key, origin.manifest.uri, origin, why)
 
     def _unfinished(self, all_units: Iterator[Unit], signatures: dict[str, str]) -> list[Unit]:
@@ -233,7 +235,7 @@ class _Work:
             id_ = triple_id(unit.video_id, obs_pts, next_pts, self._labeler)
             if actions.get(id_, row.action) != row.action:
                 message = f"the same frames are labeled {actions[id_]!r} already"
-                why = {"stage": "manifest", "error_type": "SecondLabel", "message": message, "transient": False}
+                why = Failure(scope="pair", stage="manifest", error_type="SecondLabel", message=message)
                 self._fail(unit.video_id, unit.uri, row.origin, why)
             elif id_ in self._decided:
                 self._counts.known += 1
@@ -246,7 +248,7 @@ class _Work:
                 actions[id_] = row.action
         for row, why in outcome.failures:
             self._fail(unit.video_id, unit.uri, row.origin, why)
-        may_succeed = any(why["transient"] for _, why in outcome.failures)
+        may_succeed = any(why.transient for _, why in outcome.failures)
         if not may_succeed or self._attempts.get(unit.video_id, 0) + 1 >= catalog.MAX_ATTEMPTS:
             self._finish(unit, self._counts.triples - before[0], self._counts.failed - before[1])
         self._on_progress(self._counts)
@@ -264,22 +266,19 @@ class _Work:
             "labeled_at": now(),
         }
 
-    def _fail(self, key: str, uri: str, origin: Origin, why: dict[str, Any]) -> None:
+    def _fail(self, key: str, uri: str, origin: Origin, why: Failure) -> None:
         self._counts.failed += 1
-        self._pending.failures.append(
-            {
-                **why,
-                "message": f"{origin}: {why['message']}"[:500],
-                "video_id": key,
-                "uri": uri,
-                "labeler_id": self._labeler,
-                "run_id": self._committer.run_id,
-                "scope": "pair",
-                "attempt": self._attempts.get(key, 0) + 1,
-                "decoder": f"pyav {version('av')}",
-                "failed_at": now(),
-            }
+        failure = replace(
+            why,
+            message=f"{origin}: {why.message}"[:MESSAGE_LENGTH],
+            video_id=key,
+            uri=uri,
+            labeler_id=self._labeler,
+            run_id=self._committer.run_id,
+            attempt=self._attempts.get(key, 0) + 1,
+            decoder=f"pyav {version('av')}",
         )
+        self._pending.failures.append(failure.to_row())
 
     def _finish(self, unit: Unit, accepted: int, failed: int) -> None:
         sampled = len(unit.rows)

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from labeling.decoding import RGB
 from lake.errors import DecodeError
+from models.protocols import Images
 
 MOST_SIDES = 100
 """An image that is longer than wide by more becomes, with its shorter side resized, thousands of times as large."""
@@ -33,6 +34,18 @@ def encode_jpeg(image: RGB, quality: int) -> bytes:
     ]
     encoded: bytes = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
     return encoded
+
+
+def decode_images(encoded: list[bytes]) -> Images:
+    """Decode images of one size into a batch. Raises ValueError for bytes that are no image, or where sizes differ."""
+    return np.stack([_image(data) for data in encoded])
+
+
+def _image(data: bytes) -> npt.NDArray[np.uint8]:
+    image: npt.NDArray[np.uint8] | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise ValueError("an encoded frame is not an image")
+    return image
 
 
 def square_jpeg(content: bytes, size: int, quality: int) -> bytes:

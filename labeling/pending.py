@@ -60,7 +60,7 @@ def list_work(lake: Lake, labeler_id: str, *, where: str | None, limit: int | No
         states = _matching(connection, states, where)
     rows = states.filter(wanted).order("added_at, uri").limit(limit if limit is not None else 2**62)
     table = rows.project(
-        "video_id, uri, etag, dataset, split, (attempts + 1)::INTEGER AS attempt, []::VARCHAR[] AS decided"
+        "video_id, uri, etag, dataset, split, (attempts + 1)::INTEGER AS attempt, duration_s, []::VARCHAR[] AS decided"
     ).to_arrow_table()
     return table.cast(WORK)
 

@@ -31,6 +31,9 @@ DECODE_BYTES, MODEL_BYTES, WRITE_BYTES = 350 << 20, 550 << 20, 160 << 20
 _ROOM = 0.9
 """Of the memory that Ray lets processes of a node have: the rest is for the driver, and what Ray Data runs beside."""
 
+_FOOTAGE_S = 60.0
+"""Seconds of video that are worth one more process of a stage: on a CPU it takes about as long to start."""
+
 NodeLabel = str | None
 """KEY=VALUE that a node of Ray must be labeled with; None: any node will do."""
 
@@ -58,12 +61,14 @@ def workers(
     decode_on: NodeLabel = None,
     label_on: NodeLabel = None,
     weight_bytes: int = 0,
+    footage_s: float = math.inf,
 ) -> Workers:
     """Fill cores, GPUs and memory of the cluster that Ray is connected to; numbers given by the user win.
 
     Shares of the cores that are there fit on those, so without `worker_cpus` nodes that come later have nothing to do.
     With it also a given number waits for nodes with the memory for it.
-    `weight_bytes` is what the model's weights take in memory.
+    `weight_bytes` is what the model's weights take in memory; `footage_s` is how much video there is to label, of which
+    every process gets a minute or more.
 
     Raises:
         Refused: no node has a label, or memory for the model, or without GPUs some nodes but not all would have both
@@ -88,7 +93,9 @@ def workers(
     cores = [labeling[node] / fit for node, fit in label_fit.items() if is_together and fit and not (decode or label)]
     is_given = label is not None and worker_cpus is None
     reserved = 0 if is_given or not any(label_fit.values()) else label_bytes
-    decode, label = decode or max(1, sum(decode_fit.values())), label or max(1, sum(label_fit.values()))
+    most = max(1, math.ceil(min(footage_s / _FOOTAGE_S, 2**31)))
+    decode = decode or max(1, min(most, sum(decode_fit.values())))
+    label = label or max(1, min(most, sum(label_fit.values())))
     write = min(label, max(cpus, label_cpus))
     if is_together:
         # Both stages live on the same cores. As many processes of each as there are cores, and the kernel gives each

@@ -12,16 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from lake.errors import Refused, one_line
 from lake.ids import content_id
-from lake.schemas import SCORES
-
-COMPUTED = ("motion", "camera_motion", "confidence", "direction", "copy", "text")
-"""The scores that labeling computes; a policy can bound no other."""
-
-NOISE = {"motion": 1e-5, "camera_motion": 1e-5, "direction": 0.02, "copy": 0.02}
-"""Scores that are 0 for a pair of equal frames, and how far rounding alone takes them from it.
-
-Motion is measured in steps of 1e-6; `direction` and `copy` differ by 1e-6 in fp32 and by up to 0.018 in bf16.
-"""
+from lake.scores import NAMES, SCORES
 
 _FOLDER = Path(__file__).parent / "policies"
 _EXAMPLE = "`default: {confidence: {min: -0.5}}`"
@@ -56,20 +47,19 @@ class Policy(BaseModel):
     def _known_scores(self) -> Policy:
         for bounds in (self.default, *self.datasets.values()):
             for score in bounds:
-                if score not in COMPUTED:
-                    why = "is not computed by labeling" if score in SCORES else "is no score"
-                    raise ValueError(f"{score!r} {why}: use {', '.join(COMPUTED)}")
+                if score not in NAMES:
+                    raise ValueError(f"{score!r} is no score: use {', '.join(NAMES)}")
         return self
 
     @model_validator(mode="after")
     def _bounds_outside_noise(self) -> Policy:
         for name, bounds in {**self.datasets, "default": self.default}.items():
-            for score, noise in NOISE.items():
-                for side, bound in bounds.get(score, Bounds()):
-                    if abs(bound) < noise:
+            for score in SCORES:
+                for side, bound in bounds.get(score.name, Bounds()):
+                    if abs(bound) < score.noise:
                         raise ValueError(
-                            f"{name}.{score}.{side} is {bound:g}, but frames in which nothing changes score 0 within "
-                            f"{noise:g}, so rounding would decide: use a bound farther from 0"
+                            f"{name}.{score.name}.{side} is {bound:g}, but frames in which nothing changes score 0 "
+                            f"within {score.noise:g}, so rounding would decide: use a bound farther from 0"
                         )
         return self
 
@@ -79,13 +69,13 @@ class Policy(BaseModel):
         return content_id(self.model_dump(mode="json"))
 
     def reasons(self, scores: Mapping[str, float | None], dataset: str | None) -> list[str]:
-        """Names of the verifiers that reject a pair with these scores, in a fixed order; none means accepted.
+        """Names of the verifiers that reject a pair with these scores, in the order of the scores; none means accepted.
 
         A bounded score that is null or NaN rejects: a label is only accepted on evidence.
         """
         bounds = {**self.default, **self.datasets.get(dataset or "", {})}
         rejecting = []
-        for name in COMPUTED:
+        for name in NAMES:
             if name in bounds:
                 score = scores.get(name)
                 if score is None or not bounds[name].min <= score <= bounds[name].max:

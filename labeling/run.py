@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import pickle
 import queue
 import threading
@@ -27,6 +28,7 @@ from labeling.stop_flag import Stop
 from labeling.stream import WORK
 from lake.commits import Committer
 from lake.errors import Fenced, Refused, Stalled, Unavailable
+from lake.failures import Failure
 from lake.forget import complete
 from lake.metrics import PAIRS, QUEUE, REFRESH_S, STAGE_WORKERS, VIDEOS
 from lake.runs import Run, new_run_id, refuse_second_run
@@ -171,6 +173,8 @@ class _Driver:
             asked.decode_on,
             asked.label_on,
             self._labeler.weight_bytes,
+            # Of a container that does not say how long it is, any length may be true.
+            math.inf if work["duration_s"].null_count else pc.sum(work["duration_s"]).as_py() or 0.0,
         )
         stop = Stop(self._run.run_id)
         self._flag = stop.create()
@@ -263,21 +267,20 @@ class _Driver:
     def _give_up(self, todo: pa.Table) -> None:
         """Videos whose sum still does not balance are failures, not silence."""
         failures = [
-            {
-                "video_id": row["video_id"],
-                "uri": row["uri"],
-                "scope": "video",
-                "stage": "account",
-                "error_type": "SumDoesNotBalance",
-                "message": f"after {_ROUNDS} rounds pairs sampled and pairs decided differ: workers died, or decoding "
-                "is not deterministic here",
-                "transient": True,
-                "attempt": row["attempt"],
-                "labeler_id": self._labeler.id,
-                "run_id": self._run.run_id,
-                "decoder": self._labeler.decoder,
-                "failed_at": now(),
-            }
+            Failure(
+                scope="video",
+                stage="account",
+                error_type="SumDoesNotBalance",
+                message=f"after {_ROUNDS} rounds pairs sampled and pairs decided differ: workers died, or decoding is "
+                "not deterministic here",
+                transient=True,
+                video_id=row["video_id"],
+                uri=row["uri"],
+                attempt=row["attempt"],
+                labeler_id=self._labeler.id,
+                run_id=self._run.run_id,
+                decoder=self._labeler.decoder,
+            )
             for row in todo.to_pylist()
         ]
         self.ledger.add(Report(failures=failures))
@@ -288,15 +291,15 @@ class _Driver:
             return
         files, failures, finished = self.ledger.take()
         stamp: dict[str, Any] = {"labeler_id": self._labeler.id, "run_id": self._run.run_id, "finished_at": now()}
-        files += self._driver_file("failures", failures)
+        files += self._driver_file("failures", [failure.to_row() for failure in failures])
         files += self._driver_file("progress", [{**row, **stamp} for row in finished])
         self._committer.commit(files)
         self._log(failures, finished)
 
-    def _log(self, failures: list[dict[str, Any]], finished: list[dict[str, Any]]) -> None:
-        for row in failures:
-            why = {name: row[name] for name in ("video_id", "uri", "scope", "stage", "error_type")}
-            log.info("failure: %s", row["message"], extra={"run_id": self._run.run_id, **why})
+    def _log(self, failures: list[Failure], finished: list[dict[str, Any]]) -> None:
+        for failure in failures:
+            why = {name: getattr(failure, name) for name in ("video_id", "uri", "scope", "stage", "error_type")}
+            log.info("failure: %s", failure.message, extra={"run_id": self._run.run_id, **why})
         for row in finished:
             log.info("video finished", extra={"run_id": self._run.run_id, **row})
 

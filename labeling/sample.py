@@ -14,6 +14,7 @@ import pyarrow as pa
 from labeling.labeler import Labeler
 from labeling.segments import Segment, sample_segment
 from labeling.stream import SAMPLES, VIDEO, block, describe
+from lake.failures import Failure
 from lake.ids import triple_id
 from lake.isolation import Isolated
 from lake.metrics import PAIRS, STAGE_SECONDS
@@ -71,7 +72,7 @@ class SampleVideos:
                 if everywhere := outage(error):
                     # Ends the run: it would count every video that is left as failed.
                     raise everywhere from error
-                yield block([{**_columns(video), "scope": "video", **describe(error)}], SAMPLES)
+                yield block([{**_columns(video), **describe(error).to_row()}], SAMPLES)
 
     def _sample(self, video: dict[str, Any]) -> Iterator[pa.Table]:
         sampled, start = 0, None
@@ -125,16 +126,7 @@ class SampleVideos:
 
 def _span_failures(video: dict[str, Any], segment: Segment) -> Iterator[dict[str, Any]]:
     for failure in segment.failures:
-        yield {
-            **_columns(video),
-            "scope": "span",
-            "start_pts": failure.start_pts,
-            "end_pts": failure.end_pts,
-            "stage": failure.stage,
-            "error_type": failure.error_type,
-            "message": failure.message,
-            "transient": False,
-        }
+        yield {**_columns(video), **Failure(scope="span", **vars(failure)).to_row()}
 
 
 def _columns(video: dict[str, Any]) -> dict[str, Any]:

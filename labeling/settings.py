@@ -17,7 +17,7 @@ DecoderName = Literal["pyav", "decord"]
 class SamplingSettings(Settings):
     """How a video becomes frame pairs. Every field changes which pairs exist, so all go into the labeler's identity."""
 
-    sampler: Sampler = MotionSampler()
+    sampler: Sampler = Field(MotionSampler(), description="How the frames of a clip are chosen.")
     # See `sampling.content_change`. Within shots of real footage the most seen is 0.3, in the fastest pans of the
     # sample world 0.49; of cuts between unrelated shots one in a hundred is less.
     shot_threshold: float = Field(

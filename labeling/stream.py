@@ -6,7 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from lake.errors import ChildLost, DecodeError, SourceChanged, one_line
+from lake.errors import ChildLost, DecodeError, SourceChanged
+from lake.failures import Failure, Scope
+from lake.scores import NAMES
 from lake.store_errors import is_transient
 
 VIDEO: list[tuple[str, pa.DataType]] = [
@@ -18,7 +20,7 @@ VIDEO: list[tuple[str, pa.DataType]] = [
     ("attempt", pa.int32()),
 ]
 
-WORK = pa.schema([*VIDEO, ("decided", pa.list_(pa.string()))])
+WORK = pa.schema([*VIDEO, ("duration_s", pa.float64()), ("decided", pa.list_(pa.string()))])
 """A video to label; `decided` are the ids of its pairs that are in the tables already."""
 
 SAMPLES = pa.schema(
@@ -54,10 +56,8 @@ LABELED = pa.schema(
     [
         *SAMPLES,
         ("action", pa.string()),
-        ("confidence", pa.float64()),
-        ("direction", pa.float64()),
-        ("copy", pa.float64()),
-        ("text", pa.float64()),
+        # Motion is measured while the frames are sampled.
+        *[(name, pa.float64()) for name in NAMES if name not in SAMPLES.names],
     ]
 )
 
@@ -69,13 +69,9 @@ def block(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def describe(error: Exception) -> dict[str, Any]:
-    """The columns of `failures` that say why reading or decoding a video failed."""
+def describe(error: Exception, scope: Scope = "video") -> Failure:
+    """Say why reading or decoding a video failed."""
     is_decoding = isinstance(error, DecodeError | ChildLost)
     is_reading = isinstance(error, SourceChanged | OSError) or is_transient(error)
-    return {
-        "stage": "decode" if is_decoding else "read" if is_reading else "sample",
-        "error_type": type(error).__name__,
-        "message": one_line(error, 500),
-        "transient": is_transient(error),
-    }
+    stage = "decode" if is_decoding else "read" if is_reading else "sample"
+    return Failure.of(error, scope=scope, stage=stage, transient=is_transient(error))

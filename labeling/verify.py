@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from labeling.policy import COMPUTED, Policy
+from labeling.policy import Policy
 from labeling.stream import VERIFIED
 from lake.metrics import STAGE_SECONDS
+from lake.scores import NAMES
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,6 @@ class Verify:
     def __call__(self, labeled: pa.Table) -> pa.Table:
         """`LABELED` rows in, `VERIFIED` rows out, in order."""
         with STAGE_SECONDS.timed(stage="verify", source="label"):
-            scores = labeled.select(["dataset", *COMPUTED]).to_pylist()
+            scores = labeled.select(["dataset", *NAMES]).to_pylist()
             reasons = [self.policy.reasons(row, row.pop("dataset")) for row in scores]
         return labeled.append_column("reasons", pa.array(reasons, VERIFIED.field("reasons").type))

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from labeling.accounting import Report
+from labeling.stream import VERIFIED
+from lake.failures import Failure
 from lake.metrics import STAGE_SECONDS
 from lake.schemas import TABLES
 from lake.store_errors import final_error
 from lake.tables import DataFile, Lake, now
 
-FAILURE_COLUMNS = (
-    *("video_id", "uri", "scope", "triple_id", "start_pts", "end_pts"),
-    *("stage", "error_type", "message", "transient", "attempt"),
-)
+_OF_FAILURE = [field.name for field in fields(Failure) if field.name in VERIFIED.names]
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,17 @@ class Write:
     source: Literal["label", "live"] = "label"
 
     def __call__(self, verified: pa.Table) -> pa.Table:
-        """Write the rows of a block (`VERIFIED`); returns one row that holds the pickled `Report`.
+        """As `report`, for Ray Data: one row that holds the pickled report."""
+        return pa.table({"report": [pickle.dumps(self.report(verified))]})
+
+    def report(self, verified: pa.Table) -> Report:
+        """Write the rows of a block (`VERIFIED`).
 
         Raises Unavailable or Refused where the lake cannot be written and no retry can help.
         """
         with STAGE_SECONDS.timed(stage="write", source=self.source):
             try:
-                return pa.table({"report": [pickle.dumps(self._report(verified))]})
+                return self._report(verified)
             except Exception as error:
                 if why := final_error(error, self.lake.uri):
                     raise why from error
@@ -77,17 +80,9 @@ class Write:
                 columns.append(pa.nulls(len(rows), field.type))
         return self.lake.write_file(pa.Table.from_arrays(columns, schema=TABLES[name]), name, self.run_id)
 
-    def _failures(self, rows: pa.Table) -> list[dict[str, Any]]:
-        return [
-            {
-                **row,
-                "labeler_id": self.labeler_id,
-                "run_id": self.run_id,
-                "decoder": self.decoder,
-                "failed_at": now(),
-            }
-            for row in rows.select(FAILURE_COLUMNS).to_pylist()
-        ]
+    def _failures(self, rows: pa.Table) -> list[Failure]:
+        same: dict[str, Any] = {"labeler_id": self.labeler_id, "run_id": self.run_id, "decoder": self.decoder}
+        return [Failure(**row, **same) for row in rows.select(_OF_FAILURE).to_pylist()]
 
 
 def _pairs(rows: pa.Table) -> list[tuple[str, str]]:

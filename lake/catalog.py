@@ -16,9 +16,11 @@ from deltalake import DeltaTable, Transaction
 
 from lake import layouts, tombstones
 from lake.errors import Fenced, Refused, Unavailable, WorldlakeError
+from lake.failures import Failure
 from lake.forget import complete
 from lake.ids import video_id
-from lake.manifest import NOT_TEXT, Place, Unusable, check_split, is_text, read_manifest
+from lake.manifest import NOT_TEXT, is_text, read_manifest
+from lake.mapping import Place, Unusable, check_split
 from lake.runs import Run, new_run_id
 from lake.s3 import PATIENCE_S
 from lake.storage import Entry, is_s3, normalize
@@ -97,7 +99,7 @@ def ingest(
 
     Args:
         dataset: data set of all videos; None: by layout, else the first folder of the path.
-        layout: one of ``layouts.FORMATS``, or a YAML file with a ``manifest.Mapping``.
+        layout: one of ``layouts.FORMATS``, or a YAML file with a ``mapping.Mapping``.
         split: split of all videos; None: by layout, else by a hash of the uri, so that a file that changes stays.
         places: what manifests say, by normalized source and path; None: they are read here where the layout has any.
 
@@ -325,14 +327,11 @@ def _video(source: Source, key: str, entry: Entry, header: Header) -> dict[str, 
 
 
 def _failure(video: str | None, uri: str, stage: str, error: ProbeError) -> dict[str, Any]:
-    return {
-        "video_id": video,
-        "uri": uri.encode("utf-8", "backslashreplace").decode(),
-        "scope": "video" if video else "listing",
-        "stage": stage,
-        "error_type": error.error_type,
-        "message": error.message,
-        "transient": error.transient,
-        "decoder": f"pyav {av.__version__}",
-        "failed_at": now(),
-    }
+    return Failure(
+        scope="video" if video else "listing",
+        stage=stage,
+        video_id=video,
+        uri=uri.encode("utf-8", "backslashreplace").decode(),
+        decoder=f"pyav {av.__version__}",
+        **error._asdict(),
+    ).to_row()

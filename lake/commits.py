@@ -9,7 +9,6 @@ same application, so a committer of an older epoch can never add a row again, ho
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Literal
@@ -18,15 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction
-from deltalake.exceptions import CommitFailedError, DeltaError
 
 from lake.errors import Fenced, Superseded
 from lake.metrics import COMMIT_SECONDS
+from lake.retry import retry
 from lake.s3 import patiently
 from lake.schemas import DECISIONS
-from lake.store_errors import final_error
 from lake.tables import DataFile, Lake
-from lake.writer import RETRY_WAITS_S, Writer, fence_of, fences
+from lake.writer import COMMITS, Writer, fence_of, fences, may_pass
 
 ORDER = (*DECISIONS, "failures", "progress")
 """The order of every commit: what was decided about pairs first, and that a video is finished last."""
@@ -63,20 +61,12 @@ class Committer:
         # The fences of the lake first: what is read from here on is what may be committed.
         self.writer = Writer(self.lake, self.app_id, self._on_retry, source=self._source)
         self._decided.clear()
-        for wait_s in (*RETRY_WAITS_S, None):
-            try:
-                self.epoch = max(_epoch(self.lake.table(name).transaction_version(self.app_id)) for name in ORDER) + 1
-                # Another committer that starts at the same moment may take the epoch: then the next one is tried.
-                if all(self._raise_epoch(name) for name in ORDER):
-                    return
-            except (CommitFailedError, DeltaError, OSError) as error:
-                if why := final_error(error, self.lake.uri):
-                    raise why from error
-                if wait_s is None:
-                    raise
-                self._on_retry(f"cannot fence older runs, trying again in {wait_s} s: {error}")
-            time.sleep(wait_s or 0)
-        raise Superseded(f"other runs of labeler {self.labeler_id} keep starting: start one at a time")
+        retry(
+            self._raise_epochs,
+            COMMITS,
+            lambda error: isinstance(error, Superseded) or may_pass(error, self.lake.uri),
+            lambda error, wait_s: self._on_retry(f"cannot fence older runs, trying again in {wait_s} s: {error}"),
+        )
 
     def decided(self, video_ids: Iterable[str]) -> dict[str, list[str]]:
         """Ids already decided under this labeler, by video; remembered, so that `commit` drops them.
@@ -124,6 +114,12 @@ class Committer:
                 if name in fresh:
                     self._commit_table(name, fresh[name])
         return fresh
+
+    def _raise_epochs(self) -> None:
+        self.epoch = max(_epoch(self.lake.table(name).transaction_version(self.app_id)) for name in ORDER) + 1
+        # Another committer that starts at the same moment may take the epoch: then the next one is tried.
+        if not all(self._raise_epoch(name) for name in ORDER):
+            raise Superseded(f"other runs of labeler {self.labeler_id} keep starting: start one at a time")
 
     def _raise_epoch(self, name: str) -> bool:
         table = self.lake.table(name)

@@ -2,7 +2,7 @@
 
 An object store answers when an object is durable. A local file system answers when it is in the page cache, so a power
 cut may leave a log that names files of zero bytes. `WORLDLAKE_FSYNC=off` skips the flushes, for lakes that may be lost:
-docs/recovery.md has what they cost.
+docs/explanation/recovery.md has what they cost.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from lake.log import Log, Named, Stored, stored
 from lake.runs import Run, RunState, new_run_id, states
 from lake.schemas import DECISIONS, TABLES
 from lake.storage import join
-from lake.store_errors import is_passing
+from lake.store_errors import read_undamaged
 from lake.tables import Lake
 from lake.tombstones import Tombstones
 from lake.writer import Writer, raise_fences
@@ -216,13 +216,15 @@ def _holds(lake: Lake, name: str, path: str, away: Tombstones, triples: frozense
         column for column in ("video_id", "uri") if column in TABLES[name].names
     ]
     filesystem, root = lake.storage.filesystem(lake.table_uri(name))
-    try:
-        rows = pq.ParquetFile(f"{root}/{path}", filesystem=filesystem).read(columns)
-    except FileNotFoundError:
-        return False
-    except (pa.ArrowInvalid, OSError) as error:
-        if is_passing(error):
-            raise
+
+    def read() -> pa.Table:
+        try:
+            return pq.ParquetFile(f"{root}/{path}", filesystem=filesystem).read(columns)
+        except FileNotFoundError:
+            return pa.table({})
+
+    rows = read_undamaged(read)
+    if rows is None:
         # Nobody can read it, and nobody knows what it holds.
         return True
     if not set(columns).intersection(rows.column_names):

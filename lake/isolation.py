@@ -11,16 +11,22 @@ import os
 import pickle
 import resource
 import signal
+import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from types import TracebackType
+from queue import SimpleQueue
+from types import ModuleType, TracebackType
 from typing import Any, Self, TypeVar
 
 from lake.errors import ChildLost, Ending
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # Once more, because a kill or an empty memory may have come from outside; not more often, because a file that does it
@@ -34,6 +40,8 @@ MEMORY_BYTES = 4 << 30
 # A child that starts imports what its first call needs, some of it for seconds on a busy machine: not the call's fault.
 START_S = 60.0
 
+
+_starting = threading.Lock()
 
 _OPENED = b""
 _parent: Connection | None = None
@@ -149,6 +157,39 @@ class Isolated:
         self.close()
 
 
+class IsolatedPool:
+    """Isolated processes that are started when work first needs them; each does one piece of work at a time."""
+
+    def __init__(self, size: int, timeout_s: float) -> None:
+        self.size = size
+        self._children = [Isolated(timeout_s) for _ in range(size)]
+        self._threads = ThreadPoolExecutor(size)
+        self._idle: SimpleQueue[Isolated] = SimpleQueue()
+        for child in self._children:
+            self._idle.put(child)
+
+    def submit(self, work: Callable[[Isolated, Item], Result], item: Item) -> Future[Result]:
+        """Call `work(process, item)` on a thread, with a process that nothing else uses meanwhile."""
+        return self._threads.submit(self._run, work, item)
+
+    def map(self, work: Callable[[Isolated, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Yield `work(process, item)` of every item, in order."""
+        return self._threads.map(partial(self._run, work), items)
+
+    def _run(self, work: Callable[[Isolated, Item], Result], item: Item) -> Result:
+        child = self._idle.get()
+        try:
+            return work(child, item)
+        finally:
+            self._idle.put(child)
+
+    def close(self) -> None:
+        """End the processes, also in the middle of a call, and drop what has not begun."""
+        for child in self._children:
+            child.close()
+        self._threads.shutdown(cancel_futures=True)
+
+
 class _Ended(Exception):
     """How a child ended in the middle of a call."""
 
@@ -163,7 +204,8 @@ class _Child:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, memory_bytes), daemon=True)
-        self.process.start()
+        with _hidden_main():
+            self.process.start()
         # From here on only the child holds its end, so that its death is the end of the stream.
         theirs.close()
 
@@ -203,6 +245,18 @@ class _Child:
     def end(self) -> None:
         self.process.kill()
         self.process.join()
+
+
+@contextmanager
+def _hidden_main() -> Iterator[None]:
+    """Keep a new child from importing the main module: it would run a user's script once more, from the top."""
+    with _starting:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 class _Alarm:

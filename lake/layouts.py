@@ -10,9 +10,9 @@ import yaml
 from pydantic import ValidationError
 
 from lake.errors import Refused
-from lake.manifest import SPLITS, Mapping, Place
+from lake.mapping import SPLITS, Mapping, Place
 
-# As the data sets are distributed; docs/sources.md shows the folders.
+# As the data sets are distributed; docs/how-to/sources.md shows the folders.
 _PRESETS: dict[str, dict[str, Any]] = {
     "aurora": {
         "manifest": r"(?:.*/)?train\.json",

@@ -13,11 +13,10 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 from urllib.parse import unquote
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -25,7 +24,7 @@ from lake.durable import UNFINISHED
 from lake.errors import BrokenLog
 from lake.s3 import patiently
 from lake.storage import join
-from lake.store_errors import is_passing
+from lake.store_errors import read_undamaged
 from lake.tables import Lake
 
 _FOLDER = "_delta_log"
@@ -193,11 +192,7 @@ def broken_checkpoints(lake: Lake, name: str, files: Iterable[str]) -> list[str]
     filesystem, root = lake.storage.filesystem(lake.table_uri(name))
     broken = []
     for path in sorted(path for path in files if _CHECKPOINT.fullmatch(path)):
-        try:
-            pq.read_table(f"{root}/{path}", filesystem=filesystem)
-        except (pa.ArrowInvalid, OSError) as error:
-            if is_passing(error):
-                raise
+        if read_undamaged(partial(pq.read_table, f"{root}/{path}", filesystem=filesystem)) is None:
             broken.append(path)
     if _POINTER in files:
         try:

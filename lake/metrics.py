@@ -1,4 +1,4 @@
-"""What worldlake counts while it works: every metric by name. docs/observability.md says what to do with them.
+"""What worldlake counts while it works: every metric by name. docs/how-to/observability.md says what to do with them.
 
 Where Ray runs they are metrics of `ray.util.metrics`, which the agent of each node gives to Prometheus with `ray_`
 before the name; anywhere else they are nothing. Seconds are counters, not histograms: Ray puts the sum of a histogram

@@ -29,7 +29,7 @@ from lake.maintenance import KEEP_HOURS, delete_orphans, old_files
 from lake.runs import Run, new_run_id
 from lake.schemas import DECISIONS, IMAGES, TABLES
 from lake.storage import join
-from lake.store_errors import is_passing
+from lake.store_errors import is_passing, read_undamaged
 from lake.tables import DataFile, Lake, now
 from lake.writer import Writer, raise_fences
 
@@ -241,13 +241,7 @@ def _books(lake: Lake) -> list[Damage]:
 def _is_readable(lake: Lake, name: str, path: str) -> bool:
     columns = [column for column in TABLES[name].names if column not in IMAGES]
     filesystem, root = lake.storage.filesystem(lake.table_uri(name))
-    try:
-        pq.ParquetFile(f"{root}/{path}", filesystem=filesystem).read(columns)
-    except (pa.ArrowInvalid, OSError) as error:
-        if is_passing(error):
-            raise
-        return False
-    return True
+    return read_undamaged(lambda: pq.ParquetFile(f"{root}/{path}", filesystem=filesystem).read(columns)) is not None
 
 
 def _missing(kind: str, lake: Lake, log: Log, lost: list[Named]) -> Damage:

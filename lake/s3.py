@@ -2,8 +2,6 @@
 
 import io
 import os
-import random
-import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import lru_cache
@@ -20,6 +18,7 @@ from lake import network
 from lake.errors import Refused, SourceChanged, Unavailable, one_line
 from lake.metrics import S3_ERRORS, S3_RETRIES
 from lake.network import Route
+from lake.retry import Schedule, retry
 from lake.store_errors import CHANGED, ENDPOINT, is_away, no_credentials, outage
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ T = TypeVar("T")
 
 # A restart of a store takes a minute at most; whoever is away for longer is given up, and the run goes on another day.
 PATIENCE_S = 120.0
+_WAITS_S = (0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
 COPY_BYTES = 1 << 20
@@ -156,19 +156,12 @@ def delta_options(found: Access) -> dict[str, str]:
 
 def patiently(call: Callable[[], T]) -> T:
     """Return what the call returns, repeating it while the store is away, for at most ``PATIENCE_S`` seconds."""
-    give_up_at = time.monotonic() + PATIENCE_S
-    wait_s = 0.2
-    while True:
-        try:
-            return call()
-        except Exception as error:
-            if not is_away(error) or time.monotonic() > give_up_at:
-                _count(error)
-                raise
-        S3_RETRIES.record(1)
-        # Jitter, lest all workers of a run knock at once.
-        time.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311
-        wait_s = min(2 * wait_s, 5.0)
+    schedule = Schedule(_WAITS_S, PATIENCE_S, jitter=True)
+    try:
+        return retry(call, schedule, is_away, on_wait=lambda error, wait_s: S3_RETRIES.record(1))
+    except Exception as error:
+        _count(error)
+        raise
 
 
 def _count(error: Exception) -> None:

@@ -13,7 +13,6 @@ import io
 import json
 import math
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any
@@ -24,6 +23,7 @@ import pyarrow as pa
 from lake import runs
 from lake.errors import Refused, TooMuchMemory, one_line
 from lake.tables import Lake
+from lake.timer import after
 
 # A table is opened after those that are written before it: a video that `progress` calls finished has its rows in
 # `triples` and `rejections`, and a triple has its video.
@@ -93,7 +93,7 @@ def query(
     connection, names = _connect(lake, threads)
     on_open()
     try:
-        with connection, _explained(names, seconds), _interrupted(connection, seconds):
+        with connection, _explained(names, seconds), after(seconds, connection.interrupt):
             _refuse_other_statements(connection, sql, names)
             found = connection.sql(sql, params=dict(parameters or {}))
             _refuse_other_types(found)
@@ -160,17 +160,6 @@ def _view_name(labeler: str, labelers: list[str]) -> str:
         return f"triples_{labeler.replace(':', '_').replace('-', '_')}"
     unique = sum(other.startswith(labeler[:8]) for other in labelers) == 1
     return f"triples_{labeler[:8] if unique else labeler}"
-
-
-@contextmanager
-def _interrupted(connection: duckdb.DuckDBPyConnection, seconds: float | None) -> Iterator[None]:
-    timer = threading.Timer(threading.TIMEOUT_MAX if seconds is None else seconds, connection.interrupt)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 @contextmanager

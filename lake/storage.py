@@ -19,7 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import AfterValidator, Field
 
 from lake import durable, s3
-from lake.errors import Refused, SourceChanged
+from lake.errors import Refused, SourceChanged, Unavailable
 from lake.settings import Settings
 from lake.store_errors import explain
 
@@ -154,6 +154,10 @@ class StorageConfig(Settings):
         """Return deltalake's ``storage_options`` of a uri (empty for a local one); also of this moment."""
         return s3.delta_options(s3.access(self._settings())) if is_s3(uri) else {}
 
+    def explained(self, error: Exception, uri: str) -> Refused | Unavailable:
+        """Return an error of boto3 as one line with the remedy."""
+        return explain(error, uri, s3.place(self._settings()).endpoint)
+
     def check(self, uri: str, *, must_exist: bool = False) -> None:
         """Ask the store once whether the uri can be used, so that a command can say no before it starts.
 
@@ -172,7 +176,7 @@ class StorageConfig(Settings):
         try:
             answer = s3.quick_client(settings).list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
         except (ClientError, BotoCoreError) as error:
-            raise explain(error, uri, place.endpoint) from error
+            raise self.explained(error, uri) from error
         home = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", place.region)
         # The bucket of somebody else may be anywhere: boto3, which reads sources, follows it.
         if not place.endpoint and home != place.region and not (settings.anonymous or settings.requester_pays):
@@ -194,7 +198,7 @@ class StorageConfig(Settings):
         try:
             yield from self._s3_pages(*split_s3(uri))
         except (ClientError, BotoCoreError) as error:
-            raise explain(error, uri, s3.place(self._settings()).endpoint) from error
+            raise self.explained(error, uri) from error
 
     def _s3_pages(self, bucket: str, key: str) -> Iterator[list[Entry]]:
         def listed(**request: Any) -> Any:
@@ -287,6 +291,11 @@ class StorageConfig(Settings):
             for file in (found for found in folder.rglob("*") if found.is_file()):
                 durable.flush(Path(path, file.relative_to(folder)))
 
+    def get_folder(self, uri: str, folder: Path) -> None:
+        """Copy what is under a uri into a folder of this machine. Patient as `put`."""
+        filesystem, path = self.filesystem(uri)
+        s3.patiently(lambda: pafs.copy_files(path, str(folder), source_filesystem=filesystem))
+
     def get(self, uri: str) -> bytes | None:
         """Return all bytes of a small object; None where there is none."""
         if not is_s3(uri):
@@ -300,7 +309,7 @@ class StorageConfig(Settings):
         except ClientError as error:
             if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
                 return None
-            raise explain(error, uri, s3.place(self._settings()).endpoint) from error
+            raise self.explained(error, uri) from error
 
     def delete(self, uri: str) -> None:
         """Delete an object if it is there."""

@@ -5,7 +5,8 @@ pyarrow and deltalake say what a store answered only in the text of an error, so
 
 import errno
 import re
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -22,6 +23,8 @@ from pyarrow import ArrowInvalid
 from urllib3.exceptions import HTTPError
 
 from lake.errors import Refused, Unavailable, one_line
+
+T = TypeVar("T")
 
 ENDPOINT = "--endpoint-url or AWS_ENDPOINT_URL"
 AWAY = (OSError, DeltaError, BotoCoreError, ClientError, Unavailable)
@@ -200,6 +203,16 @@ def is_transient(error: BaseException) -> bool:
 def is_passing(error: BaseException) -> bool:
     """Whether what could not be read may be whole: the store, the credentials or this machine are at fault."""
     return bool(final_error(error)) or is_away(error)
+
+
+def read_undamaged(read: Callable[[], T]) -> T | None:
+    """Return what reading a file of a table returns; None where it is damaged or gone. Raises what may pass."""
+    try:
+        return read()
+    except (ArrowInvalid, OSError) as error:
+        if is_passing(error):
+            raise
+        return None
 
 
 def is_away(error: BaseException) -> bool:

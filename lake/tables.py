@@ -24,6 +24,8 @@ from lake.errors import Refused
 from lake.schemas import DECISIONS, SCHEMA_VERSION, TABLES, stats_columns
 from lake.storage import StorageConfig, is_s3, join, lake_uri
 
+Rows = list[dict[str, Any]]
+"""Rows of a table or of a block, by column."""
 STATISTICS_BYTES = 1024
 """Of a text. All uris under a long prefix have the default, sixty-four, in common, and no file could be pruned."""
 

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from lake.errors import Refused
+from lake.failures import Failure
 from lake.ids import video_id
 from lake.storage import normalize
 from lake.tables import Lake, now
@@ -104,13 +105,12 @@ def normal(what: str) -> str:
 def _row(one: str, error_type: str, message: str, known: Tombstones, video: str | None = None) -> dict[str, Any]:
     # Never before what it overrules, whatever the clock of this machine says.
     before = known.newest.get(one)
-    return {
-        "video_id": one,
-        "triple_id": video,
-        "scope": "video",
-        "stage": STAGE,
-        "error_type": error_type,
-        "message": message,
-        "transient": False,
-        "failed_at": max(now(), before + timedelta(microseconds=1)) if before else now(),
-    }
+    return Failure(
+        scope="video",
+        stage=STAGE,
+        error_type=error_type,
+        message=message,
+        video_id=one,
+        triple_id=video,
+        failed_at=max(now(), before + timedelta(microseconds=1)) if before else now(),
+    ).to_row()

@@ -1,16 +1,14 @@
 """Read what the header of a video says, over ranged reads, in a process that can be killed."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from queue import SimpleQueue
+from contextlib import closing, contextmanager
 from typing import IO, NamedTuple
 
 import av
 from av.container import InputContainer
 
 from lake.errors import ChildLost
-from lake.isolation import Isolated
+from lake.isolation import Isolated, IsolatedPool
 from lake.storage import Entry, StorageConfig
 from lake.store_errors import is_transient, outage
 from lake.video import open_container
@@ -86,44 +84,27 @@ def _probe(storage: StorageConfig, entry: Entry) -> Header | ProbeError:
 
 
 class Prober:
-    """A few processes that read headers, started when the first are asked for."""
+    """Read headers in a few processes."""
 
-    def __init__(self, storage: StorageConfig, timeout_s: float) -> None:
-        self._storage = storage
-        self._children = [Isolated(timeout_s) for _ in range(WORKERS)]
-        self._threads = ThreadPoolExecutor(WORKERS)
-        self._idle: SimpleQueue[Isolated] = SimpleQueue()
-        for child in self._children:
-            self._idle.put(child)
+    def __init__(self, storage: StorageConfig, pool: IsolatedPool) -> None:
+        self._storage, self._pool = storage, pool
 
     def probe(self, entries: Sequence[Entry]) -> Iterator[Header | ProbeError]:
         """Yield the header or the error of every entry, in order; a hang or a crash costs its own entry only.
 
         Raises Unavailable for what affects every other entry as well.
         """
-        return self._threads.map(self._probe, entries)
+        return self._pool.map(self._probe, entries)
 
-    def _probe(self, entry: Entry) -> Header | ProbeError:
-        child = self._idle.get()
+    def _probe(self, child: Isolated, entry: Entry) -> Header | ProbeError:
         try:
             return child.call(_probe, self._storage, entry)
         except ChildLost as error:
             return ProbeError("ChildLost", str(error), True)
-        finally:
-            self._idle.put(child)
-
-    def stop(self) -> None:
-        """End the processes, whatever they are at."""
-        for child in self._children:
-            child.close()
-        self._threads.shutdown(cancel_futures=True)
 
 
 @contextmanager
 def prober(storage: StorageConfig, timeout_s: float = TIMEOUT_S) -> Iterator[Prober]:
     """A ``Prober`` whose processes are gone at the end; `timeout_s` is for one header."""
-    running = Prober(storage, timeout_s)
-    try:
-        yield running
-    finally:
-        running.stop()
+    with closing(IsolatedPool(WORKERS, timeout_s)) as pool:
+        yield Prober(storage, pool)

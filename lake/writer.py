@@ -8,27 +8,28 @@ it goes by, and stops when one has changed.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
-from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 from pyarrow import fs
 
 from lake.errors import Fenced, Superseded
 from lake.log import Log
 from lake.metrics import COMMIT_RETRIES
+from lake.retry import Schedule, retry
 from lake.schemas import IMAGES, TABLES
 from lake.storage import join
 from lake.store_errors import final_error
 from lake.tables import FENCE, STATISTICS_BYTES, DataFile, Lake, to_table
 
 # Together about ten minutes: longer than a restart of an object store, shorter than a night.
-RETRY_WAITS_S = (0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 60, 60, 120, 120, 120)
+COMMITS = Schedule((0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 60, 60, 120, 120, 120))
 
 Note = Callable[[str], None]
 Check = Callable[[DeltaTable], None]
@@ -235,17 +236,18 @@ def fence_of(table: DeltaTable) -> str:
 
 def _patiently(lake: Lake, name: str, attempt: Callable[[], None], on_retry: Note, source: str) -> None:
     """Repeat an attempt at a commit while what fails may pass: conflicts, a store that is away."""
-    for wait_s in (*RETRY_WAITS_S, None):
-        try:
-            attempt()
-            return
-        except (Superseded, FileNotFoundError):
-            raise
-        except (CommitFailedError, DeltaError, OSError) as error:
-            if why := final_error(error, lake.table_uri(name)):
-                raise why from error
-            if wait_s is None:
-                raise
-            COMMIT_RETRIES.record(1, source=source)
-            on_retry(f"commit of {name} failed, trying again in {wait_s} s: {error}")
-            time.sleep(wait_s)
+
+    def note(error: Exception, wait_s: float) -> None:
+        COMMIT_RETRIES.record(1, source=source)
+        on_retry(f"commit of {name} failed, trying again in {wait_s} s: {error}")
+
+    retry(attempt, COMMITS, partial(may_pass, uri=lake.table_uri(name)), note)
+
+
+def may_pass(error: Exception, uri: str) -> bool:
+    """Whether a commit may succeed in a while. Raises the one line with the remedy where no wait can help."""
+    if isinstance(error, Superseded | FileNotFoundError) or not isinstance(error, DeltaError | OSError):
+        return False
+    if why := final_error(error, uri):
+        raise why from error
+    return True

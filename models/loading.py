@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,9 @@ from models.folders import check_weights, count_weights, find_adapter, find_fold
 from models.protocols import DynamicsModel
 from models.settings import DEFAULT_PROMPT, Dtype, ModelSettings
 from models.weights import check_adapter
+
+# Of NVIDIA's driver, of its Jetson boards, of Windows' subsystem for Linux, and of AMD's driver.
+_GPU_FILES = ("/dev/nvidia*", "/dev/nvhost*", "/dev/dxg", "/dev/kfd")
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,10 @@ def _config(folder: Path) -> tuple[dict[str, Any], DynamicsFamily]:
 
 
 def best_device() -> str:
-    """`cuda` where this machine has a GPU, else `cpu`."""
+    """Return `cuda` where this machine has a GPU, else `cpu`."""
+    # torch takes seconds to import, and without one of these files it finds no GPU.
+    if not any(glob(pattern) for pattern in _GPU_FILES):
+        return "cpu"
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

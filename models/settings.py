@@ -64,4 +64,4 @@ class WorldSettings(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description=_DTYPE)
     image_size: int | None = Field(None, ge=8, le=4096, description=_IMAGE_SIZE)
     batch_size: int = Field(16, ge=1, le=4096, description="Observations per forward pass, each with its candidates.")
-    sampling: TokenSampling = TokenSampling()
+    sampling: TokenSampling = Field(TokenSampling(), description="How image tokens are sampled.")

@@ -53,14 +53,11 @@ class Judgment:
     """What a picture shows.
 
     `action` is the phrase that explains it best, `NOTHING`, or `UNCLEAR` where not even that fits; `fit` is the PSNR of
-    its best drawing in dB (both lightly blurred); `runner_up` is the next best phrase and `lead` how many dB it is
-    behind.
+    its best drawing in dB (both lightly blurred).
     """
 
     action: str
     fit: float
-    runner_up: str
-    lead: float
 
 
 @dataclass(frozen=True)
@@ -122,10 +119,10 @@ class Oracle:
             if drawing.family.action not in best or error < best[drawing.family.action][0]:
                 best[drawing.family.action] = (error, drawing)
         nearest = sorted(best.values(), key=lambda pair: pair[0])[:_REFINED]
-        errors = sorted((self._refine(picture, error, drawing), drawing.family.action) for error, drawing in nearest)
-        (first, action), (second, runner_up) = errors[:2]
-        fit = _decibels(first)
-        return Judgment(action if fit >= FLOOR_DB else UNCLEAR, fit, runner_up, fit - _decibels(second))
+        refined = ((self._refine(picture, error, drawing), drawing.family.action) for error, drawing in nearest)
+        error, action = min(refined)
+        fit = _decibels(error)
+        return Judgment(action if fit >= FLOOR_DB else UNCLEAR, fit)
 
     def _draw(self, scene: Scene) -> Frame:
         # At the clip's size and then shrunk, as frames are stored: drawn at 64 pixels, pixel centers and edges lie
@@ -180,14 +177,6 @@ class Oracle:
 def oracle_of(clip: Clip, frame: int) -> Oracle:
     """The oracle for predictions from one frame of a clip, by its number, as obs."""
     return Oracle(texture_of(np.random.default_rng([clip.seed, 1]), clip.size), clip.scene(frame))
-
-
-def shows(clip: Clip, frame: int, predicted: Frame, action: str) -> bool:
-    """Whether a predicted next_obs (uint8, (64, 64, 3)) shows the asked action, given the clip and the frame of obs.
-
-    Whoever judges several predictions from one obs keeps its `oracle_of`. ValueError as `Oracle.judge`.
-    """
-    return oracle_of(clip, frame).judge(predicted).action == action
 
 
 def _families(scene: Scene) -> Iterator[_Family]:

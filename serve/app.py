@@ -8,14 +8,13 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
-from pydantic import BaseModel
 
 from serve import problems
 from serve.api import health, label, label_video, overview, predict, rejections, runs, sql, triples, videos
 from serve.auth import Authentication
 from serve.explorer import pages
 from serve.flow import STREAMED, Flow
-from serve.middleware import Envelope
+from serve.middleware import BodyLimit, Metrics, RequestLog
 from serve.queries import Reading
 from serve.schemas import LabelIn, VideoIn
 from serve.services import Services
@@ -56,30 +55,16 @@ def build_app(services: Services) -> FastAPI:
     for group in (triples, sql, rejections, overview, runs, videos):
         app.include_router(group.router(services.guard, reading))
     pages.install(app, services)
-    # The last one is the outermost: what nobody may ask is audited as well.
+    # The last one is the outermost: what nobody may ask is counted and audited as well.
     app.add_middleware(Flow, paths=STREAMED)
     app.add_middleware(Authentication, guard=services.guard)
     larger = dict.fromkeys(STREAMED, services.limits.video_bytes)
-    app.add_middleware(Envelope, body_bytes=services.limits.body_bytes, larger=larger)
-    _document(app)
-    return app
-
-
-def _document(app: FastAPI) -> None:
-    """Complete the OpenAPI document: schemas that no signature names, and the key."""
-    made = app.openapi()
-    schemas = made["components"]["schemas"]
-    named: tuple[type[BaseModel], ...] = (problems.ProblemDocument, LabelIn, VideoIn)
-    for model in named:
+    app.add_middleware(BodyLimit, most=services.limits.body_bytes, larger=larger)
+    app.add_middleware(Metrics)
+    app.add_middleware(RequestLog)
+    # Schemas that the OpenAPI document refers to and that no signature names.
+    schemas = app.openapi()["components"]["schemas"]
+    for model in (problems.ProblemDocument, LabelIn, VideoIn):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {}) | {model.__name__: schema}
-    made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    for path, operations in made["paths"].items():
-        if path.startswith("/v1/"):
-            for operation in operations.values():
-                operation["security"] = [{"key": []}]
-                # What FastAPI says of invalid input by itself is not what is sent.
-                operation["responses"]["422"] = problems.responses(422)[422]
-    for name in ("HTTPValidationError", "ValidationError"):
-        schemas.pop(name, None)
-    app.openapi_schema = made
+    return app

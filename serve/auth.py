@@ -16,9 +16,11 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from fastapi import Request
+from fastapi import Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Send
@@ -39,6 +41,8 @@ _SESSION_PER_MINUTE = 1_000_000
 COOKIE = "worldlake_key"
 """Holds the key of a browser that has signed in."""
 
+# For the OpenAPI document: `Authentication` has looked at the key before a route is found.
+_Sent = Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(scheme_name="key", auto_error=False))]
 _SAFE = ("GET", "HEAD")
 _ASK = {"WWW-Authenticate": 'Bearer realm="worldlake"'}
 
@@ -116,10 +120,10 @@ class Guard:
         request.state.key = _valid(await self.keys(), token.strip())
         self._take(request.state.key)
 
-    def require(self, scope: Scope) -> Callable[[Request], Awaitable[None]]:
+    def require(self, scope: Scope) -> Callable[..., Awaitable[None]]:
         """A dependency that raises Problem for requests whose key lacks a scope."""
 
-        async def check(request: Request) -> None:
+        async def check(request: Request, _: _Sent) -> None:
             if not request.state.key.may(scope):
                 raise Problem(HTTPStatus.FORBIDDEN, "scope", f"this needs a key with the scope {scope}")
 

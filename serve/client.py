@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,8 +18,10 @@ from typing import Any, Literal, Self, TypeVar
 import httpx
 from pydantic import BaseModel
 
+from lake.retry import Schedule, retry, seconds_asked
+from serve.lake_schemas import Decided, TriplesPage
 from serve.problems import ProblemDocument
-from serve.schemas import LabelerOut, LabelOut, PredictOut, SqlOut, Triple, TriplesOut, VideoTriple, WriteMode
+from serve.schemas import LabelerOut, LabelOut, PredictOut, SqlOut, VideoTriple, WriteMode
 
 Out = TypeVar("Out", bound=BaseModel)
 
@@ -29,11 +30,11 @@ _BUSY = frozenset({429, 502, 503})
 
 
 class Refusal(Exception):
-    """The service did not answer as asked; `problem` is what it said."""
+    """The service did not answer as asked; `problem` is what it said, and when to ask again, if it said that."""
 
-    def __init__(self, problem: ProblemDocument) -> None:
+    def __init__(self, problem: ProblemDocument, retry_after_s: float = 0) -> None:
         super().__init__(f"{problem.title}: {problem.detail}")
-        self.problem = problem
+        self.problem, self.retry_after_s = problem, retry_after_s
 
 
 class Client:
@@ -50,7 +51,7 @@ class Client:
         key = key or asked.params.get("token")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=asked.copy_with(query=None), headers=headers, timeout=timeout_s)
-        self._attempts, self._wait = attempts, time.sleep
+        self._schedule = Schedule(tuple(0.5 * 2**number for number in range(attempts - 1)))
 
     def label(
         self,
@@ -107,11 +108,11 @@ class Client:
         asked = {"image": _text(image), "action": action, "n": n, "seed": seed, "all_candidates": all_candidates}
         return self._ask(PredictOut, "POST", "/v1/predict", json=asked)
 
-    def triples(self, **filters: str | float) -> Iterator[Triple]:
+    def triples(self, **filters: str | float) -> Iterator[Decided]:
         """Triples under filters (dataset, labeler, video, action, min_confidence), fetched a page at a time."""
         after: dict[str, str] = {}
         while True:
-            page = self._ask(TriplesOut, "GET", "/v1/triples", params={**filters, **after})
+            page = self._ask(TriplesPage, "GET", "/v1/triples", params={**filters, **after})
             yield from page.triples
             if page.next is None:
                 return
@@ -145,22 +146,20 @@ class Client:
         return kind.model_validate_json(self._answer(method, path, **arguments).content)
 
     def _answer(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        for attempt in range(1, self._attempts + 1):
-            wait_s = 0.5 * 2 ** (attempt - 1)
-            try:
-                answer = self._http.request(method, path, **arguments)
-            except (httpx.NetworkError, httpx.RemoteProtocolError):
-                # Also in the middle of an answer: whatever is asked here may be asked twice.
-                if attempt == self._attempts:
-                    raise
-            else:
-                if answer.is_success:
-                    return answer
-                if answer.status_code not in _BUSY or attempt == self._attempts:
-                    raise Refusal(_problem(answer))
-                wait_s = max(wait_s, float(answer.headers.get("Retry-After", 0)))
-            self._wait(wait_s)
-        raise AssertionError("an attempt returns or raises")
+        def ask() -> httpx.Response:
+            answer = self._http.request(method, path, **arguments)
+            if not answer.is_success:
+                raise Refusal(_problem(answer), seconds_asked(answer.headers.get("Retry-After")))
+            return answer
+
+        return retry(ask, self._schedule, _may_pass)
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, Refusal):
+        return error.problem.status in _BUSY
+    # Also in the middle of an answer: whatever is asked here may be asked twice.
+    return isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError)
 
 
 def _problem(answer: httpx.Response) -> ProblemDocument:

@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from serve.schemas import LabelerOut, Triple
+from serve.row_models import row_model
+from serve.schemas import LabelerOut
 
 NEXT = "give it as `after` for the next page; null: this is the last"
 
 
-class Decided(Triple):
+if TYPE_CHECKING:
+
+    class PairColumns(BaseModel):
+        """What the code reads of the columns below."""
+
+        triple_id: str
+        obs_time_s: float | None
+
+    class VideoColumns(BaseModel):
+        """Likewise."""
+
+        video_id: str
+
+    class FailureColumns(BaseModel):
+        """Likewise."""
+
+else:
+    PairColumns = row_model("triples", ("obs_pts", "next_pts", "time_base", "obs", "next_obs"))
+    VideoColumns = row_model("videos", ("codec", "frames", "bytes", "etag", "added_at"), nullable=True)
+    FailureColumns = row_model("failures", ("decoder",))
+
+
+class Decided(PairColumns):
     """A frame pair that was decided: a row of `triples` or of `rejections`."""
 
-    run_id: str | None
-    camera_motion: float | None
-    text: float | None
     verdict: Literal["accepted", "rejected"]
     reasons: list[str] = Field(description="verifiers that reject it")
     obs: str | None = Field(None, description="JPEG as base64; null: not asked for, or rejected")
@@ -45,23 +65,8 @@ class PairsPage(BaseModel):
     next: str | None = Field(description=NEXT)
 
 
-class FailureOut(BaseModel):
+class FailureOut(FailureColumns):
     """A row of `failures`."""
-
-    video_id: str | None
-    uri: str | None
-    labeler_id: str | None
-    run_id: str | None
-    scope: str | None = Field(description="listing, video (it is not finished), span or pair (the rest of it is)")
-    triple_id: str | None
-    start_pts: int | None
-    end_pts: int | None
-    stage: str | None
-    error_type: str | None
-    message: str | None
-    transient: bool | None
-    attempt: int | None
-    failed_at: dt.datetime | None
 
 
 class FailuresPage(BaseModel):
@@ -125,7 +130,7 @@ class OverviewOut(BaseModel):
 
 
 class Histogram(BaseModel):
-    """How a score is spread: bins of equal width; the outer ones hold what lies beyond as well."""
+    """How a score is spread: bins of equal width; the outer ones include everything beyond."""
 
     score: str
     low: float
@@ -183,18 +188,9 @@ class RunDetail(RunOut):
     readers: list[Lineage] = Field(description="runs that read triples which it wrote")
 
 
-class VideoOut(BaseModel):
+class VideoOut(VideoColumns):
     """A row of `videos`, and how many of its pairs were decided. An upload that was labeled live has no such row."""
 
-    video_id: str
-    uri: str | None = None
-    dataset: str | None = None
-    split: str | None = None
-    class_label: str | None = None
-    width: int | None = None
-    height: int | None = None
-    fps: float | None = None
-    duration_s: float | None = None
     accepted: int
     rejected: int
 

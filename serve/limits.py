@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+QUEUE = 256
+"""Requests of one key that a replica works on, or lets wait; more are refused at once (503)."""
+
 
 class Limits(BaseModel):
     """The most that one request may ask for. What is above is refused before any of it is decoded."""

@@ -7,9 +7,7 @@ commits carry an application id of their own. A second writer, or a `forget`, fe
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import pickle
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -17,7 +15,6 @@ from typing import Any
 import pyarrow.compute as pc
 from ray import serve
 
-from labeling.accounting import Report
 from labeling.labeler import Labeler
 from labeling.policy import Policy
 from labeling.run import refuse_other_policy
@@ -26,35 +23,18 @@ from labeling.write import Write
 from lake import tombstones
 from lake.commits import Committer
 from lake.errors import Refused, Superseded
-from lake.ids import video_id
-from lake.manifest import hashed_split
+from lake.ids import UPLOADS
+from lake.retry import Schedule, retry
 from lake.runs import Run, new_run_id
+from lake.scores import NAMES
 from lake.store_errors import AWAY
-from lake.tables import Lake
-from serve.replicas import Rows
+from lake.tables import Lake, Rows
 
-DATASET = "live"
-_UPLOADS = "upload:"
-_SCORES = ("motion", "camera_motion", "confidence", "direction", "copy", "text")
 _ROWS = 1024
 _WAIT_S = 0.2
 """A commit takes some ten milliseconds on a disk and a few hundred in S3; a batch gathers in that time."""
 
 log = logging.getLogger("serve.live_writer")
-
-
-def upload_columns(*digests: bytes) -> dict[str, Any]:
-    """What a live row says of its video: the upload itself, named by the SHA-256 of each of its files."""
-    content = hashlib.sha256(b"".join(digests)).hexdigest()
-    uri = f"{_UPLOADS}{content}"
-    return {
-        "video_id": video_id(uri, content),
-        "uri": uri,
-        "etag": content,
-        "dataset": DATASET,
-        "split": hashed_split(uri),
-        "attempt": 1,
-    }
 
 
 class WriteFailed(Exception):
@@ -88,24 +68,20 @@ class LiveWriter:
 
     def write_now(self, rows: Rows) -> dict[str, dict[str, Any]]:
         """As `write`, of one request; by id."""
-        for attempt in (1, 2):
-            try:
-                return self._write(rows)
-            except Superseded:
-                # Another writer took over, or a forget came by: from the beginning, with what is in the lake now.
-                self.close()
-                if attempt == 2:
-                    raise WriteFailed("another writer of this labeler is at work: run one service on a lake") from None
-            except AWAY as error:
-                # The committer takes for decided what it was about to commit.
-                self.close()
-                log.warning("live labels were not written: %s", error)
-                raise WriteFailed(f"the lake cannot be written ({type(error).__name__})") from None
-            except Exception:
-                # Likewise: nothing may be taken for written that is not.
-                self.close()
-                raise
-        raise AssertionError("the last attempt returns or raises")
+
+        def is_superseded(error: Exception) -> bool:
+            # The committer takes for decided what it was about to commit; the next one reads what is in the lake.
+            self.close()
+            return isinstance(error, Superseded)
+
+        try:
+            # Another writer took over, or a forget came by: once more, from the beginning.
+            return retry(lambda: self._write(rows), Schedule((0,)), is_superseded)
+        except Superseded:
+            raise WriteFailed("another writer of this labeler is at work: run one service on a lake") from None
+        except AWAY as error:
+            log.warning("live labels were not written: %s", error)
+            raise WriteFailed(f"the lake cannot be written ({type(error).__name__})") from None
 
     def _write(self, rows: Rows) -> dict[str, dict[str, Any]]:
         if self._run is None:
@@ -120,7 +96,7 @@ class LiveWriter:
         if not rows:
             return
         write = Write(self._lake, self._run.run_id, self._labeler.id, self._policy.id, self._labeler.decoder, "live")
-        report: Report = pickle.loads(write(block(rows, VERIFIED))["report"][0].as_py())  # noqa: S301 - our own bytes
+        report = write.report(block(rows, VERIFIED))
         self._committer.commit(report.files)
         self._run.counts["accepted"] += len(report.accepted)
         self._run.counts["rejected"] += len(report.rejected)
@@ -129,7 +105,7 @@ class LiveWriter:
 
     def _in_the_lake(self, ids: Sequence[str] | set[str]) -> dict[str, dict[str, Any]]:
         mine = pc.field("triple_id").isin(list(ids))
-        columns = ["triple_id", "action", *_SCORES]
+        columns = ["triple_id", "action", *NAMES]
         accepted = self._lake.read("triples", columns, mine).to_pylist()
         rejected = self._lake.read("rejections", [*columns, "reasons"], mine).to_pylist()
         return {row["triple_id"]: {"reasons": [], "error_type": None, **row} for row in [*accepted, *rejected]}
@@ -159,7 +135,7 @@ class LiveWriter:
             raise WriteFailed(str(refused)) from None
         self._run = run
         # A range, so that files of videos alone are left unread.
-        self._committer.remember((pc.field("uri") >= _UPLOADS) & (pc.field("uri") < "upload;"))
+        self._committer.remember((pc.field("uri") >= UPLOADS) & (pc.field("uri") < "upload;"))
         self._forgotten = tombstones.keys(self._lake)
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve import connections, flow, pace
 from serve.auth import KeyRing, key_of, needs_key, refuse_other_sites
 from serve.keys import Key
-from serve.limits import Limits
+from serve.limits import QUEUE, Limits
 from serve.middleware import Named, audit_to_output, declared_bytes
 from serve.problems import Problem, busy, too_large
 from serve.shared import Shared
@@ -64,7 +64,7 @@ def environment(settings: ServeSettings) -> dict[str, str]:
 
 def at_once(settings: ServeSettings) -> int:
     """Requests of one key that a service works on, or lets wait, at the same time."""
-    return settings.queue * settings.replicas[1]
+    return QUEUE * settings.replicas[1]
 
 
 def with_others(one: int) -> int:

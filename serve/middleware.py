@@ -11,6 +11,7 @@ import re
 import sys
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -140,57 +141,17 @@ def _own_cookie(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, byt
     return [(b"cookie", COOKIE.encode() + b"=" + values[-1])] if values else []
 
 
-class Envelope:
-    """An ASGI middleware. It sees bytes, so that nothing is read into memory before its size is known to be allowed."""
-
-    def __init__(self, app: ASGIApp, body_bytes: int, larger: Mapping[str, int]) -> None:
-        """`larger`: by path, what may have more bytes than `body_bytes`."""
-        self._app, self._default, self._larger = app, body_bytes, larger
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request."""
-        if scope["type"] == "http":
-            await self._answer(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        named, began = Named(scope), time.monotonic()
-        counted = _Counted(receive, send, self._larger.get(scope["path"], self._default))
-        signed = named.signed(counted.send)
-        try:
-            counted.refuse_more_than_allowed(declared_bytes(scope))
-            await self._app(scope, counted.receive, named.signed(counted.send_unless_refused))
-            counted.refuse_more_than_allowed(counted.read)
-        except Problem as problem:
-            if not counted.status:
-                await problem.response(scope["path"])(scope, receive, signed)
-        finally:
-            # Routes, not paths: ids would make a series of every triple.
-            route, status = getattr(scope.get("route"), "path", "unknown"), counted.status or 500
-            REQUESTS.labels(route, status).inc()
-            SECONDS.labels(route).observe(time.monotonic() - began)
-            key = scope.get("state", {}).get("key")
-            named.key = key.name if key else None
-            named.record(status, counted.read)
-
-
-class _Counted:
+class _Watched:
     """What is read of a request, and the status of its answer; None before that begins."""
 
-    def __init__(self, receive: Receive, send: Send, most: int) -> None:
-        self._receive, self._send, self._most = receive, send, most
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
         self.read = 0
         self.status: int | None = None
-
-    def refuse_more_than_allowed(self, size: int) -> None:
-        if size > self._most:
-            raise too_large(self._most)
 
     async def receive(self) -> Message:
         message = await self._receive()
         self.read += len(message.get("body", b""))
-        self.refuse_more_than_allowed(self.read)
         return message
 
     async def send(self, message: Message) -> None:
@@ -198,10 +159,81 @@ class _Counted:
             self.status = message["status"]
         await self._send(message)
 
-    async def send_unless_refused(self, message: Message) -> None:
-        # FastAPI takes what ends the reading of a body for a body that cannot be read, and would answer 400.
-        if self.status or self.read <= self._most:
-            await self.send(message)
+
+class _Middleware(ABC):
+    """An ASGI middleware for HTTP; what else there is passes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request."""
+        await (self._answer if scope["type"] == "http" else self._app)(scope, receive, send)
+
+    @abstractmethod
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
+class RequestLog(_Middleware):
+    """Gives a request its id and an answer its headers, and writes the line in the audit log."""
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        named = Named(scope)
+        watched = _Watched(receive, named.signed(send))
+        try:
+            await self._app(scope, watched.receive, watched.send)
+        finally:
+            key = scope.get("state", {}).get("key")
+            named.key = key.name if key else None
+            named.record(watched.status or 500, watched.read)
+
+
+class Metrics(_Middleware):
+    """Counts and times answers, by endpoint."""
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        watched, began = _Watched(receive, send), time.monotonic()
+        try:
+            await self._app(scope, watched.receive, watched.send)
+        finally:
+            # Routes, not paths: ids would make a series of every triple.
+            route = getattr(scope.get("route"), "path", "unknown")
+            REQUESTS.labels(route, watched.status or 500).inc()
+            SECONDS.labels(route).observe(time.monotonic() - began)
+
+
+class BodyLimit(_Middleware):
+    """Reads nothing into memory before its size is known to be allowed."""
+
+    def __init__(self, app: ASGIApp, most: int, larger: Mapping[str, int]) -> None:
+        """`larger`: by path, what may have more bytes than `most`."""
+        super().__init__(app)
+        self._most, self._larger = most, larger
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        most, watched = self._larger.get(scope["path"], self._most), _Watched(receive, send)
+
+        def refuse(size: int) -> None:
+            if size > most:
+                raise too_large(most)
+
+        async def receive_some() -> Message:
+            message = await watched.receive()
+            refuse(watched.read)
+            return message
+
+        async def send_unless_refused(message: Message) -> None:
+            # FastAPI takes what ends the reading of a body for a body that cannot be read, and would answer 400.
+            if watched.status or watched.read <= most:
+                await watched.send(message)
+
+        try:
+            refuse(declared_bytes(scope))
+            await self._app(scope, receive_some, send_unless_refused)
+            refuse(watched.read)
+        except Problem as problem:
+            if not watched.status:
+                await problem.response(scope["path"])(scope, receive, send)
 
 
 def declared_bytes(scope: Scope) -> int:

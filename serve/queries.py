@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Any, TypeVar
+from uuid import UUID
 
 from fastapi import Query, Request
 
@@ -17,14 +18,15 @@ from lake.isolation import Isolated
 from lake.s3 import PATIENCE_S
 from lake.sql import MEMORY, condition, too_long
 from lake.store_errors import AWAY
-from lake.tables import Lake
+from lake.tables import Lake, Rows
 from serve.isolated_pool import NoneFree, Processes
 from serve.keys import Key
+from serve.limits import Limits
 from serve.problems import Problem, bad_request, busy
-from serve.query_worker import Question, Result, Rows, prepare, read, read_apart
-from serve.settings import Limits
+from serve.query_worker import Question, Result, prepare, read, read_apart
 
 Answer = TypeVar("Answer")
+Row = TypeVar("Row")
 
 _KEPT_ANSWERS = 64
 _PROCESSES = 2
@@ -37,7 +39,29 @@ _ADDRESSES = 1 << 40
 """Bytes of address space: what is only reserved costs nothing."""
 log = logging.getLogger("serve.queries")
 
-_Text = Annotated[str | None, Query(max_length=200)]
+_RunId = Annotated[str | None, Query(max_length=200, description="a run id")]
+DatasetName = Annotated[str | None, Query(max_length=200, description="a data set")]
+LabelerId = Annotated[str | None, Query(max_length=200, description="a labeler id")]
+AFTER = "`next` of the page before"
+Limit = Annotated[int | None, Query(ge=1, description="rows of the page")]
+
+
+class Page:
+    """Which rows of a listing by `triple_id` are asked for; a dependency that reads it from the query string."""
+
+    def __init__(self, after: Annotated[UUID | None, Query(description=AFTER)] = None, limit: Limit = None) -> None:
+        self.after = str(after) if after else None
+        self.limit = limit
+
+
+def page_after(
+    rows: Sequence[Row], id_of: Callable[[Row], str], after: str | None, limit: int
+) -> tuple[list[Row], str | None]:
+    """Return the rows after the one of an id, and the id to ask for the next page with; None for the last one."""
+    if after is not None:
+        place = next((place for place, row in enumerate(rows) if id_of(row) == after), len(rows))
+        rows = rows[place + 1 :]
+    return list(rows[:limit]), id_of(rows[limit - 1]) if len(rows) > limit else None
 
 
 async def asked(work: Callable[[], Answer]) -> Answer:
@@ -71,10 +95,10 @@ class Filters:
     def __init__(
         self,
         request: Request,
-        dataset: _Text = None,
-        labeler: _Text = None,
-        run: _Text = None,
-        video: Annotated[str | None, Query(max_length=64)] = None,
+        dataset: DatasetName = None,
+        labeler: LabelerId = None,
+        run: _RunId = None,
+        video: Annotated[str | None, Query(max_length=64, description="a video id")] = None,
         action: Annotated[str | None, Query(max_length=200, description="text that the action contains")] = None,
         where: Annotated[
             str | None,

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lake.cached_tables import KeptLake
 from lake.errors import Refused, TooMuchMemory, Unavailable
@@ -21,9 +21,7 @@ from lake.schemas import TABLES
 from lake.sql import plain, query, rows_of
 from lake.storage import StorageConfig
 from lake.store_errors import AWAY
-from lake.tables import Lake
-
-Rows = list[dict[str, Any]]
+from lake.tables import Lake, Rows
 
 _THREADS = 4
 """Of such a query: the stack of each counts as its memory."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +17,11 @@ from ray import serve
 from labeling.annotate import LabelPairs
 from labeling.stream import SAMPLES, block
 from lake.errors import ModelRefused
+from lake.tables import Rows
 from models.loading import load_dynamics
 from models.protocols import Images
 from models.settings import ModelSettings, WorldSettings
 from models.world_loading import load_world
-
-Rows = list[dict[str, Any]]
 
 _CHECK_EVERY_S = 30.0
 """A model that has answered so recently is healthy."""

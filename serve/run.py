@@ -21,6 +21,7 @@ from serve.app import build_app
 from serve.auth import Guard, session_key
 from serve.idempotency import Answers
 from serve.keys import Key, Keys
+from serve.limits import QUEUE, Limits
 from serve.live_writer import LiveWriter
 from serve.load_shedding import INGRESS, NAME, with_others
 from serve.middleware import audit_to_output
@@ -34,6 +35,8 @@ _DRAIN_S = 60.0
 """A replica that is stopped finishes what it has accepted, so long."""
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 """Names by which this machine calls itself."""
+_BATCH_WAIT_S = 0.01
+"""For which a batch waits for more."""
 _NEVER_FULL = 4096
 """Requests of an ingress. Its proxies count them, each for itself; health and metrics must find room beside those."""
 
@@ -95,7 +98,7 @@ class Ingress:
 
     def __init__(self, plan: Plan, dynamics: Any, world: Any | None, writer: Any) -> None:
         audit_to_output()
-        settings = plan.settings
+        settings, limits = plan.settings, Limits()
         quality = settings.labeler.sampling.jpeg_quality
         self._services = Services(
             lake=plan.lake,
@@ -103,13 +106,13 @@ class Ingress:
             writer=remote,
             answers=Answers(plan.lake),
             guard=Guard(Keys(plan.lake), plan.session),
-            uploads=Uploads(plan.labeler.image_size, quality, settings.limits.pixels),
-            videos=Videos(plan.lake, plan.labeler, settings.limits, settings.sources),
+            uploads=Uploads(plan.labeler.image_size, quality, limits.pixels),
+            videos=Videos(plan.lake, plan.labeler, limits, settings.sources),
             policy=plan.policy,
             labeler_id=plan.labeler.id,
             dynamics_size=plan.labeler.image_size,
             world_size=plan.world_size,
-            limits=settings.limits,
+            limits=limits,
             write_here=LiveWriter(plan.lake, plan.labeler, plan.policy).write_now,
         )
 
@@ -144,26 +147,25 @@ def bound(plan: Plan) -> Any:
         "ray_actor_options": {"num_cpus": 0, "num_gpus": 1 if plan.device == "cuda" else 0},
         # All that waits waits at a replica: a handle whose replicas are full asks them again ever more seldom, and
         # they idle meanwhile.
-        "max_ongoing_requests": with_others(settings.queue),
-        "max_queued_requests": with_others(settings.queue),
+        "max_ongoing_requests": with_others(QUEUE),
+        "max_queued_requests": with_others(QUEUE),
         "graceful_shutdown_timeout_s": _DRAIN_S,
         "health_check_timeout_s": 60,
     } | _scaling(settings)
     # A request is never split, so that a batch takes the largest.
-    limits, wait_s = settings.limits, settings.batch_wait_s
+    limits = Limits()
     pairs = max(settings.batch_pairs, limits.pairs, limits.candidates)
-    dynamics = (
-        serve.deployment(Dynamics).options(**shared).bind(plan.labeler.settings.model, plan.device, pairs, wait_s)
-    )
+    model = plan.labeler.settings.model
+    dynamics = serve.deployment(Dynamics).options(**shared).bind(model, plan.device, pairs, _BATCH_WAIT_S)
     world = None
     if settings.world is not None:
         drawn = max(settings.batch_pairs, limits.candidates)
-        world = serve.deployment(World).options(**shared).bind(settings.world, plan.device, drawn, wait_s)
+        world = serve.deployment(World).options(**shared).bind(settings.world, plan.device, drawn, _BATCH_WAIT_S)
     # One: it alone decides about live pairs. A commit may have to wait for a lake that is away for minutes.
     writer = serve.deployment(LiveWriter).options(
         ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=with_others(settings.queue),
-        max_queued_requests=with_others(settings.queue),
+        max_ongoing_requests=with_others(QUEUE),
+        max_queued_requests=with_others(QUEUE),
         graceful_shutdown_timeout_s=_DRAIN_S,
     )
     ingress = serve.deployment(Ingress).options(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import datetime as dt
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, EncodedBytes, EncoderProtocol, Field
@@ -58,6 +57,18 @@ class LabelIn(BaseModel):
     pairs: list[PairIn] = Field(min_length=1)
 
 
+def json_or_files(model: type[BaseModel], *files: str) -> dict[str, Any]:
+    """For the OpenAPI document: a body that is JSON of a model, or a form with these files."""
+    form = {
+        "type": "object",
+        "required": list(files),
+        "properties": {name: {"type": "string", "format": "binary"} for name in files},
+    }
+    json_schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    content = {"application/json": {"schema": json_schema}, "multipart/form-data": {"schema": form}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 def encoded(content: bytes) -> str:
     """Bytes as JSON has them."""
     return base64.b64encode(content).decode()
@@ -73,7 +84,9 @@ class Label(BaseModel):
     action: str | None = Field(examples=["the red shape moves left"], description="null: this pair failed")
     confidence: float | None = Field(examples=[-0.004], description="mean log-probability per token of the action")
     scores: dict[str, float | None] = Field(
-        examples=[{"motion": 0.02, "camera_motion": 0.0, "direction": 4.2, "copy": 3.9, "text": 1.0}],
+        examples=[
+            {"motion": 0.02, "camera_motion": 0.0, "confidence": -0.004, "direction": 4.2, "copy": 3.9, "text": 1.0}
+        ],
         description="as the table triples has them",
     )
     verdict: Literal["accepted", "rejected", "failed"]
@@ -99,7 +112,7 @@ class VideoTriple(Label):
 
 
 class VideoIn(BaseModel):
-    """A video that lies where the service may read."""
+    """A video in a place that the service may read."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -132,33 +145,6 @@ class PredictOut(BaseModel):
 
     best: Candidate
     candidates: list[Candidate] | None = Field(None, description="all of them, in the order in which they were drawn")
-
-
-class Triple(BaseModel):
-    """A row of the table `triples` without its images."""
-
-    triple_id: str
-    labeler_id: str
-    policy_id: str | None
-    video_id: str
-    uri: str | None
-    dataset: str | None
-    split: str | None
-    obs_time_s: float | None
-    next_time_s: float | None
-    action: str
-    motion: float | None
-    confidence: float | None
-    direction: float | None
-    copy_: float | None = Field(alias="copy")
-    labeled_at: dt.datetime | None
-
-
-class TriplesOut(BaseModel):
-    """A page of triples in the order of their ids."""
-
-    triples: list[Triple]
-    next: str | None = Field(description="give it as `after` for the next page; null: this is the last")
 
 
 class SqlIn(BaseModel):

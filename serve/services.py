@@ -15,15 +15,14 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from labeling.policy import Policy
 from lake.errors import Refused
-from lake.tables import Lake
+from lake.tables import Lake, Rows
 from models.protocols import Images
 from serve.auth import Guard
 from serve.idempotency import Answers
+from serve.limits import Limits
 from serve.live_writer import WriteFailed
 from serve.problems import Problem, busy
-from serve.replicas import Rows
 from serve.schemas import WriteMode
-from serve.settings import Limits
 from serve.soon import Soon
 from serve.uploads import Uploads
 from serve.videos import Videos

@@ -6,7 +6,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from labeling.labeler import LabelerSettings
 from models.settings import WorldSettings
-from serve.limits import Limits as Limits
 
 
 class ServeSettings(BaseModel):
@@ -20,7 +19,4 @@ class ServeSettings(BaseModel):
     device: str | None = Field(None, description="cpu or cuda; None: GPUs where the cluster has any")
     replicas: tuple[int, int] = Field((1, 1), description="(least, most) of each model")
     batch_pairs: int = Field(64, ge=1, le=4096, description="frame pairs, or candidates, that a model sees at once")
-    batch_wait_s: float = Field(0.01, ge=0, le=1, description="how long a batch waits for more")
-    queue: int = Field(256, ge=1, description="requests of one key that wait; more are refused at once (503)")
     sources: tuple[str, ...] = Field((), description="s3:// prefixes under which requests may name videos")
-    limits: Limits = Limits()

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 
 from prometheus_client import Counter, Gauge
 
 from lake.errors import Refused, one_line
+from lake.retry import Schedule, retry_async
+from lake.tables import Rows
 from serve.problems import busy
-from serve.replicas import Rows
 
 _MOST = 4096
 """Rows that wait: a lake that is away must not fill the memory."""
-_PATIENCE_S = 600.0
+_WHILE_SERVING = Schedule((0.5, 1, 2, 4, 8, 15), patience_s=600)
 """A forget of a large lake, or an outage of its store, may take minutes."""
-_FIRST_DELAY_S = 0.5
-_LAST_DELAY_S = 15.0
 _DRAIN_S = 10.0
 """For the writer to take what waits when the service ends; then it is written without that writer."""
-_ATTEMPTS_AT_THE_END = 5
+_AT_THE_END = Schedule((1, 1, 1, 1))
 
 PENDING = Gauge("worldlake_soon_pending_rows", "Labels acknowledged with write=soon that are not in the lake yet")
 DROPPED = Counter("worldlake_soon_dropped_rows", "Labels acknowledged with write=soon that were never written")
@@ -57,41 +55,30 @@ class Soon:
             task.cancel()
         rows = [row for _, of_task in left for row in of_task]
         # Rows that a cancelled call has written after all are known by their ids.
-        if rows and not await self._written_here(rows):
+        if rows and (write := self._write_here):
+            await _written(rows, lambda: asyncio.to_thread(write, rows), _AT_THE_END)
+        elif rows:
             _drop(rows, "the service has ended")
 
-    async def _written_here(self, rows: Rows) -> bool:
-        for attempt in range(_ATTEMPTS_AT_THE_END if self._write_here else 0):
-            assert self._write_here is not None
-            try:
-                await asyncio.to_thread(self._write_here, rows)
-            except Exception as error:  # whatever keeps the lake from being written
-                log.warning("labels are not written yet (attempt %d): %s", attempt + 1, error)
-                await asyncio.sleep(1)
-            else:
-                return True
-        return False
-
     async def _persist(self, rows: Rows) -> None:
-        gives_up_at, delay = time.monotonic() + _PATIENCE_S, _FIRST_DELAY_S
-        while True:
-            try:
-                await self._write(rows)
-                return
-            except Refused as refused:
-                _drop(rows, str(refused))
-                return
-            except Exception as error:  # also of Ray: the writer is being started again
-                if time.monotonic() + delay > gives_up_at:
-                    _drop(rows, str(error))
-                    return
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, _LAST_DELAY_S)
+        await _written(rows, lambda: self._write(rows), _WHILE_SERVING)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         PENDING.dec(len(self._tasks.pop(task)))
 
 
+async def _written(rows: Rows, write: Callable[[], Awaitable[object]], schedule: Schedule) -> None:
+    """Write rows, or count them as lost. Whatever is not refused may pass, also errors of Ray: it restarts writers."""
+    try:
+        await retry_async(write, schedule, lambda error: not isinstance(error, Refused), _warn)
+    except Exception as error:
+        _drop(rows, one_line(error))
+
+
+def _warn(error: Exception, wait_s: float) -> None:
+    log.warning("labels are not written yet, trying again in %g s: %s", wait_s, one_line(error))
+
+
 def _drop(rows: Rows, why: str) -> None:
     DROPPED.inc(len(rows))
-    log.error("%d labels that were acknowledged with write=soon are lost: %s", len(rows), one_line(why))
+    log.error("%d labels that were acknowledged with write=soon are lost: %s", len(rows), why)

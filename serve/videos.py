@@ -23,15 +23,14 @@ from labeling.labeler import Labeler
 from labeling.sample import SampleVideos
 from labeling.stream import WORK
 from lake.errors import Refused, SourceChanged
+from lake.ids import upload_columns
 from lake.schemas import DECISIONS, TABLES
 from lake.storage import Entry, is_s3, local_etag, normalize
 from lake.store_errors import AWAY
-from lake.tables import Lake
+from lake.tables import Lake, Rows
 from lake.video_headers import Header, ProbeError, prober
-from serve.live_writer import upload_columns
+from serve.limits import Limits
 from serve.problems import Problem, bad_request, busy
-from serve.replicas import Rows
-from serve.settings import Limits
 
 Result = TypeVar("Result")
 

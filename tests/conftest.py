@@ -1,5 +1,7 @@
 """Fixtures that several packages share."""
 
+import logging
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,29 +15,33 @@ from tests.seaweed import Seaweed
 from tests.skips import pytest_make_collect_report as pytest_make_collect_report
 from tests.skips import pytest_runtest_makereport as pytest_runtest_makereport
 
-ALONE = (
-    "cluster", "faults/test_serve_kills.py", "faults/test_durable_kills.py", "k8s/test_scrape.py",
-    "k8s/test_serving.py", "serve/test_live.py",
-)  # fmt: skip
-# The longest first, so that the processes that each take the next file end together.
-WITH_RAY = (
-    "worldlake/test_label.py", "training", "faults/test_run_kills.py", "faults/test_train_kills.py", "faults",
-    "worldlake/test_train.py", "worldlake/test_demo.py", "worldlake/test_api.py", "test_examples.py",
-    "k8s/test_entrypoints.py", "worldlake/test_doctor.py", "worldlake/test_forget.py", "worldlake/test_full_demo.py",
-    "worldlake/test_terminal.py", "labeling/test_run.py", "labeling/test_stop_flag.py", "k8s/test_image.py", *ALONE,
-)  # fmt: skip
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        for names, marker in ((WITH_RAY, "ray"), (ALONE, "alone")):
-            if any(_is_of(item, name) for name in names):
-                item.add_marker(marker)
-    items.sort(key=lambda item: next((i for i, name in enumerate(WITH_RAY) if _is_of(item, name)), len(WITH_RAY)))
+    """Put what starts Ray first: it takes longest, and processes that each take the next file should end together."""
+    with_ray = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in with_ray)
 
 
-def _is_of(item: pytest.Item, name: str) -> bool:
-    return item.path.relative_to(Path(__file__).parent).as_posix().startswith(name)
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """The address of a Ray on this machine that tests share, with this process as one of its drivers.
+
+    For tests that neither kill nor count its processes; those start their own.
+    """
+    import ray
+
+    # Else it asks for a token that only processes of its own know.
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
+
+
+@pytest.fixture
+def on_cluster(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let commands connect to the shared Ray; returns its address."""
+    monkeypatch.setenv("RAY_ADDRESS", ray_cluster)
+    return ray_cluster
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +88,7 @@ def bucket(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     return made
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A uri to put a lake at: once in a folder, once in S3."""
     if request.param == "folder":

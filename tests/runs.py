@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import psutil
 import pyarrow as pa
 
 from lake.tables import Lake
+from tests.worldlake.command import PROGRAM, worldlake
 
 # By motion, which no rounding of a model's arithmetic moves: the least rejects half of the sample world's pairs, the
 # most half of those of `tests.media`.
@@ -25,18 +25,29 @@ _UNSTABLE = {"run_id", "labeled_at"}
 _SCORES = ("confidence", "direction", "copy")
 
 
+def words(lake: str, model: Path, *options: str) -> list[str]:
+    """The command line of a labeling run, without the program."""
+    policy = model / "policy.yaml"
+    policy.write_text(POLICY)
+    command = ["label", "--lake", lake, "--model", f"hf:{model}", "--image-size", "64", "--policy", str(policy)]
+    command += ["--commit-every", "1", *options]
+    # Half of what a short run takes is starting processes: one of each unless a test wants more.
+    for option in ("--decode-workers", "--label-workers"):
+        command += [] if option in options else [option, "1"]
+    return command
+
+
+def label(lake: str, model: Path, *options: str, **environment: str) -> tuple[int, str]:
+    """Exit code of a labeling run, and everything it printed."""
+    return worldlake(*words(lake, model, *options), timeout_s=240, **environment)
+
+
 class Labeling:
-    """One `worldlake label` process on a lake."""
+    """One `worldlake label` process on a lake, to be signaled or to have its processes killed."""
 
     def __init__(self, lake: str, model: Path, *options: str, driver: tuple[str, ...] = (), **environment: str) -> None:
-        policy = model / "policy.yaml"
-        policy.write_text(POLICY)
-        program = driver or (str(Path(sys.executable).with_name("worldlake")),)
-        self.command = [*program, "label", "--lake", lake, "--model", f"hf:{model}", "--image-size", "64"]
-        self.command += ["--policy", str(policy), "--commit-every", "1", *options]
-        # Half of what a short run takes is starting processes: one of each unless a test wants more.
-        for option in ("--decode-workers", "--label-workers"):
-            self.command += [] if option in options else [option, "1"]
+        program = driver or (PROGRAM,)
+        self.command = [*program, *words(lake, model, *options)]
         self.process = subprocess.Popen(
             self.command,
             stdout=subprocess.PIPE,

@@ -23,6 +23,7 @@ def test_examples_are_short() -> None:
     assert {path.name: lines for path in EXAMPLES.glob("*.py") if (lines := path.read_text().count("\n")) > 40} == {}
 
 
+@pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_folder_is_labeled_and_a_model_trained(tmp_path: Path) -> None:
     lake = str(tmp_path / "lake")

@@ -8,7 +8,7 @@ import pytest
 
 from tests.mutants import ROOT, TARGETS, mutants, run
 
-# By file, a little below what was measured; see docs/decisions for the scores. A file comes in with its first score.
+# By file, a little below what was measured: see decision 12. A file comes in with its first score.
 FLOORS = {
     "labeling/annotate.py": 0.85,
     "labeling/policy.py": 0.95,

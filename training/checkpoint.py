@@ -88,7 +88,7 @@ class Checkpoints:
             Refused: the files are not the ones that were written.
         """
         with tempfile.TemporaryDirectory() as folder:
-            patiently(lambda: self._download(found.name, Path(folder)))
+            self._storage.get_folder(join(self._uri, found.name), Path(folder))
             if _hashes(Path(folder)) != found.sha256:
                 raise Refused(
                     f"{join(self._uri, found.name)} is damaged (its SHA-256 differs): delete that folder, then run the "
@@ -124,10 +124,6 @@ class Checkpoints:
         sizes = {file: (folder / file).stat().st_size for file in (_WEIGHTS, _OPTIMIZER)}
         state = {"step": step, "bytes": sizes, "sha256": _hashes(folder)}
         self._storage.put(join(self._uri, name, _STATE), json.dumps(state).encode())
-
-    def _download(self, name: str, folder: Path) -> None:
-        filesystem, path = self._storage.filesystem(join(self._uri, name))
-        pafs.copy_files(path, str(folder), source_filesystem=filesystem)
 
     def _remove(self, name: str) -> None:
         """Delete a checkpoint as far as it can be: what is left over is tried again at the next one."""

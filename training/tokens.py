@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy
 
+from lake.failures import Failure
 from lake.tables import DataFile, Lake, now, to_table
 from lake.writer import Fences, Writer
 from models.world_loading import load_image_tokenizer, tokenizer_id
@@ -95,18 +96,8 @@ class WithImages:
 
 
 def _failure(pair: pa.Table, run_id: str, stage: str, error: ValueError) -> dict[str, Any]:
-    return {
-        "video_id": pair["video_id"][0].as_py(),
-        "triple_id": pair["triple_id"][0].as_py(),
-        "run_id": run_id,
-        "scope": "pair",
-        "stage": stage,
-        "error_type": type(error).__name__,
-        "message": str(error),
-        "transient": False,
-        "attempt": 1,
-        "failed_at": now(),
-    }
+    ids = {name: pair[name][0].as_py() for name in ("video_id", "triple_id")}
+    return Failure.of(error, scope="pair", stage=stage, run_id=run_id, attempt=1, **ids).to_row()
 
 
 def make_tokens(

@@ -19,7 +19,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lake.commits import Claim
 from lake.errors import Superseded
-from lake.s3 import patiently
 from lake.storage import StorageConfig, is_s3, join
 
 FILE = "log.jsonl"
@@ -44,7 +43,7 @@ class Journal:
         if self._temporary:
             filesystem, path = self._storage.filesystem(self._uri)
             if filesystem.get_file_info(f"{path}/{FILE}").type == pafs.FileType.File:
-                patiently(lambda: pafs.copy_files(path, str(self._folder), source_filesystem=filesystem))
+                self._storage.get_folder(self._uri, self._folder)
         self._events = SummaryWriter(str(self._folder))
         return self
 

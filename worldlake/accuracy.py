@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from evaluation.intervals import Share as Share
 from evaluation.intervals import share_of_groups
+from lake.scores import NAMES
 from lake.tables import Lake
 from sample_world.clips import GroundTruth
-
-SCORES = ("confidence", "direction", "copy")
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Judged:
 
 def judge(lake: Lake, labeler_id: str, truth: GroundTruth) -> list[Judged]:
     """Every pair of sample-world clips that a labeler decided, with the truth."""
-    columns = ["video_id", "uri", "obs_pts", "next_pts", "obs_time_s", "next_time_s", "action", "motion", *SCORES]
+    columns = ["video_id", "uri", "obs_pts", "next_pts", "obs_time_s", "next_time_s", "action", *NAMES]
     judged = []
     for name in ("triples", "rejections"):
         for row in lake.read(name, [*columns, "labeler_id"]).to_pylist():
@@ -58,9 +55,7 @@ def summary(judged: Sequence[Judged]) -> dict[str, Any]:
         "right, of all accepted": _share([pair.right for pair in accepted], accepted),
         "accepted, of pairs that span one event or none": _share([pair.accepted for pair in clear], clear),
         "accepted, of pairs that span several or part of one": _share([pair.accepted for pair in unclear], unclear),
-        "auroc": {
-            score: auroc([pair.row[score] for pair in clear], [pair.right for pair in clear]) for score in SCORES
-        },
+        "auroc": {name: auroc([pair.row[name] for pair in clear], [pair.right for pair in clear]) for name in NAMES},
     }
 
 
@@ -68,11 +63,17 @@ def _share(hits: Sequence[bool], pairs: Sequence[Judged]) -> Share:
     return share_of_groups(hits, [pair.row["video_id"] for pair in pairs])
 
 
-def auroc(scores: Sequence[float], right: Sequence[bool]) -> float:
-    """Probability that a right label scores higher than a wrong one, ties half (Mann-Whitney U); NaN without both."""
-    positive = np.array([score for score, is_right in zip(scores, right, strict=True) if is_right])
-    negative = np.array([score for score, is_right in zip(scores, right, strict=True) if not is_right])
-    if not len(positive) or not len(negative):
+def auroc(scores: Sequence[float | None], right: Sequence[bool]) -> float:
+    """Probability that a right label scores higher than a wrong one, ties half (Mann-Whitney U); NaN without both.
+
+    Labels whose score is None are left out.
+    """
+    known = [(score, is_right) for score, is_right in zip(scores, right, strict=True) if score is not None]
+    positive = [score for score, is_right in known if is_right]
+    negative = [score for score, is_right in known if not is_right]
+    if not positive or not negative:
         return math.nan
-    difference = positive[:, None] - negative[None, :]
-    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
+    # Imported here, because it takes a second and only the end of a demo needs it.
+    from scipy.stats import mannwhitneyu
+
+    return float(mannwhitneyu(positive, negative, method="asymptotic").statistic) / (len(positive) * len(negative))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from lake.errors import Refused
 from lake.tables import Lake
+from lake.timer import after
 from worldlake.extras import needed_by
 
 if TYPE_CHECKING:
@@ -172,13 +173,13 @@ def label(
 @contextmanager
 def _stopping(stop: threading.Event | None, max_hours: float | None) -> Iterator[threading.Event]:
     """The caller's event, or one that signals set; the time limit sets either."""
-    from cluster.signals import draining, interrupt, time_limit
+    from cluster.signals import draining, interrupt
 
     if stop is None:
         with draining(max_hours, interrupt) as own:
             yield own
     else:
-        with time_limit(stop, max_hours):
+        with after(None if max_hours is None else max_hours * 3600, stop.set):
             yield stop
 
 

@@ -88,7 +88,7 @@ def _print_figures(figures: dict[str, Any]) -> None:
         ("", "share"),
         [(name, share) for name, share in figures.items() if isinstance(share, Share)],
     )
-    if any(math.isnan(value) for value in figures["auroc"].values()):
+    if all(math.isnan(value) for value in figures["auroc"].values()):
         console.out.print("no label was wrong, so there is nothing that the scores could have told apart")
         return
     console.print_table(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from evaluation.probes import Alternative, alternatives
-from labeling.annotate import decode_images
+from labeling.images import decode_images
 from lake.errors import Refused
 from lake.tables import Lake
 from models.protocols import Images

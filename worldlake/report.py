@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from labeling.decoding import Gap, open_video
 from lake.errors import DecodeError
+from lake.scores import NAMES, SCORES
 from lake.sql import query
 from lake.tables import Lake
 from worldlake.accuracy import Judged, Share
@@ -21,7 +22,6 @@ from worldlake.accuracy import Judged, Share
 _SHOWN = 24
 _SIDE = 64
 _COLUMNS = ["triple_id", "uri", "dataset", "obs_pts", "next_pts", "obs_time_s", "next_time_s", "action"]
-_SCORES = ["motion", "confidence", "direction", "copy"]
 
 
 def write_report(
@@ -36,7 +36,7 @@ def write_report(
         auroc=figures["auroc"],
         any_wrong=any(not pair.right for pair in judged if pair.truth is not None),
         acceptance=_acceptance(lake, labeler_id),
-        scores=_SCORES,
+        scores=SCORES,
         accepted=_with_truth(_accepted(lake, labeler_id), truth),
         rejected=_with_truth(_rejected(lake, labeler_id), truth),
     )
@@ -57,7 +57,7 @@ def _acceptance(lake: Lake, labeler_id: str) -> list[dict[str, Any]]:
 
 def _accepted(lake: Lake, labeler_id: str) -> Iterator[dict[str, Any]]:
     rows = lake.dataset("triples").to_table(
-        columns=[*_COLUMNS, *_SCORES, "obs", "next_obs"], filter=pc.field("labeler_id") == labeler_id
+        columns=[*_COLUMNS, *NAMES, "obs", "next_obs"], filter=pc.field("labeler_id") == labeler_id
     )
     for row in _some(rows.to_pylist()):
         yield {**row, "obs": _inline(row["obs"]), "next_obs": _inline(row["next_obs"])}
@@ -65,7 +65,7 @@ def _accepted(lake: Lake, labeler_id: str) -> Iterator[dict[str, Any]]:
 
 def _rejected(lake: Lake, labeler_id: str) -> Iterator[dict[str, Any]]:
     """`rejections` keeps no pixels; the frames are read from the video again, by their PTS."""
-    rows = lake.read("rejections", [*_COLUMNS, *_SCORES, "reasons"], pc.field("labeler_id") == labeler_id)
+    rows = lake.read("rejections", [*_COLUMNS, *NAMES, "reasons"], pc.field("labeler_id") == labeler_id)
     for row in _some(rows.to_pylist()):
         yield {**row, "obs": _frame(row["uri"], row["obs_pts"]), "next_obs": _frame(row["uri"], row["next_pts"])}
 

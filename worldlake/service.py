@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from typing import Any
 
 from cluster.connect import start_ray
 from cluster.signals import draining
 from labeling.labeler import LabelerSettings
 from lake.errors import Refused
+from lake.retry import Schedule, retry
 from lake.tables import Lake
 from models.settings import ModelSettings, WorldSettings
 from serve.load_shedding import environment
@@ -18,7 +18,7 @@ from serve.run import plan, session, start, stop
 from serve.settings import ServeSettings
 from worldlake import console
 
-_PORT_WAIT_S = 20.0
+_PORT = Schedule((0.5,), patience_s=20)
 """The processes of a service that was killed let go of its port some seconds later."""
 
 
@@ -86,13 +86,14 @@ def _refuse_taken(host: str, port: int) -> None:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
         raise Refused(f"--host {host} is no address of this machine ({error})") from None
-    waits_until = time.monotonic() + _PORT_WAIT_S
-    while taken := _taken(found):
-        if time.monotonic() > waits_until:
+
+    def check() -> None:
+        if taken := _taken(found):
             raise Refused(
                 f"cannot listen at {host}:{port} ({taken}): another program or service does? choose another --port"
             )
-        time.sleep(0.5)
+
+    retry(check, _PORT, lambda error: isinstance(error, Refused))
 
 
 def _taken(found: list[Any]) -> str | None:
@@ -105,7 +106,3 @@ def _taken(found: list[Any]) -> str | None:
             except OSError as error:
                 return error.strerror
     return None
-
-
-_POLL_S = 10.0
-"""Seconds between checks for a lake and a key that do not exist yet."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable
 from typing import Any
 
 from cyclopts import App
 
 from lake.errors import WorldlakeError
+from lake.retry import Schedule, retry
 from lake.tables import Lake
 from serve.run import bound, plan, session
 from worldlake import console
@@ -18,8 +19,8 @@ from worldlake.options import open_lake
 from worldlake.service import service_settings
 
 _ANYWHERE = "0.0.0.0"  # noqa: S104 - Ray's configuration says where it listens
-_POLL_S = 10.0
-"""Seconds between checks for a lake and a key that do not exist yet."""
+_FOREVER = Schedule((10,), patience_s=math.inf)
+"""Between checks for a lake and a key that do not exist yet."""
 
 
 def application(args: dict[str, str]) -> Any:
@@ -44,12 +45,15 @@ def application(args: dict[str, str]) -> Any:
 
 def _lake_with_a_key(opened: Callable[[], Lake]) -> Lake:
     """Wait until the lake exists and has a key."""
-    while True:
-        try:
-            lake = opened()
-            session(lake, _ANYWHERE)
-        except WorldlakeError as error:
-            console.log.warning("the service waits: %s", error)
-            time.sleep(_POLL_S)
-        else:
-            return lake
+
+    def check() -> Lake:
+        lake = opened()
+        session(lake, _ANYWHERE)
+        return lake
+
+    return retry(
+        check,
+        _FOREVER,
+        lambda error: isinstance(error, WorldlakeError),
+        lambda error, wait_s: console.log.warning("the service waits: %s", error),
+    )

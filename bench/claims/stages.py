@@ -17,6 +17,7 @@ from bench.world import Question, changed_pixels
 from labeling.annotate import Annotate
 from labeling.policy import Bounds, Policy
 from labeling.stream import SAMPLES, block
+from lake.scores import NAMES
 from models.loading import load_dynamics
 from models.protocols import Images
 from models.settings import ModelSettings, TokenSampling, WorldSettings
@@ -119,11 +120,10 @@ def label(folder: Path, pairs: Pairs) -> Labels:
     ]
     annotate = Annotate(ModelSettings(name=f"hf:{folder}", max_new_tokens=16, batch_size=64))
     labeled = annotate(block(rows, SAMPLES)).to_pylist()
-    return Labels([row["action"] for row in labeled], [{name: row[name] for name in _SCORES} for row in labeled])
+    return Labels([row["action"] for row in labeled], [{name: row[name] for name in NAMES} for row in labeled])
 
 
 _FRAMES = (("obs", 0), ("next_obs", 1))
-_SCORES = ("confidence", "direction", "copy", "text")
 
 
 def _png(image: npt.NDArray[np.uint8]) -> bytes:

@@ -23,6 +23,7 @@ from fastapi import FastAPI
 from bench.serving.bodies import bodies
 from labeling.annotate import LabelPairs
 from labeling.stream import SAMPLES, block
+from lake.scores import NAMES
 from models.loading import best_device, load_dynamics
 from models.settings import ModelSettings
 from serve.schemas import LabelIn
@@ -52,8 +53,7 @@ class Work:
             for row, pair in enumerate(pairs)
         ]
         return [
-            {name: row[name] for name in ("action", "confidence", "motion", "direction", "copy", "text")}
-            for row in self._label(block(rows, SAMPLES)).to_pylist()
+            {name: row[name] for name in ("action", *NAMES)} for row in self._label(block(rows, SAMPLES)).to_pylist()
         ]
 
 

@@ -12,12 +12,12 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from lake.ids import triple_id
+from lake.ids import triple_id, upload_columns
+from lake.scores import NAMES
 from serve.keys import Key
-from serve.live_writer import upload_columns
 from serve.problems import Problem, bad_request, responses
 from serve.queries import asked
-from serve.schemas import Label, LabelIn, LabelOut, WriteMode
+from serve.schemas import Label, LabelIn, LabelOut, WriteMode, json_or_files
 from serve.services import Services
 from serve.uploads import Pair
 
@@ -26,23 +26,6 @@ Write = Annotated[
     WriteMode | None,
     Query(description="whether the labels go into the lake; durable: before the answer. Default: no, or by the key"),
 ]
-
-_SCORES = ("motion", "camera_motion", "direction", "copy", "text")
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": LabelIn.model_json_schema(ref_template="#/components/schemas/{model}")},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["obs", "next_obs"],
-                    "properties": {name: {"type": "string", "format": "binary"} for name in ("obs", "next_obs")},
-                }
-            },
-        },
-    }
-}
 
 
 def router(services: Services) -> APIRouter:
@@ -53,7 +36,7 @@ def router(services: Services) -> APIRouter:
         "/v1/label",
         summary="Name the action between two frames, of one or several pairs",
         responses=responses(400, 401, 403, 409, 413, 415, 422, 429, 503, 504),
-        openapi_extra=_BODY,
+        openapi_extra=json_or_files(LabelIn, "obs", "next_obs"),
     )
     async def label(
         request: Request,
@@ -161,7 +144,7 @@ def _row(pair: Pair, digests: tuple[bytes, bytes], services: Services) -> dict[s
 
 def as_label(row: dict[str, Any]) -> Label:
     """A labeled and verified row as the API has it."""
-    scores = {name: row[name] for name in _SCORES}
+    scores = {name: row[name] for name in NAMES}
     common: dict[str, Any] = {"triple_id": row["triple_id"], "scores": scores}
     if row["error_type"]:
         return Label(action=None, confidence=None, verdict="failed", reasons=[row["message"]], **common)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -15,39 +14,24 @@ from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
+from lake.retry import Schedule, retry_async
+from lake.tables import Rows
 from serve.api.label import Write, as_label, media_type, unsupported, write_mode
 from serve.flow import STREAMED
 from serve.problems import Problem, bad_request, internal, responses
 from serve.queries import asked
-from serve.replicas import Rows
-from serve.schemas import VideoIn, VideoTriple, WriteMode, encoded
+from serve.schemas import VideoIn, VideoTriple, WriteMode, encoded, json_or_files
 from serve.services import Services
 from serve.videos import Videos, save
 
 (PATH,) = STREAMED
 
 log = logging.getLogger("serve.video")
-_BUSY_S = (0.5, 1, 2, 4, 8, 15)
-"""Waits while other requests are labeled: a stream that has begun does not give up at the first."""
+_BUSY = Schedule((0.5, 1, 2, 4, 8, 15))
+"""While other requests are labeled: a stream that has begun does not give up at the first."""
 
 _Place = tuple[Path, AsyncExitStack]
 """A folder, and what has to end before another request may have its place."""
-
-_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": VideoIn.model_json_schema(ref_template="#/components/schemas/{model}")},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["video"],
-                    "properties": {"video": {"type": "string", "format": "binary"}},
-                }
-            },
-        },
-    }
-}
 _EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Events: `triple` for each pair (as in /v1/label, with times and images), `done` with sums, "
@@ -70,7 +54,7 @@ def router(services: Services) -> APIRouter:
         PATH,
         summary="Label the frame pairs of a video, as server-sent events",
         responses=responses(400, 401, 403, 404, 413, 415, 422, 429, 503) | _EVENTS,
-        openapi_extra=_BODY,
+        openapi_extra=json_or_files(VideoIn, "video"),
         response_class=StreamingResponse,
     )
     async def label_video(request: Request, write: Write = None, place: _Place = Depends(place)) -> Response:  # noqa: B008 - so FastAPI has it
@@ -149,14 +133,11 @@ async def _decided(pairs: Rows, mode: WriteMode, services: Services) -> Rows:
         rows = await services.write(await services.label(pairs), mode)
         return [{**images[row["triple_id"]], **row} for row in rows]
 
-    for wait_s in _BUSY_S:
-        try:
-            return await services.within(None, work)
-        except Problem as problem:
-            if problem.kind != "busy":
-                raise
-        await asyncio.sleep(wait_s)
-    return await services.within(None, work)
+    return await retry_async(lambda: services.within(None, work), _BUSY, _is_busy)
+
+
+def _is_busy(error: Exception) -> bool:
+    return isinstance(error, Problem) and error.kind == "busy"
 
 
 async def _told(rows: Rows) -> AsyncGenerator[str]:

@@ -6,14 +6,15 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 
+from lake.scores import NAMES
 from serve.api.runs import newest
 from serve.auth import Guard
 from serve.lake_schemas import ActionOut, DatasetOut, Histogram, Kept, KeptOut, OverviewOut, VerifierOut
 from serve.problems import responses
-from serve.queries import Filters, Reading, asker, checked
+from serve.queries import Filters, LabelerId, Reading, asker, checked
 from serve.schemas import LabelerOut
 
-_SCORES = ("motion", "camera_motion", "confidence", "direction", "copy")
+_SCORES = ", ".join(NAMES)
 _BINS = 40
 _ACTIONS = 20
 _RUNS = 30
@@ -57,10 +58,10 @@ SELECT (SELECT count(*) FROM failures WHERE $labeler IS NULL OR labeler_id = $la
 # The outer bins hold the outermost hundredth on either side, which would otherwise squeeze all others into one.
 _HISTOGRAMS = f"""
 WITH pairs AS (
-        SELECT true AS accepted, {", ".join(_SCORES)} FROM triples WHERE {{sql}}
-        UNION ALL SELECT false, {", ".join(_SCORES)} FROM rejections WHERE {{sql}}),
+        SELECT true AS accepted, {_SCORES} FROM triples WHERE {{sql}}
+        UNION ALL SELECT false, {_SCORES} FROM rejections WHERE {{sql}}),
     scored AS (
-        SELECT * FROM (UNPIVOT pairs ON {", ".join(_SCORES)} INTO NAME score VALUE value) WHERE isfinite(value)),
+        SELECT * FROM (UNPIVOT pairs ON {_SCORES} INTO NAME score VALUE value) WHERE isfinite(value)),
     ranges AS (
         SELECT score, quantile_cont(value, 0.01) AS low, quantile_cont(value, 0.99) AS high FROM scored GROUP BY score),
     binned AS (
@@ -81,7 +82,9 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
     errors = responses(401, 403, 422, 429, 503)
 
     @api.get("/v1/overview", summary="Counts, acceptance, throughput and labels", responses=errors)
-    async def overview(labeler: Annotated[str | None, Query(max_length=200)] = None) -> OverviewOut:
+    async def overview(
+        labeler: LabelerId = None,
+    ) -> OverviewOut:
         found = await _kept(reading, labeler)
         # Runs that are at work change without a commit.
         runs = await reading.ask(lambda: newest(reading.lake))
@@ -145,4 +148,4 @@ async def _histograms(reading: Reading, filters: Filters) -> list[Histogram]:
         )
         found = made.setdefault(row["score"], empty)
         (found.accepted if row["accepted"] else found.rejected)[row["bin"]] = row["pairs"]
-    return [made[name] for name in _SCORES if name in made]
+    return [made[name] for name in NAMES if name in made]

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from fastapi import APIRouter, Depends, Header
 
-from labeling.annotate import decode_images
+from labeling.images import decode_images
 from models.verification import resized
 from serve.problems import bad_request, responses
 from serve.schemas import Candidate, PredictIn, PredictOut, encoded

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from typing import Annotated
-from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query
 
 from serve.api.triples import NEWEST, page_of
 from serve.auth import Guard
-from serve.lake_schemas import FailureOut, FailuresPage, RejectionsPage
+from serve.lake_schemas import FailureColumns, FailureOut, FailuresPage, RejectionsPage
 from serve.problems import responses
-from serve.queries import Filters, Reading
+from serve.queries import AFTER, Filters, LabelerId, Limit, Page, Reading
+from serve.row_models import column_names
 
-FAILURE = (
-    "video_id, uri, labeler_id, run_id, scope, triple_id, start_pts, end_pts, stage, error_type, message, transient, "
-    "attempt, failed_at"
-)
+FAILURE = ", ".join(column_names(FailureColumns))
 # Failures have no id: when, and a hash of all that tells two of them apart.
 _KEY = (
     "printf('%020d', coalesce(epoch_us(failed_at), 0)) || '-' || md5(concat_ws('|', "
@@ -38,22 +35,21 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
     @api.get("/v1/rejections", summary="Rejected pairs, newest first", responses=errors)
     async def rejections(
         filters: Annotated[Filters, Depends()],
-        after: Annotated[UUID | None, Query(description="`next` of the page before")] = None,
-        limit: Annotated[int | None, Query(ge=1, description="rows of the page")] = None,
+        asked: Annotated[Page, Depends()],
         reason: Annotated[str | None, Query(max_length=200, description="a verifier that rejects it")] = None,
     ) -> RejectionsPage:
         if reason:
             filters.sql += " AND list_contains(reasons, $reason)"
             filters.parameters["reason"] = reason
-        page, last = await page_of(reading, "rejections", filters, after, reading.page(limit), NEWEST)
+        page, last = await page_of(reading, "rejections", filters, asked.after, reading.page(asked.limit), NEWEST)
         return RejectionsPage(rejections=page, next=last)
 
     @api.get("/v1/failures", summary="Attempts that failed, newest first", responses=errors)
     async def failures(
-        after: Annotated[str | None, Query(pattern="^[0-9]{20}-[0-9a-f]{32}$")] = None,
-        limit: Annotated[int | None, Query(ge=1, description="rows of the page")] = None,
-        labeler: Annotated[str | None, Query(max_length=200)] = None,
-        stage: Annotated[str | None, Query(max_length=200)] = None,
+        after: Annotated[str | None, Query(pattern="^[0-9]{20}-[0-9a-f]{32}$", description=AFTER)] = None,
+        limit: Limit = None,
+        labeler: LabelerId = None,
+        stage: Annotated[str | None, Query(max_length=200, description="a stage, such as read or decode")] = None,
     ) -> FailuresPage:
         limit = reading.page(limit)
         given = {"after": after, "labeler": labeler, "stage": stage, "limit": limit + 1}

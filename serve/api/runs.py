@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 import pyarrow.compute as pc
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Path, Query
 
 from lake.cached_tables import KeptLake
 from lake.runs import RunState, states
@@ -15,7 +15,7 @@ from lake.tables import Lake
 from serve.auth import Guard
 from serve.lake_schemas import Lineage, RunDetail, RunOut, RunsPage
 from serve.problems import Problem, responses
-from serve.queries import Reading
+from serve.queries import AFTER, Limit, Reading, page_after
 
 _MOST_READERS = 50
 
@@ -27,20 +27,18 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
 
     @api.get("/v1/runs", summary="Runs, newest first", responses=errors)
     async def runs(
-        after: Annotated[str | None, Query(max_length=200, description="`next` of the page before")] = None,
-        limit: Annotated[int | None, Query(ge=1, description="rows of the page")] = None,
-        kind: Annotated[str | None, Query(max_length=200)] = None,
+        after: Annotated[str | None, Query(max_length=200, description=AFTER)] = None,
+        limit: Limit = None,
+        kind: Annotated[str | None, Query(max_length=200, description="a kind of run, such as label or train")] = None,
     ) -> RunsPage:
         limit = reading.page(limit)
         found = await reading.ask(lambda: newest(reading.lake))
-        if after is not None:
-            ids = [run.run_id for run in found]
-            found = found[ids.index(after) + 1 :] if after in ids else []
         found = [run for run in found if kind in (None, run.kind)]
-        return RunsPage(runs=found[:limit], next=found[limit - 1].run_id if len(found) > limit else None)
+        page, last = page_after(found, lambda run: run.run_id, after, limit)
+        return RunsPage(runs=page, next=last)
 
     @api.get("/v1/runs/{run_id}", summary="One run and its lineage", responses=errors | responses(404))
-    async def run(run_id: str) -> RunDetail:
+    async def run(run_id: Annotated[str, Path(description="a run id")]) -> RunDetail:
         return await reading.ask(lambda: _detail(reading.lake, run_id))
 
     return api

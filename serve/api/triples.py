@@ -8,20 +8,19 @@ from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Response
 
 from lake.cached_tables import KeptLake
 from lake.sql import plain
 from serve.auth import Guard
-from serve.lake_schemas import Decided, TriplesPage
+from serve.lake_schemas import Decided, PairColumns, TriplesPage
 from serve.problems import Problem, responses
-from serve.queries import Filters, Reading
+from serve.queries import Filters, Page, Reading
+from serve.row_models import column_names
 
-_COLUMNS = [
-    "triple_id", "run_id", "labeler_id", "policy_id", "video_id", "uri", "dataset", "split", "obs_time_s",
-    "next_time_s", "action", "motion", "camera_motion", "confidence", "direction", "copy", "text", "labeled_at",
-]  # fmt: skip
+_COLUMNS = column_names(PairColumns)
 _IMAGES = {"obs.jpg": "obs", "next_obs.jpg": "next_obs"}
+_Id = Annotated[UUID, Path(description="a triple id")]
 _ROWS_WITH_IMAGES = 100
 """Two images of some 20 kB each, as base64."""
 
@@ -38,23 +37,24 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
     @api.get("/v1/triples", summary="Triples, a page at a time", responses=errors)
     async def triples(
         filters: Annotated[Filters, Depends()],
-        after: Annotated[UUID | None, Query(description="`next` of the page before")] = None,
-        limit: Annotated[int | None, Query(ge=1, description="rows of the page")] = None,
-        min_confidence: Annotated[float | None, Query(allow_inf_nan=False)] = None,
+        asked: Annotated[Page, Depends()],
+        min_confidence: Annotated[
+            float | None, Query(allow_inf_nan=False, description="least confidence, a log-probability per token")
+        ] = None,
         order: Annotated[
             Literal["id", "newest", "unsure"], Query(description="unsure: the least confident ones first")
         ] = "id",
         images: Annotated[bool, Query(description="also the images; 100 rows at most")] = False,
     ) -> TriplesPage:
-        limit = reading.page(limit, _ROWS_WITH_IMAGES if images else None)
+        limit = reading.page(asked.limit, _ROWS_WITH_IMAGES if images else None)
         if min_confidence is not None:
             filters.sql += " AND confidence >= $min_confidence"
             filters.parameters["min_confidence"] = min_confidence
-        page, last = await page_of(reading, "triples", filters, after, limit, _ORDERS[order], images=images)
+        page, last = await page_of(reading, "triples", filters, asked.after, limit, _ORDERS[order], images=images)
         return TriplesPage(triples=page, next=last)
 
     @api.get("/v1/triples/{triple_id}", summary="One triple", responses=errors | responses(404))
-    async def triple(triple_id: UUID) -> Decided:
+    async def triple(triple_id: _Id) -> Decided:
         rows = await reading.ask(lambda: decided(reading.lake, "triples", pc.field("triple_id") == str(triple_id)))
         if not rows:
             raise _missing(triple_id)
@@ -66,7 +66,7 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
         responses=errors | responses(404) | {200: {"content": {"image/jpeg": {}}}},
         response_class=Response,
     )
-    async def image(triple_id: UUID, image: str) -> Response:
+    async def image(triple_id: _Id, image: Annotated[str, Path(description="obs.jpg or next_obs.jpg")]) -> Response:
         if image not in _IMAGES:
             raise _missing(triple_id)
         where = pc.field("triple_id") == str(triple_id)
@@ -81,13 +81,13 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
 
 
 async def page_of(
-    reading: Reading, table: str, filters: Filters, after: UUID | None, limit: int, key: str, *, images: bool = False
+    reading: Reading, table: str, filters: Filters, after: str | None, limit: int, key: str, *, images: bool = False
 ) -> tuple[list[Decided], str | None]:
     """Rows after one, in the order of `key` and id; and the id to go on after."""
     given = filters.parameters | {"limit": limit + 1}
     condition = filters.sql
     if after is not None:
-        given["after"] = str(after)
+        given["after"] = after
         condition += f" AND ({key}, triple_id) > (SELECT ({key}, triple_id) FROM {table} WHERE triple_id = $after)"
         if key == "triple_id":
             condition = f"{filters.sql} AND triple_id > $after"

@@ -6,19 +6,19 @@ import math
 from fractions import Fraction
 from http import HTTPStatus
 from typing import Annotated, Any
-from uuid import UUID
 
 import pyarrow.compute as pc
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Path, Query
 
 from lake.cached_tables import KeptLake
 from lake.schemas import DECISIONS
 from serve.api.rejections import FAILURE
 from serve.api.triples import decided
 from serve.auth import Guard
-from serve.lake_schemas import Decided, FailureInTime, PairsPage, VideoDetail, VideoOut, VideosPage
+from serve.lake_schemas import Decided, FailureInTime, PairsPage, VideoColumns, VideoDetail, VideoOut, VideosPage
 from serve.problems import Problem, responses
-from serve.queries import Reading
+from serve.queries import AFTER, DatasetName, Limit, Page, Reading, page_after
+from serve.row_models import column_names
 
 _COUNTS = """
     (SELECT count(*) FROM triples WHERE triples.video_id = page.video_id) AS accepted,
@@ -26,7 +26,7 @@ _COUNTS = """
 """
 _PAGE = f"""
 WITH page AS (
-    SELECT video_id, uri, dataset, split, class_label, width, height, fps, duration_s FROM videos
+    SELECT {", ".join(column_names(VideoColumns))} FROM videos
     WHERE ($dataset IS NULL OR dataset = $dataset) AND ($uri IS NULL OR contains(lower(uri), lower($uri)))
         AND ($after IS NULL OR (uri, video_id) > (SELECT (uri, video_id) FROM videos WHERE video_id = $after))
     ORDER BY uri, video_id LIMIT $limit)
@@ -37,7 +37,8 @@ SELECT *, (SELECT list(DISTINCT labeler_id ORDER BY labeler_id) FROM progress WH
 FROM videos WHERE video_id = $video LIMIT 1
 """
 _FAILURES = f"SELECT {FAILURE} FROM failures WHERE video_id = $video ORDER BY failed_at DESC LIMIT 100"
-_Id = Annotated[str | None, Query(max_length=64, description="`next` of the page before")]
+_After = Annotated[str | None, Query(max_length=64, description=AFTER)]
+_Id = Annotated[str, Path(description="a video id")]
 
 
 def router(guard: Guard, reading: Reading) -> APIRouter:
@@ -47,9 +48,9 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
 
     @api.get("/v1/videos", summary="Videos by name, a page at a time", responses=errors)
     async def videos(
-        after: _Id = None,
-        limit: Annotated[int | None, Query(ge=1, description="rows of the page")] = None,
-        dataset: Annotated[str | None, Query(max_length=200)] = None,
+        after: _After = None,
+        limit: Limit = None,
+        dataset: DatasetName = None,
         uri: Annotated[str | None, Query(max_length=1000, description="text that the uri contains")] = None,
     ) -> VideosPage:
         limit = reading.page(limit)
@@ -59,7 +60,7 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
         return VideosPage(videos=page, next=page[-1].video_id if len(rows) > limit else None)
 
     @api.get("/v1/videos/{video_id}", summary="One video", responses=errors | responses(404))
-    async def video(video_id: str) -> VideoDetail:
+    async def video(video_id: _Id) -> VideoDetail:
         given: dict[str, object] = {"video": video_id}
         rows = await reading.rows(_ONE, given, 1)
         pairs = await reading.ask(lambda: _of_pairs(reading.lake, video_id))
@@ -77,17 +78,13 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
 
     @api.get("/v1/videos/{video_id}/pairs", summary="Decided pairs of a video, in time", responses=errors)
     async def pairs(
-        video_id: str,
-        after: Annotated[UUID | None, Query(description="`next` of the page before")] = None,
-        limit: Annotated[int | None, Query(ge=1, description="rows of the page")] = None,
+        video_id: _Id,
+        asked: Annotated[Page, Depends()],
     ) -> PairsPage:
-        limit = reading.page(limit)
+        limit = reading.page(asked.limit)
         found = await reading.ask(lambda: _pairs(reading.lake, video_id))
-        if after is not None:
-            ids = [pair.triple_id for pair in found]
-            found = found[ids.index(str(after)) + 1 :] if str(after) in ids else []
-        page = found[:limit]
-        return PairsPage(pairs=page, next=page[-1].triple_id if len(found) > limit else None)
+        page, last = page_after(found, lambda pair: pair.triple_id, asked.after, limit)
+        return PairsPage(pairs=page, next=last)
 
     return api
 

@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.types import Scope
 
+from lake.scores import SCORES
 from serve.auth import COOKIE
 from serve.problems import Problem
 from serve.services import Services
@@ -27,6 +28,7 @@ _PAGES = {
     "/runs/{run_id}": "run",
     "/live": "live",
 }
+_SCORES = [{"name": score.name, "label": score.label, "keep": score.keep} for score in SCORES]
 # Asked for anew every time, which costs a 304: otherwise a browser guesses how long it may keep an old version.
 _NO_CACHE = {"Cache-Control": "no-cache"}
 
@@ -55,7 +57,11 @@ def _router(services: Services) -> APIRouter:
 
     def rendered(request: Request, name: str, status: int = 200, **values: Any) -> HTMLResponse:
         content = environment.get_template(f"{name}.html").render(
-            page=name, signed_in=COOKIE in request.cookies, predicts=services.world_size is not None, **values
+            page=name,
+            signed_in=COOKIE in request.cookies,
+            predicts=services.world_size is not None,
+            known_scores=_SCORES,
+            **values,
         )
         return HTMLResponse(content, status, _NO_CACHE)
 
@@ -65,7 +71,7 @@ def _router(services: Services) -> APIRouter:
         except Problem as problem:
             return rendered(request, "login", problem.status, next=_within(next), problem=problem.detail)
         response = RedirectResponse(_within(next), HTTPStatus.SEE_OTHER)
-        # A proxy that ends TLS says so; whoever else says so only keeps the cookie from themselves.
+        # A proxy that ends TLS says so; a client that says so only keeps the cookie from itself.
         is_https = "https" in (request.url.scheme, request.headers.get("X-Forwarded-Proto", ""))
         response.set_cookie(COOKIE, token.strip(), httponly=True, secure=is_https, samesite="strict")
         return response

@@ -9,15 +9,16 @@ import pytest
 from bench import unknown
 from bench.builtin import Labeled, report, sample, telling
 from labeling.policy import load_policy
+from lake.scores import NAMES
 
 RIGHT = Labeled(
-    video="a", action="it gets darker", truth="it gets darker", events=1,
-    motion=0.01, camera_motion=0.0, confidence=0.0, direction=1.0, copy=1.0, text=1.0,
-)  # fmt: skip
+    "a", "it gets darker", "it gets darker", 1, dict.fromkeys(NAMES, 1.0) | {"motion": 0.01, "confidence": 0.0}
+)
+UNCHANGED = replace(RIGHT, scores={**RIGHT.scores, "copy": 0.0})
 
 
 def test_an_accepted_pair_without_a_name_counts_as_wrong() -> None:
-    clips = [RIGHT, replace(RIGHT, video="b"), replace(RIGHT, truth=None, events=2), replace(RIGHT, copy=0.0)]
+    clips = [RIGHT, replace(RIGHT, video="b"), replace(RIGHT, truth=None, events=2), UNCHANGED]
     found: dict[str, Any] = report(clips, [replace(RIGHT, truth=None, events=0)], [], load_policy("builtin"))
     whole = found["right, of all accepted"]
     assert (whole["hits"], whole["pairs"], whole["videos"]) == (2, 3, 2)
@@ -27,9 +28,12 @@ def test_an_accepted_pair_without_a_name_counts_as_wrong() -> None:
 
 def test_few_wrong_labels_say_nothing_about_a_score() -> None:
     assert telling([RIGHT] * 50, [RIGHT] * 9)["copy"] is None
-    assert telling([RIGHT] * 50, [replace(RIGHT, copy=0.0)] * 10) == {
-        "right": 50, "wrong": 10, "confidence": 0.5, "direction": 0.5, "copy": 1.0,
-    }  # fmt: skip
+    assert telling([RIGHT] * 50, [UNCHANGED] * 10) == {
+        "right": 50,
+        "wrong": 10,
+        **dict.fromkeys(NAMES, 0.5),
+        "copy": 1.0,
+    }
 
 
 def test_photographs_in_motion_are_videos_with_pairs_that_change(

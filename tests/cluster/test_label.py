@@ -21,7 +21,7 @@ from tests.runs import Labeling, assert_same_decisions, decisions, rows, wait_un
 from tests.seaweed import Seaweed
 from worldlake.status import lake_status
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.alone, pytest.mark.long, pytest.mark.timeout(900)]
 
 VIDEOS = 144
 MULTIPLE = 6

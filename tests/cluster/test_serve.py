@@ -22,7 +22,7 @@ from tests.seaweed import Seaweed
 from tests.serve.test_live import wait_until_ready
 from tests.worldlake.command import PROGRAM
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.alone, pytest.mark.long, pytest.mark.timeout(900)]
 
 PORT = 8000
 

@@ -93,7 +93,7 @@ def test_a_busy_endpoint_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None
         return (429, b"busy") if number < 2 else saying('{"editing_success": 7, "minimal_editing": 9}')
 
     with endpoint(answer) as (url, asked):
-        (opinion,) = Judge(url, "judge-1", backoff_s=0.01).opinions(OBS[:1], NEXT_OBS[:1], ACTIONS[:1])
+        (opinion,) = Judge(url, "judge-1", waits_s=(0.01,) * 5).opinions(OBS[:1], NEXT_OBS[:1], ACTIONS[:1])
     assert opinion.score == 7
     assert len(asked) == 3
     assert asked[0][1] is None
@@ -101,13 +101,13 @@ def test_a_busy_endpoint_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_an_endpoint_that_is_gone_is_not_asked_for_every_sample() -> None:
     with endpoint(lambda question, number: (503, b"")) as (url, asked):
-        opinions = Judge(url, "judge-1", backoff_s=0.001).opinions(
+        opinions = Judge(url, "judge-1", waits_s=(0.001,) * 5).opinions(
             np.repeat(OBS, 10, 0), np.repeat(NEXT_OBS, 10, 0), ACTIONS * 10
         )
     assert {opinion.state for opinion in opinions} == {"unanswered"}
     assert all(opinion.score is None for opinion in opinions)
     assert len(asked) <= 4 * 6
-    (nobody,) = Judge(url, "judge-1", backoff_s=0.001).opinions(OBS[:1], NEXT_OBS[:1], ACTIONS[:1])
+    (nobody,) = Judge(url, "judge-1", waits_s=(0.001,) * 5).opinions(OBS[:1], NEXT_OBS[:1], ACTIONS[:1])
     assert nobody.state == "unanswered"
     assert nobody.reason
 
@@ -118,8 +118,11 @@ def test_what_would_never_work_is_refused() -> None:
             Judge(url, "judge-1").opinions(OBS[:1], NEXT_OBS[:1], ACTIONS[:1])
         with pytest.raises(ValueError, match="empty"):
             Judge(url, "judge-1").opinions(OBS[:2], NEXT_OBS[:2], ["it moves", " \n"])
-    with pytest.raises(Refused, match="https://host/v1"):
-        Judge("host/v1", "judge-1")
+    for address in ("host/v1", "http://", "http://host:port/v1", "ftp://host/v1"):
+        with pytest.raises(Refused, match="https://host/v1"):
+            Judge(address, "judge-1")
+    with pytest.raises(Refused, match="OPENAI_API_KEY"):
+        Judge("https://me:secret@host/v1", "judge-1")
 
 
 @pytest.mark.parametrize(

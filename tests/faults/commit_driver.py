@@ -1,14 +1,10 @@
-"""A process that decides a fixed set of pairs in several commits and can be told to die around one of them.
-
-Usage: commit_driver.py LAKE [WHEN TABLE NUMBER], WHEN one of before, inside, after.
-"""
+"""A process that decides a fixed set of pairs in several commits and can be told to die around one of them."""
 
 from __future__ import annotations
 
 import os
 import random
 import signal
-import sys
 import threading
 import time
 from typing import Any
@@ -22,7 +18,7 @@ LABELER, VIDEOS, PAIRS = "labeler", 4, 6
 
 
 def main(uri: str, when: str = "", table: str = "", number: str = "0") -> None:
-    """Decide whatever is not decided yet, one commit a video."""
+    """Decide whatever is not decided yet, one commit a video; die `before`, `inside` or `after` a commit of a table."""
     lake = Lake(uri)
     committer = Committer(lake, LABELER, "run")
     committer.fence()
@@ -68,7 +64,3 @@ def die(when: str, table: str, number: int) -> None:
         return None
 
     DeltaTable.create_write_transaction = deadly  # type: ignore[method-assign]
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

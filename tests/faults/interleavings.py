@@ -26,7 +26,7 @@ from unittest import mock
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from labeling.pending import list_work
-from lake import catalog, commits, maintenance, repair, runs, tables, tombstones, writer
+from lake import catalog, commits, maintenance, repair, retry, runs, tables, tombstones, writer
 from lake.commits import Committer
 from lake.errors import Refused, Superseded
 from lake.forget import forget
@@ -266,9 +266,9 @@ def patched(world: World) -> Iterator[None]:
     with _every(
         *(_wrapped(world, *place) for place in CHANGES),
         *(mock.patch.object(module, "now", _clock) for module in _WITH_CLOCK),
-        mock.patch.object(writer.time, "sleep", world.wait),
-        mock.patch.object(writer, "RETRY_WAITS_S", (0.1,) * 8),
-        mock.patch.object(commits, "RETRY_WAITS_S", (0.1,) * 8),
+        mock.patch.object(retry.time, "sleep", world.wait),
+        mock.patch.object(writer, "COMMITS", retry.Schedule((0.1,) * 8)),
+        mock.patch.object(commits, "COMMITS", retry.Schedule((0.1,) * 8)),
         mock.patch.object(runs, "LIVE_FOR", timedelta(0)),
         mock.patch.dict(os.environ, _UNFLUSHED),
         # A process that was killed has no heart.

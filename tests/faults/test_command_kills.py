@@ -151,7 +151,7 @@ def pause_at(scene: Scene, command: str, beside: str) -> Callable[[int], None]:
     return check
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ["ingest", *(pytest.param(one, marks=pytest.mark.slow) for one in COMMANDS[1:])])
 def test_a_killed_command_completes_when_run_again(scene: Scene, command: str) -> None:
     each(scene.some(command), kill_at(scene, command, "kill-after"))
 
@@ -164,16 +164,19 @@ def test_a_command_killed_at_any_change_completes_when_run_again(scene: Scene, c
     each(scene.points(command), kill_at(scene, command, when))
 
 
+@pytest.mark.slow
 def test_a_lake_outlives_a_forget_beside_a_paused_ingest(scene: Scene) -> None:
     """Once a `forget` deleted the file that the ingest then committed, and nothing could open the lake again."""
     each(scene.points("ingest")[1:-1], pause_at(scene, "ingest", "forget a failure"))
 
 
+@pytest.mark.slow
 def test_what_is_forgotten_beside_a_paused_ingest_stays_away(scene: Scene) -> None:
     """Once the ingest added it again; and delta-rs writes it into a file before it finds its commit refused."""
     each(scene.points("ingest")[1:-1], pause_at(scene, "ingest", "forget another"))
 
 
+@pytest.mark.slow
 def test_what_is_cataloged_beside_a_paused_forget_is_forgotten_too(scene: Scene) -> None:
     """Once the `forget` deleted only what it had found before it was paused."""
     each(scene.some("forget"), pause_at(scene, "forget", "ingest"))
@@ -199,10 +202,12 @@ def clock(faketime: str, offset: str) -> tuple[str, ...]:
     return "env", "FAKETIME_DONT_FAKE_MONOTONIC=1", faketime, "-f", offset
 
 
+@pytest.mark.slow
 def test_a_live_run_whose_clock_is_behind_is_not_taken_for_dead(scene: Scene, faketime: str) -> None:
     refuse_forget_beside(scene, clock(faketime, "-40s"))
 
 
+@pytest.mark.slow
 def test_a_live_run_in_another_pid_namespace_is_not_taken_for_dead(scene: Scene) -> None:
     """Such as one in a container that shares the name of the host, but no process ids."""
     namespace = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -224,6 +229,7 @@ def refuse_forget_beside(scene: Scene, before: tuple[str, ...]) -> None:
     scene.verify(lake, ["ingest"], ingested=True)
 
 
+@pytest.mark.slow
 def test_a_clock_that_is_days_ahead_deletes_nothing_that_is_committed_later(scene: Scene, faketime: str) -> None:
     """A `maintain` takes every file that no commit names yet for a day old; the ingest that wrote it begins again."""
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from lake.commits import ORDER
 from lake.tables import Lake
+from tests.faults import commit_driver
 from tests.faults.commit_driver import PAIRS, VIDEOS
+from tests.forked import forked
 
 
 def drive(lake: Lake, *death: str) -> int:
-    return subprocess.run(
-        [sys.executable, "-m", "tests.faults.commit_driver", lake.uri, *death], check=False
-    ).returncode
+    return forked(commit_driver.main, lake.uri, *death)[0]
 
 
 @pytest.mark.parametrize("table", ORDER)

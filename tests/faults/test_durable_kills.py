@@ -19,6 +19,8 @@ from bench.serving.bodies import bodies
 from lake.tables import Lake
 from tests.faults.test_serve_kills import free_port, key_of, served, the, until
 
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.alone]
+
 CLIENTS = 4
 MORE = 2 * CLIENTS
 """Answers after a kill, of which half at most were on their way already."""

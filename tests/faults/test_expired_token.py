@@ -14,7 +14,7 @@ from sample_world.clips import write_folder
 from tests.conftest import Bucket
 from tests.expiring import Expiring
 from tests.models.tiny import save_tiny
-from tests.runs import Labeling, rows
+from tests.runs import label, rows
 from tests.worldlake.command import worldlake
 from worldlake.status import lake_status
 
@@ -55,6 +55,8 @@ def test_an_ingest_whose_token_expires(bucket: Bucket, videos: Path, at: str) ->
     assert repair.check(lake) == []
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_labeling_run_whose_token_expires(bucket: Bucket, videos: Path, tmp_path: Path) -> None:
     lake, model = Lake(f"{bucket.uri}/lake"), save_tiny("qwen2_vl", tmp_path / "model")
@@ -62,13 +64,12 @@ def test_a_labeling_run_whose_token_expires(bucket: Bucket, videos: Path, tmp_pa
     assert code == 0, output
     # Between the commits of two tables, behind the version that fences older runs.
     with Expiring(bucket.server.endpoint, "PUT .*/rejections/_delta_log/.*02.json") as store:
-        run = Labeling(lake.uri, model, "--endpoint-url", store.endpoint)
-        code, output = run.wait()
+        code, output = label(lake.uri, model, "--endpoint-url", store.endpoint)
         assert store.expired_at, output
         assert time.monotonic() - store.expired_at < SOON_S
     assert code == 1, output
     assert "credentials have expired" in one_line(output)
-    code, output = Labeling(lake.uri, model).wait()
+    code, output = label(lake.uri, model)
     assert code == 0, output
     assert repair.check(lake) == []
     [labeler] = lake_status(lake)["labelers"]

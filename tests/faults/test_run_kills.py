@@ -17,8 +17,10 @@ from lake.runs import states
 from lake.tables import Lake
 from sample_world.clips import write_folder
 from tests.models.tiny import save_tiny
-from tests.runs import Labeling, assert_same_decisions, decisions, rows, wait_until
+from tests.runs import Labeling, assert_same_decisions, decisions, label, rows, wait_until
 from worldlake.status import lake_status
+
+pytestmark = pytest.mark.ray
 
 VIDEOS = 144
 ROLES = ("driver", "raylet", "label", "decode")
@@ -48,9 +50,11 @@ def new_lake(folder: Path, videos: Path) -> Lake:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, videos: Path, model: Path) -> dict[str, list[dict[str, Any]]]:
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, videos: Path, model: Path, ray_cluster: str
+) -> dict[str, list[dict[str, Any]]]:
     lake = new_lake(tmp_path_factory.mktemp("undisturbed"), videos)
-    code, output = Labeling(lake.uri, model, "--decode-workers", "2", "--label-workers", "2").wait()
+    code, output = label(lake.uri, model, "--decode-workers", "2", "--label-workers", "2", RAY_ADDRESS=ray_cluster)
     assert code == 0, output
     found = decisions(lake)
     assert len(found["triples"]) > 10
@@ -110,6 +114,21 @@ def check(lake: Lake, undisturbed: dict[str, list[dict[str, Any]]]) -> None:
 
 
 @pytest.mark.timeout(600)
+def test_a_killed_run_that_is_run_again_decides_each_pair_once(
+    tmp_path: Path, videos: Path, model: Path, undisturbed: dict[str, list[dict[str, Any]]], ray_cluster: str
+) -> None:
+    lake = new_lake(tmp_path, videos)
+    run = Labeling(lake.uri, model)
+    wait_until(lambda: run.process.poll() is not None or rows(lake, "rejections"))
+    assert run.kill("driver"), "the run ended before it could be killed"
+    assert run.wait()[0] == -signal.SIGKILL
+    code, output = label(lake.uri, model, RAY_ADDRESS=ray_cluster)
+    assert code == 0, output
+    check(lake, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.long) for seed in (2, 3))])
 def test_killed_at_random_moments(
     tmp_path: Path, videos: Path, model: Path, undisturbed: dict[str, list[dict[str, Any]]], seed: int
@@ -141,6 +160,7 @@ def test_killed_two_hundred_times(
         print(f"{kills} kills over {number} lakes: the same decisions each time", flush=True)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_second_run_is_refused_and_a_take_over_fences_a_paused_one(
     tmp_path: Path, videos: Path, model: Path, undisturbed: dict[str, list[dict[str, Any]]]

@@ -26,6 +26,8 @@ from serve.keys import Keys
 from tests.serve.test_live import wait_until_ready
 from tests.worldlake.command import PROGRAM
 
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.alone]
+
 CLIENTS = 8
 BODIES = 16
 RECOVERED_S = 3.0

@@ -19,6 +19,8 @@ from tests.conftest import Bucket
 from tests.training.command import Training
 from tests.training.tiny import add_triples, save_tiny_world
 
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
 STEPS = 80
 OPTIONS = (
     "--steps", str(STEPS), "--batch-size", "16", "--micro-batch-size", "4", "--peak-lr", "0.01", "--warmup-steps", "5",

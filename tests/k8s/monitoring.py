@@ -50,7 +50,7 @@ def metric_names(expression: str) -> set[str]:
 
 
 def monitored(overlay: str, folder: Path) -> list[Object]:
-    """An overlay with the component switched on, as docs/observability.md says."""
+    """An overlay with the component switched on, as docs/how-to/observability.md says."""
     shutil.copytree(ROOT / "k8s", folder / "k8s")
     mine = folder / "k8s" / "overlays" / "mine"
     mine.mkdir()

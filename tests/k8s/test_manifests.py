@@ -168,7 +168,7 @@ def test_a_patch_for_what_is_not_there_fails(tmp_path: Path) -> None:
 
 
 def test_the_overlay_of_the_docs_is_as_good(tmp_path: Path) -> None:
-    blocks = re.findall(r"^( *)```yaml\n(.*?)^ *```", (ROOT / "docs" / "kubernetes.md").read_text(), re.M | re.S)
+    blocks = re.findall(r"^( *)```yaml\n(.*?)^ *```", (ROOT / "docs/how-to/kubernetes.md").read_text(), re.M | re.S)
     overlay_of_mine, *patches = (yaml.safe_load(textwrap.dedent(text)) for _, text in blocks)
     assert len(patches) == 2
     shutil.copytree(ROOT / "k8s", tmp_path / "k8s")
@@ -270,7 +270,7 @@ def test_what_is_refused_is_not_tried_again() -> None:
 
 
 def test_yaml_of_the_base_has_no_key_twice() -> None:
-    from worldlake.options import _Loader
+    from worldlake.config import _Loader
 
     for path in sorted((ROOT / "k8s").rglob("*.yaml")):
         for _ in yaml.load_all(path.read_text(), _Loader):

@@ -23,6 +23,8 @@ from tests.k8s.conftest import free_ports
 from tests.k8s.manifests import ROOT
 from tests.k8s.monitoring import alert_expressions, metric_names, panel_expressions, rules
 
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.alone]
+
 
 @dataclass(frozen=True)
 class Watched:

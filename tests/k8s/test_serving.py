@@ -16,6 +16,8 @@ from tests.k8s.manifests import one, overlay
 from tests.lake.filled import fill
 
 
+@pytest.mark.ray
+@pytest.mark.alone
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_ray_serve_keeps_the_service_up(cluster: RayCluster, tmp_path: Path) -> None:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from labeling.accounting import Ledger, Report
+from lake.failures import Failure, Scope
 
 outcomes = st.lists(st.sampled_from(["accepted", "rejected", "failed", "span"]), max_size=8)
 
 
-def failure(video: str, scope: str, triple_id: str | None = None, start_pts: int | None = None) -> dict[str, Any]:
-    return {
-        **{"video_id": video, "scope": scope, "triple_id": triple_id},
-        **{"stage": "s", "start_pts": start_pts, "end_pts": None},
-    }
+def failure(video: str, scope: Scope, triple_id: str | None = None, start_pts: int | None = None) -> Failure:
+    return Failure(
+        scope=scope, stage="s", error_type="E", message="m", video_id=video, triple_id=triple_id, start_pts=start_pts
+    )
 
 
-def told(failures: list[dict[str, Any]], video: str) -> Counter[str]:
-    return Counter(row["scope"] for row in failures if row["video_id"] == video)
+def told(failures: list[Failure], video: str) -> Counter[str]:
+    return Counter(one.scope for one in failures if one.video_id == video)
 
 
 @given(st.dictionaries(st.sampled_from("uvw"), outcomes, min_size=1), st.integers(0, 3), st.data())
@@ -87,7 +86,7 @@ def test_a_failed_video_is_told_once_and_never_finishes() -> None:
     ledger.add(Report(failures=[failure("v", "span")]))
     ledger.add(Report(failures=[failure("v", "video"), failure("v", "video")], ends=[("v", 0, 0)]))
     _, failures, finished = ledger.take()
-    assert [row["scope"] for row in failures] == ["video", "span"]
+    assert [one.scope for one in failures] == ["video", "span"]
     assert finished == []
     assert ledger.unfinished == []
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from labeling.annotate import Annotate, decode_images
+from labeling.annotate import Annotate
+from labeling.images import decode_images
 from labeling.stream import SAMPLES, block
 from models.huggingface import HuggingFaceDynamics
 from models.protocols import Images

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labeling.annotate import decode_images
 from labeling.frame_lookup import LOST, Picked, pick_frames, read_images
+from labeling.images import decode_images
 from labeling.settings import SamplingSettings
 from lake.errors import DecodeError
 from lake.manifest import Moment

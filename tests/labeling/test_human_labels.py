@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from labeling.annotate import decode_images
 from labeling.human_labels import LabeledCounts, LabeledOptions, ingest_labeled
+from labeling.images import decode_images
 from lake.catalog import ingest
 from lake.commits import Committer
 from lake.errors import Refused

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -68,6 +69,14 @@ def test_what_cannot_fit_is_refused(
     monkeypatch.setattr(ray, "nodes", lambda: [node(1, 8, group="cpu"), node(2, 4, group="model")])
     with pytest.raises(Refused, match=says):
         workers(None, None, None, decode_on, label_on)
+
+
+@pytest.mark.parametrize(("seconds", "processes"), [(0.0, 1), (30.0, 1), (61.0, 2), (1e9, 8), (math.inf, 8)])
+def test_little_footage_gets_few_processes(monkeypatch: pytest.MonkeyPatch, seconds: float, processes: int) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [node(1, 8)])
+    pool = workers(None, None, footage_s=seconds)
+    assert (pool.decode, pool.label, pool.write) == (processes,) * 3
+    assert workers(4, 3, footage_s=seconds).decode == 4
 
 
 def test_a_cluster_without_workers_yet_is_one_of_one_core(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,26 +11,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labeling import policy
-from labeling.policy import COMPUTED, NOISE, Bounds, Policy, load_policy
+from labeling.policy import Bounds, Policy, load_policy
 from labeling.stream import LABELED, block
-from labeling.text import text_score
+from labeling.verifiers.text import is_usable
 from labeling.verify import Verify
 from lake.errors import Refused
+from lake.scores import NAMES, SCORES
 
 SHIPPED = sorted(path.stem for path in Path(policy.__file__).parent.glob("policies/*.yaml"))
 
 numbers = st.floats(-5, 5)
 # Where a bound may stand for every score: outside of the noise around 0.
-thresholds = numbers.filter(lambda number: abs(number) >= max(NOISE.values()))
-scores = st.fixed_dictionaries({name: st.none() | numbers for name in COMPUTED})
+thresholds = numbers.filter(lambda number: abs(number) >= max(score.noise for score in SCORES))
+scores = st.fixed_dictionaries({name: st.none() | numbers for name in NAMES})
 bounds = st.tuples(thresholds, thresholds).map(lambda pair: Bounds(min=min(pair), max=max(pair)))
-rules = st.dictionaries(st.sampled_from(COMPUTED), bounds)
+rules = st.dictionaries(st.sampled_from(NAMES), bounds)
 
 
 @given(rules, scores)
 def test_rejected_by_exactly_the_scores_out_of_bounds(default: dict[str, Bounds], row: dict[str, float | None]) -> None:
     reasons = Policy(default=default).reasons(row, "any")
-    for name in COMPUTED:
+    for name in NAMES:
         score = row[name]
         inside = score is not None and name in default and default[name].min <= score <= default[name].max
         assert (name in reasons) == (name in default and not inside)
@@ -60,7 +61,6 @@ def test_the_id_is_of_the_thresholds() -> None:
     [
         ("default: {copy: {min: 2, max: 1}}", "above"),
         ("default: {copy: {least: 2}}", "least"),
-        ("default: {cycle: {min: 0}}", "not computed"),
         ("default: {beauty: {min: 0}}", "no score"),
         ("- 1", "holds list"),
         ("", "is empty.*default: {confidence"),
@@ -121,9 +121,9 @@ def test_rows_that_are_no_pairs_pass_through_the_stage() -> None:
     ],
 )
 def test_text(action: str, usable: float) -> None:
-    assert text_score(action) == usable
+    assert is_usable(action) == bool(usable)
 
 
 @given(st.text(max_size=200))
-def test_any_text_gets_a_score(action: str) -> None:
-    assert text_score(action) in (0.0, 1.0)
+def test_any_text_is_usable_or_not(action: str) -> None:
+    assert is_usable(action) in (False, True)

@@ -1,23 +1,15 @@
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterator
 
 import pytest
-import ray
 
 from labeling.stop_flag import Stop
 
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.ray
 
 
-def test_workers_that_ask_are_alive_and_hear_of_a_wish_to_stop(cluster: None) -> None:
+def test_workers_that_ask_are_alive_and_hear_of_a_wish_to_stop(ray_cluster: str) -> None:
     driver, worker = Stop("run"), Stop("run")
     flag = driver.create()
     assert not worker.requested()
@@ -31,7 +23,7 @@ def test_workers_that_ask_are_alive_and_hear_of_a_wish_to_stop(cluster: None) ->
     del flag
 
 
-def test_a_flag_that_does_not_answer_is_no_sign_of_death(cluster: None) -> None:
+def test_a_flag_that_does_not_answer_is_no_sign_of_death(ray_cluster: str) -> None:
     gone = Stop("gone")
     assert not gone.is_stalled(3600, 1)
     time.sleep(1.5)

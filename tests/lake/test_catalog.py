@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from lake.catalog import IngestCounts, ingest
 from lake.errors import Refused
+from lake.ids import hashed_split
 from lake.layouts import FORMATS, find_mapping, place
-from lake.manifest import hashed_split
 from lake.s3 import RangedObject
 from lake.storage import StorageConfig
 from lake.tables import Lake

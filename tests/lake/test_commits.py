@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from lake import writer
 from lake.commits import ORDER, Claim, Committer
 from lake.errors import Fenced, Superseded, Unavailable
+from lake.retry import Schedule
 from lake.tables import DataFile, Lake, now, to_table
 from lake.writer import Writer, raise_fences
 
@@ -182,7 +183,7 @@ def test_a_committer_that_cannot_reach_the_store_gives_up_in_the_end(
 ) -> None:
     committer = Committer(lake, LABELER, "run")
     committer.fence()
-    monkeypatch.setattr(writer, "RETRY_WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(writer, "COMMITS", Schedule((0.0, 0.0)))
 
     def down(*args: object, **options: object) -> None:
         raise CommitFailedError("no answer")

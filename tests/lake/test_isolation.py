@@ -96,6 +96,14 @@ def test_the_child_dies_with_its_parent() -> None:
     child.wait(timeout=60)
 
 
+def test_a_child_does_not_run_the_script_of_its_parent(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    # As people write scripts: without a guard.
+    script.write_text("from lake.isolation import Isolated\nprint('run')\nprint(Isolated(600).call(abs, -3))\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("run\n3\n", "")
+
+
 def _opened_after(opening_s: float, rest_s: float) -> str:
     time.sleep(opening_s)
     opened()

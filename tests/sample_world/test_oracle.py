@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sample_world.clips import DIRECTIONS, FIRST_TRAINING_SEED, NOTHING, Clip, encode_clip, make_clip
 from sample_world.drawing import Frame, Scene, draw, texture_of
-from sample_world.oracle import Oracle, oracle_of, shows
+from sample_world.oracle import Oracle, oracle_of
 from sample_world.pairs import UNCLEAR, as_stored, decoded_frames, transformed
 
 HELD_OUT = range(500_000, 500_010)
@@ -71,7 +71,6 @@ def test_names_the_true_action_of_held_out_clips(pairs: list[Shown], blur_and_no
     assert max(HELD_OUT) < FIRST_TRAINING_SEED
     assert len(pairs) > 60
     assert right(pairs, blur_and_noise) >= 0.97
-    assert shows(pairs[0].clip, pairs[0].frame, pairs[0].next_obs, pairs[0].action)
 
 
 @pytest.mark.long
@@ -135,7 +134,7 @@ def test_a_pan_may_invent_what_comes_into_view(pairs: list[Shown]):
         columns, rows = (np.arange(64) + by for by in shift)
         new = ((rows < 0) | (rows > 63))[:, None] | ((columns < 0) | (columns > 63))[None, :]
         invented = np.where(new[..., None], other, pair.next_obs)
-        assert shows(pair.clip, pair.frame, invented, pair.action)
+        assert oracle_of(pair.clip, pair.frame).judge(invented).action == pair.action
 
 
 def test_pictures_that_nothing_explains_are_unclear(pairs: list[Shown]):

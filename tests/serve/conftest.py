@@ -30,10 +30,10 @@ from serve.app import build_app
 from serve.auth import Guard, session_key
 from serve.idempotency import Answers
 from serve.keys import Keys
+from serve.limits import Limits
 from serve.live_writer import LiveWriter
 from serve.queries import Reading
 from serve.services import Services
-from serve.settings import Limits
 from serve.uploads import Uploads
 from serve.videos import Videos
 from tests.lake.filled import Filled, fill

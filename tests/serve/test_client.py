@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -18,6 +19,7 @@ from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 from PIL import Image
 
+import lake.retry
 from sample_world.clips import write_folder
 from serve.app import build_app
 from serve.client import Client, Refusal
@@ -85,7 +87,9 @@ def test_what_is_refused_says_why(client: Client) -> None:
     assert refused.value.problem.type == "urn:worldlake:problem:sql"
 
 
-def test_a_connection_that_breaks_is_made_again_with_the_same_key(client: Client, pairs: Pairs) -> None:
+def test_a_connection_that_breaks_is_made_again_with_the_same_key(
+    client: Client, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     keys: list[str | None] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -98,12 +102,12 @@ def test_a_connection_that_breaks_is_made_again_with_the_same_key(client: Client
     known = client.label(asked).model_dump(mode="json")
     with Client("http://service") as patient:
         patient._http = httpx.Client(base_url="http://service", transport=httpx.MockTransport(answer))
-        patient._wait = lambda _: None
+        monkeypatch.setattr(lake.retry, "time", SimpleNamespace(sleep=lambda _: None, monotonic=time.monotonic))
         assert patient.label(asked, write="durable", idempotency_key="mine").model_dump(mode="json") == known
     assert keys == ["mine", "mine"]
 
 
-def test_a_busy_service_is_asked_again_and_a_proxy_is_understood() -> None:
+def test_a_busy_service_is_asked_again_and_a_proxy_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     app, asked = FastAPI(), []
 
@@ -118,7 +122,7 @@ def test_a_busy_service_is_asked_again_and_a_proxy_is_understood() -> None:
 
     for url in listening(app):
         with Client(url, attempts=4) as client:
-            client._wait = waits.append
+            monkeypatch.setattr(lake.retry, "time", SimpleNamespace(sleep=waits.append, monotonic=time.monotonic))
             assert client.labelers() == []
             with pytest.raises(Refusal, match="bad gateway"):
                 client.sql("SELECT 1")

@@ -34,7 +34,9 @@ def started_with_its_first_query() -> None:
     """Not here: as in a service, the processes of queries are up before anybody asks."""
 
 
-@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+@pytest.mark.parametrize(
+    "mode", [GenerationMode.POSITIVE, pytest.param(GenerationMode.NEGATIVE, marks=pytest.mark.slow)]
+)
 def test_answers_are_those_that_are_documented(served: Served, mode: GenerationMode) -> None:
     schema = schemathesis.openapi.from_asgi("/openapi.json", build_app(served.services))
     operations = [result.ok() for result in schema.get_all_operations()]

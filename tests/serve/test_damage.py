@@ -29,14 +29,16 @@ from lake.video_headers import prober
 from models.protocols import Annotation, Images
 from sample_world.clips import write_folder
 from serve.api.label_video import PATH
+from serve.limits import Limits
 from serve.problems import ProblemDocument
 from serve.schemas import LabelOut
-from serve.settings import Limits
 from tests.media import VP9, ffmpeg, real_clips
 from tests.serve.conftest import InProcess, asking, close, serve
 from tests.serve.test_label_video import events, upload
 
 Pairs = list[tuple[bytes, bytes, str]]
+
+pytestmark = pytest.mark.slow
 
 LATEST_S = Limits().deadline_s
 EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)

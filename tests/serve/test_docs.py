@@ -70,7 +70,7 @@ def test_every_curl_of_the_documentation_is_answered(service: Service, pairs: Pa
     (tmp_path / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\n")
     environment = {**service.environment, "CURL_HOME": str(tmp_path)}
     asked = set()
-    for command in commands((ROOT / "docs/serving.md").read_text()):
+    for command in commands((ROOT / "docs/how-to/serving.md").read_text()):
         own = command.replace(DOCUMENTED, service.environment["WORLDLAKE_URL"])
         done = subprocess.run(["bash", "-c", own], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
@@ -99,7 +99,7 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(service: Service, mon
     for name in ("WORLDLAKE_URL", "WORLDLAKE_KEY"):
         monkeypatch.setenv(name, service.environment[name])
     before = service.lake.table("triples").version()
-    notebook = nbformat.read(ROOT / "docs/notebooks/serving.ipynb", as_version=4)
+    notebook = nbformat.read(ROOT / "docs/tutorial/serving.ipynb", as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in cells:
         cell.outputs = []

@@ -17,7 +17,7 @@ import pytest
 from lake.tables import Lake
 from serve.explorer.pages import _PAGES
 from serve.keys import Keys
-from serve.settings import Limits
+from serve.limits import Limits
 from tests.lake.filled import fill
 from tests.serve.test_live import wait_until_ready
 from tests.worldlake.command import PROGRAM

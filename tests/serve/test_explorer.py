@@ -25,7 +25,7 @@ from sample_world.clips import write_folder
 from serve.app import build_app
 from serve.auth import COOKIE
 from serve.keys import Keys
-from serve.settings import Limits
+from serve.limits import Limits
 from tests.lake.filled import LABELERS, Filled, fill, jpeg
 from tests.serve.conftest import TOKEN, InProcess, serve
 from tests.serve.test_client import listening

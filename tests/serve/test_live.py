@@ -6,9 +6,8 @@ import re
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import httpx
@@ -16,8 +15,11 @@ import pytest
 
 from lake.tables import Lake
 from tests.lake.filled import fill
+from tests.runs import wait_until
 from tests.serve.test_label import Pairs, body
 from tests.worldlake.command import PROGRAM, worldlake
+
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
@@ -47,33 +49,28 @@ def service(lake: str, models: object, tmp_path: Path) -> Iterator[tuple[subproc
 
 
 def until_printed(log: Path, text: str) -> None:
-    for _ in range(100):
-        if text in log.read_text():
-            return
-        time.sleep(0.1)
-    raise AssertionError(log.read_text())
+    wait_until(lambda: text in log.read_text(), 60)
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    for _ in range(240):
+    def is_ready() -> bool:
         assert process.poll() is None, log.read_text()
         try:
-            if httpx.get(f"{url}/readyz").status_code == 200:
-                return
+            return httpx.get(f"{url}/readyz", timeout=30).status_code == 200
         except httpx.TransportError:
-            pass
-        time.sleep(0.5)
-    raise AssertionError(log.read_text())
+            return False
+
+    wait_until(is_ready)
 
 
 def test_requests_share_batches_and_each_gets_its_own_labels(
     service: tuple[subprocess.Popen[bytes], str, str], pairs: Pairs
 ) -> None:
     process, url, token = service
-    key = {"Authorization": f"Bearer {token}"}
+    http = httpx.Client(headers={"Authorization": f"Bearer {token}"}, timeout=120)
 
     def ask(row: int) -> str | None:
-        answer = httpx.post(f"{url}/v1/label", json=body([pairs[row]]), headers=key, timeout=60)
+        answer = http.post(f"{url}/v1/label", json=body([pairs[row]]))
         assert answer.status_code == 200, answer.text
         action: str | None = answer.json()["labels"][0]["action"]
         return action
@@ -87,10 +84,11 @@ def test_requests_share_batches_and_each_gets_its_own_labels(
     # What was accepted is finished when the service is told to end.
     with ThreadPoolExecutor(8) as threads:
         waiting = [threads.submit(ask, row) for row in range(8)]
-        time.sleep(0.3)
+        # They were sent together: when one is answered, all have been accepted.
+        wait(waiting, return_when=FIRST_COMPLETED)
         process.send_signal(signal.SIGTERM)
         assert [one.result() for one in waiting] == together[:8]
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0
 
 
 @pytest.mark.parametrize(

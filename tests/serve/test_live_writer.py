@@ -18,6 +18,7 @@ from lake.commits import Committer
 from lake.errors import Refused
 from lake.forget import forget
 from lake.maintenance import maintain
+from lake.retry import Schedule
 from lake.runs import Run, find_alive, states
 from lake.tables import Lake
 from serve.app import build_app
@@ -36,7 +37,7 @@ def ask(client: TestClient, pairs: Pairs, write: str | None = "durable", **heade
     return client.post("/v1/label", params={"write": write} if write else {}, json=body, headers=headers)
 
 
-def until(holds: Callable[[], bool], seconds: float = 20) -> None:
+def until(holds: Callable[[], bool], seconds: float = 120) -> None:
     begun = time.monotonic()
     while not holds():
         assert time.monotonic() - begun < seconds
@@ -152,7 +153,7 @@ def test_what_is_lost_is_counted(
         writer_of(services).close()
         writer_of(services)._policy = Policy(default={})
     else:
-        monkeypatch.setattr("serve.soon._PATIENCE_S", 0.1)
+        monkeypatch.setattr("serve.soon._WHILE_SERVING", Schedule((0.1,)))
         monkeypatch.setattr(writer_of(services), "write_now", fails)
     assert ask(client, pairs[1:3], "soon").status_code == 200
     until(lambda: lost(client) == before + 2)
@@ -170,7 +171,7 @@ def test_what_waits_is_written_when_the_service_ends(
         assert rows(lake, "triples", "rejections") == []
     another.close()
     assert len(rows(lake, "triples", "rejections")) == 3
-    monkeypatch.setattr("serve.soon._ATTEMPTS_AT_THE_END", 1)
+    monkeypatch.setattr("serve.soon._AT_THE_END", Schedule(()))
     with asking(replace(services, write_here=fails)) as client:
         assert ask(client, pairs[3:5], "soon").status_code == 200
     assert DROPPED._value.get() == before + 2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from labeling.annotate import decode_images
+from labeling.images import decode_images
 from models.verification import predict
 from tests.serve.conftest import LIMITS, InProcess, Served, as_base64
 

@@ -87,6 +87,7 @@ def test_a_dynamics_model_is_trained_resumed_and_exported(
     assert len(model.annotate(pairs.frames[pairs.index[:2, 0]], pairs.frames[pairs.index[:2, 1]])) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_an_image_tokenizer_and_the_world_model_over_it_are_trained_resumed_and_exported(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

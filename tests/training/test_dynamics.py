@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-import ray
 import torch
 
 from lake.tables import Lake, now
@@ -70,14 +67,8 @@ def test_lora_adapts_the_language_model_alone(folder: Path) -> None:
     assert all("lora_" in name and "vision" not in name and "visual" not in name for name in trained)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
-
-
-def test_a_run_makes_an_adapter_that_names_what_it_was_shown(cluster: None, tmp_path: Path) -> None:
+@pytest.mark.ray
+def test_a_run_makes_an_adapter_that_names_what_it_was_shown(ray_cluster: str, tmp_path: Path) -> None:
     model = save_tiny("qwen2_vl", tmp_path / "model")
     lake = Lake(str(tmp_path / "lake"))
     # Images of another size than the model's: they are resized off the training process.
@@ -103,7 +94,8 @@ def test_a_run_makes_an_adapter_that_names_what_it_was_shown(cluster: None, tmp_
     assert adapted.score(obs, after, actions).mean() > begun.score(obs, after, actions).mean() + 0.5
 
 
-def test_a_run_whose_image_size_the_model_decides_goes_on(cluster: None, tmp_path: Path) -> None:
+@pytest.mark.ray
+def test_a_run_whose_image_size_the_model_decides_goes_on(ray_cluster: str, tmp_path: Path) -> None:
     model = save_tiny("qwen2_vl", tmp_path / "model")
     lake = Lake(str(tmp_path / "lake"))
     add_triples(lake, 4, size=48)

@@ -161,6 +161,7 @@ def of_two_workers(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     return torch.load(out / "weights.pt", weights_only=True)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WORKERS)
 def test_two_workers_end_where_one_does(
     folder: Path, of_two_workers: dict[str, dict[str, torch.Tensor]], kind: str

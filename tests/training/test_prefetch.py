@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,19 +11,14 @@ import ray
 
 from training.prefetch import Feeder, Rows
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.ray
 
 
 def as_read(rows: pa.Table) -> dict[str, Any]:
     return {"size": [len(image) for image in rows["obs"].to_pylist()], "id": rows["triple_id"].to_pylist()}
 
 
-def test_rows_are_found_in_their_blocks_whatever_all_of_them_weigh() -> None:
+def test_rows_are_found_in_their_blocks_whatever_all_of_them_weigh(ray_cluster: str) -> None:
     # Together three GiB, were they copied together; the chunks share one buffer.
     image = pa.array([b"i" * (64 << 20)], pa.binary())
     ids = [f"{number:02d}" for number in range(48)]

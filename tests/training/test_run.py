@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 import pytest
-import ray
 from safetensors.numpy import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -33,18 +30,13 @@ from training.run import Summary, train
 from training.settings import WorldTraining
 from training.tokens import make_tokens
 
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
 STEPS = 6
 SETTINGS: dict[str, Any] = {
     "steps": STEPS, "batch_size": 4, "micro_batch_size": 2, "peak_lr": 1e-2, "warmup_steps": 1, "method": "full",
     "floor": 0.3, "checkpoint_every": 2, "log_every": 1,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +126,7 @@ def test_a_run_that_was_stopped_goes_on_in_the_middle_of_an_epoch(
     assert_same(weights(lake, "stopped"), weights(lake, "undisturbed"))
 
 
+@pytest.mark.slow
 def test_two_workers_end_where_one_does(lake: Lake, model: Path, undisturbed: Summary) -> None:
     run(lake, settings(model, workers=2), "two")
     one, two = weights(lake, "undisturbed"), weights(lake, "two")
@@ -162,6 +155,7 @@ def test_an_adapter_is_what_models_load_and_unreadable_images_are_failures(tmp_p
     assert all("lora" in key for key in weights(lake, "lora"))
 
 
+@pytest.mark.slow
 def test_a_run_reads_the_versions_it_began_with(tmp_path: Path, model: Path) -> None:
     lake = Lake(str(tmp_path))
     add_triples(lake, 10)
@@ -237,6 +231,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(
         run(lake, settings(model), "other", out=str(out))
 
 
+@pytest.mark.slow
 def test_a_run_whose_name_another_process_claims_ends_with_its_next_checkpoint(lake: Lake, model: Path) -> None:
     claims: list[Claim] = []
 

@@ -123,7 +123,7 @@ class Labeled:
 
 
 @pytest.fixture(scope="module")
-def labeled(lake: str) -> Labeled:
+def labeled(lake: str, ray_cluster: str) -> Labeled:
     """The same lake, labeled in another thread than the main one, as servers and notebooks' widgets do."""
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     progress: list[tuple[int, dict[str, Any]]] = []
@@ -141,6 +141,7 @@ def labeled(lake: str) -> Labeled:
     return Labeled(Lake(lake), summary.labeler_id, progress)
 
 
+@pytest.mark.ray
 def test_a_lake_is_labeled_and_queried(labeled: Labeled) -> None:
     decided = query(labeled.lake, "SELECT (SELECT count(*) FROM triples) + (SELECT count(*) FROM rejections) AS pairs")
     done, counts = labeled.progress[-1]
@@ -150,6 +151,7 @@ def test_a_lake_is_labeled_and_queried(labeled: Labeled) -> None:
     assert (again.status, again.labeler_id) == ("nothing to do", labeled.labeler_id)
 
 
+@pytest.mark.ray
 def test_an_event_of_the_caller_drains(labeled: Labeled) -> None:
     stop = threading.Event()
     stop.set()
@@ -157,6 +159,7 @@ def test_an_event_of_the_caller_drains(labeled: Labeled) -> None:
     assert (summary.status, summary.counts["videos_finished"]) == ("drained", 0)
 
 
+@pytest.mark.ray
 def test_a_model_is_evaluated(labeled: Labeled, tmp_path: Path) -> None:
     outcome = evaluate(
         labeled.lake, split="all", labelers=[labeled.labeler_id], limit=4, report=tmp_path / "report.html"
@@ -168,6 +171,7 @@ def test_a_model_is_evaluated(labeled: Labeled, tmp_path: Path) -> None:
     assert outcome.counts["pairs"] == 2
 
 
+@pytest.mark.ray
 def test_a_model_is_trained(labeled: Labeled) -> None:
     settings = WorldTraining(
         steps=1,

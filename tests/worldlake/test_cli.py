@@ -46,7 +46,6 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
         (["label", "--lake", "LAKE", "--dtype", "int4"], "bfloat16"),
         (["label", "--lake", "LAKE", "--policy", "/no/such.yaml"], "builtin"),
         (["label", "--lake", "LAKE", "--policy", "BAD_POLICY"], "confidense"),
-        (["label", "--lake", "LAKE", "--policy", "AGREEMENT_POLICY"], "agreement"),
         (["label", "--lake", "LAKE", "--where", "color = 'red'"], "color"),
         (["label", "--lake", "LAKE", "--where", "dataset ="], "condition"),
         (["label", "--lake", "LAKE", "--where", "dataset::INT = 1"], "condition"),
@@ -105,7 +104,6 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], says: str, lake: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad-policy.yaml").write_text("default: {confidense: {min: 0}}")
-    (tmp_path / "agreement-policy.yaml").write_text("default: {agreement: {min: 0}}")
     (tmp_path / "bad-config.yaml").write_text("color: red")
     files = {
         "EMPTY_POLICY": "",
@@ -122,7 +120,6 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], says: str, 
         "VIDEOS": str(Path(lake).parent / "videos"),
         "EMPTY": str(tmp_path / "empty"),
         "BAD_POLICY": str(tmp_path / "bad-policy.yaml"),
-        "AGREEMENT_POLICY": str(tmp_path / "agreement-policy.yaml"),
         "BAD_CONFIG": str(tmp_path / "bad-config.yaml"),
         "BAD_CONFIG/lake": str(tmp_path / "bad-config.yaml" / "lake"),
         **{name: str(tmp_path / name) for name in files},

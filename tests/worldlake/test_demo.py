@@ -14,6 +14,8 @@ from lake.tables import Lake
 from tests.media import real_clips
 from worldlake.report import write_report
 
+pytestmark = pytest.mark.ray
+
 CLIPS = 3
 
 

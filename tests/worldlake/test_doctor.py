@@ -78,6 +78,7 @@ def test_a_ray_address_of_something_else_is_one_line_at_once(monkeypatch: pytest
         web.shutdown()
 
 
+@pytest.mark.ray
 def test_a_cluster_at_ray_address_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     # Else the head asks for a token that only its own processes know.
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")

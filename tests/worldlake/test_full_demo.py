@@ -9,6 +9,7 @@ from tests.worldlake.command import worldlake
 from worldlake.full_demo import Amounts, run_full_demo
 
 
+@pytest.mark.ray
 @pytest.mark.long
 def test_a_few_labels_become_a_world_model(tmp_path: Path) -> None:
     amounts = Amounts(labeled=3, unlabeled=4, held_out=2, dynamics_steps=5, world_steps=5, candidates=2)

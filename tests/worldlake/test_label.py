@@ -25,11 +25,15 @@ from sample_world.clips import write_folder
 from tests.conftest import Bucket
 from tests.media import Medium, read_counter, real_clips
 from tests.models.tiny import save_tiny
-from tests.runs import Labeling, assert_same_decisions, decisions, rows, wait_until
+from tests.runs import Labeling, assert_same_decisions, decisions, label, rows, wait_until
 from tests.worldlake.command import worldlake
 from worldlake.status import lake_status
 
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("on_cluster"), pytest.mark.timeout(600)]
+
 VIDEOS = 500
+# As on one machine: Ray begins and ends with the command, and its processes have its environment, so the keys of S3.
+OWN_RAY = {"RAY_ADDRESS": ""}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,7 @@ def pairs_of(path: Path) -> set[tuple[int, int]]:
     return {(pair.obs_pts, pair.next_pts) for segment in segments for pair in segment.pairs}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.parametrize("place", ["s3", pytest.param("folder", marks=pytest.mark.slow)], indirect=True)
 def test_files_of_every_kind(
     place: str, corpus: dict[str, Medium], videos: Path, model: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -68,7 +72,7 @@ def test_files_of_every_kind(
         source = f"{bucket.uri}/videos"
         for path in videos.iterdir():
             bucket.put(f"videos/{path.name}", path)
-    code, output = Labeling(place, model, source, "--decode-workers", "2", "--label-workers", "2").wait()
+    code, output = label(place, model, source, "--decode-workers", "2", "--label-workers", "2", **OWN_RAY)
     assert code == 0, output
     lake = Lake(place)
     labeler = only_labeler(lake)
@@ -109,13 +113,12 @@ def images_show_their_frames(lake: Lake, corpus: dict[str, Medium]) -> None:
     assert checked > 20
 
 
-@pytest.mark.timeout(600)
 def test_a_lake_grows_changes_and_recovers(tmp_path: Path, model: Path) -> None:
     videos, lake = tmp_path / "videos", Lake(str(tmp_path / "lake"))
     first, second, third = write_folder(videos, range(50_000, 50_003), frames=120)
     away = tmp_path / "away.mp4"
     third.rename(away)
-    code, output = Labeling(lake.uri, model, str(videos), "--strict").wait()
+    code, output = label(lake.uri, model, str(videos), "--strict")
     assert code == 0, output
     undisturbed = decisions(lake)
 
@@ -127,7 +130,7 @@ def test_a_lake_grows_changes_and_recovers(tmp_path: Path, model: Path) -> None:
     fourth = write_folder(tmp_path / "more", [50_003], frames=120)[0]
     assert worldlake("ingest", str(videos), str(tmp_path / "more"), "--lake", lake.uri)[0] == 0
     fourth.rename(away)
-    code, output = Labeling(lake.uri, model, "--strict").wait()
+    code, output = label(lake.uri, model, "--strict")
     assert code == 3, output
     (failure,) = lake.read("failures", ["uri", "stage", "error_type", "transient"]).to_pylist()
     assert failure == {"uri": str(fourth), "stage": "read", "error_type": "SourceChanged", "transient": False}
@@ -138,13 +141,13 @@ def test_a_lake_grows_changes_and_recovers(tmp_path: Path, model: Path) -> None:
     # It is left alone until it is asked for again.
     assert "nothing to do" in worldlake("label", "--lake", lake.uri, *model_options(model))[1]
     away.rename(fourth)
-    code, output = Labeling(lake.uri, model, "--retry-failed").wait()
+    code, output = label(lake.uri, model, "--retry-failed")
     assert code == 0, output
     assert only_labeler(lake)["videos"] == {"listed": 4, "finished": 4, "failed": 0, "pending": 0}
 
     # A file that changed under its uri is another video; what was made of the old one stays.
     os.utime(first, ns=(1, 1))
-    code, output = Labeling(lake.uri, model, str(videos)).wait()
+    code, output = label(lake.uri, model, str(videos))
     assert code == 0, output
     assert only_labeler(lake)["balances"]
     kept = {row["triple_id"] for name in ("triples", "rejections") for row in decisions(lake)[name]}
@@ -161,7 +164,7 @@ def model_options(model: Path) -> list[str]:
     return ["--model", f"hf:{model}", "--image-size", "64", "--policy", str(model / "policy.yaml")]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.long), "--max-hours"])
 def test_a_drained_run_commits_what_it_began_and_goes_on_later(tmp_path: Path, model: Path, how: str) -> None:
     videos = tmp_path / "videos"
@@ -172,7 +175,7 @@ def test_a_drained_run_commits_what_it_began_and_goes_on_later(tmp_path: Path, m
     lake = Lake(str(tmp_path / "lake"))
     assert worldlake("ingest", str(videos), "--lake", lake.uri)[0] == 0
     options = ("--max-hours", "0.0001") if how == "--max-hours" else ()
-    run = Labeling(lake.uri, model, *options)
+    run = Labeling(lake.uri, model, *options, **OWN_RAY)
     if not options:
         wait_until(lambda: run.process.poll() is not None or rows(lake, "rejections"))
         run.process.send_signal(getattr(signal, how))
@@ -183,13 +186,13 @@ def test_a_drained_run_commits_what_it_began_and_goes_on_later(tmp_path: Path, m
     assert drained["balances"]
     assert drained["videos"]["pending"] > 0
     if how == "SIGTERM":
-        code, output = Labeling(lake.uri, model).wait()
+        code, output = label(lake.uri, model)
         assert code == 0, output
         assert only_labeler(lake)["videos"]["finished"] == VIDEOS
         assert only_labeler(lake)["balances"]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_a_model_that_does_not_load_is_refused_in_one_line(tmp_path: Path) -> None:
     write_folder(tmp_path / "videos", [55_000], frames=120)
     model = save_tiny("qwen2_vl", tmp_path / "model")
@@ -198,7 +201,7 @@ def test_a_model_that_does_not_load_is_refused_in_one_line(tmp_path: Path) -> No
     save_file(kept, model / "model.safetensors", {"format": "pt"})
     lake = Lake(str(tmp_path / "lake"))
     assert worldlake("ingest", str(tmp_path / "videos"), "--lake", lake.uri)[0] == 0
-    code, output = Labeling(lake.uri, model).wait()
+    code, output = label(lake.uri, model)
     assert code == 2, output
     (line,) = [line for line in output.splitlines() if line.startswith("worldlake:")]
     assert f"{model} lacks 1 weights" in line
@@ -208,12 +211,12 @@ def test_a_model_that_does_not_load_is_refused_in_one_line(tmp_path: Path) -> No
     assert only_labeler(lake)["runs"][0]["status"] == "failed"
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_a_run_that_gets_nowhere_ends_and_says_what_it_waits_for(tmp_path: Path, model: Path) -> None:
     write_folder(tmp_path / "videos", [55_000], frames=120)
     lake = Lake(str(tmp_path / "lake"))
     options = (str(tmp_path / "videos"), "--worker-cpus", "64", "--stall-timeout", "3")
-    code, output = Labeling(lake.uri, model, *options).wait()
+    code, output = label(lake.uri, model, *options)
     assert code == 1, output
     (line,) = [line for line in output.splitlines() if line.startswith("worldlake:")]
     assert "1 videos unfinished" in line
@@ -223,11 +226,11 @@ def test_a_run_that_gets_nowhere_ends_and_says_what_it_waits_for(tmp_path: Path,
     assert only_labeler(lake)["runs"][0]["status"] == "failed"
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_sums_balance_while_a_failed_pair_is_tried_again(tmp_path: Path, model: Path) -> None:
     videos, lake = tmp_path / "videos", Lake(str(tmp_path / "lake"))
     write_folder(videos, [53_000], frames=120)
-    code, output = Labeling(lake.uri, model, str(videos)).wait()
+    code, output = label(lake.uri, model, str(videos))
     assert code == 0, output
     # As a run leaves it that was killed after it decided a pair that had failed, and before it finished the video.
     decided = lake.read("rejections", ["triple_id", "video_id", "labeler_id"]).to_pylist()[0]
@@ -242,7 +245,6 @@ def test_sums_balance_while_a_failed_pair_is_tried_again(tmp_path: Path, model: 
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
 def test_a_disk_that_is_full_ends_the_run_and_costs_no_video(bucket: Bucket, tmp_path: Path, model: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
@@ -257,7 +259,7 @@ def test_a_disk_that_is_full_ends_the_run_and_costs_no_video(bucket: Bucket, tmp
                 file.write((200_000).to_bytes(4, "big") + b"free" + bytes(200_000 - 8))
             bucket.put(f"videos/{path.name}", path)
         lake = Lake(f"{bucket.uri}/lake")
-        code, output = Labeling(lake.uri, model, f"{bucket.uri}/videos", TMPDIR=str(small), RAY_TMPDIR="/tmp").wait()
+        code, output = label(lake.uri, model, f"{bucket.uri}/videos", TMPDIR=str(small), RAY_TMPDIR="/tmp", **OWN_RAY)
         assert code == 1, output
         last = output.strip().splitlines()[-1]
         assert "No space left on device" in last, output
@@ -266,21 +268,20 @@ def test_a_disk_that_is_full_ends_the_run_and_costs_no_video(bucket: Bucket, tmp
         assert only_labeler(lake)["videos"]["pending"] == 4
     finally:
         subprocess.run(["umount", "--lazy", str(small)], check=True)
-    code, output = Labeling(lake.uri, model).wait()
+    code, output = label(lake.uri, model, **OWN_RAY)
     assert code == 0, output
     assert only_labeler(lake)["videos"]["finished"] == 4
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
 def test_a_store_that_is_away_for_a_while_is_waited_for(bucket: Bucket, tmp_path: Path, model: Path) -> None:
     for path in write_folder(tmp_path, range(52_000, 52_016), frames=120):
         bucket.put(f"videos/{path.name}", path)
     calm, disturbed = Lake(f"{bucket.uri}/calm"), Lake(f"{bucket.uri}/disturbed")
-    code, output = Labeling(calm.uri, model, f"{bucket.uri}/videos").wait()
+    code, output = label(calm.uri, model, f"{bucket.uri}/videos", **OWN_RAY)
     assert code == 0, output
     assert worldlake("ingest", f"{bucket.uri}/videos", "--lake", disturbed.uri)[0] == 0
-    run = Labeling(disturbed.uri, model)
+    run = Labeling(disturbed.uri, model, **OWN_RAY)
     wait_until(lambda: run.process.poll() is not None or run.find("decode"))
     bucket.server.stop()
     time.sleep(20)

@@ -28,12 +28,15 @@ def test_progress_shows_what_was_counted(tmp_path: Path) -> None:
     assert "Traceback" not in output
 
 
+@pytest.mark.ray
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_demo_runs_on_a_terminal(tmp_path: Path) -> None:
     code, output = on_terminal("demo", "--folder", str(tmp_path / "demo"), "--clips", "1", columns=200)
     assert code == 0, output
     assert any("label" in line and "videos finished 1" in line for line in lines(output)), output
+    # Nothing of Ray's core, its workers, or the warnings of a library.
+    assert not [line for line in lines(output) if re.search(r"\.cc:|raylet|ray::|Warning", line)], output
 
 
 def test_names_are_shown_as_they_are(tmp_path: Path) -> None:

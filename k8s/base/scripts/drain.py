@@ -15,7 +15,7 @@ from ray.job_submission import JobSubmissionClient
 
 
 def this_node(gcs: GcsClient) -> tuple[str, bool] | None:
-    """What Ray knows this pod as, while it lives: the id of the node, and whether it is the head."""
+    """Return the id of this pod's node in Ray, and whether it is the head."""
     for node_id, node in gcs.get_all_node_info(timeout=5).items():
         if node.instance_id == os.environ["RAY_CLOUD_INSTANCE_ID"] and node.state == 0:
             return str(node_id.hex()), bool(node.is_head_node)

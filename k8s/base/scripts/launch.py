@@ -1,7 +1,7 @@
 """Start a RayJob like a suspended one, wait for it, and exit as `worldlake` did in it: `launch.py NAME`.
 
 0 done, 2 refused, which the Job that runs this does not try again; 1 for everything else, which it does. A launcher
-that was moved to another node finds the RayJob of its Job, at work or through, and goes by that.
+that was moved to another node finds the RayJob of its Job, running or finished, and uses that.
 """
 
 import hashlib
@@ -74,7 +74,7 @@ def copy_of(template: dict[str, Any], name: str, job: str, uid: str) -> dict[str
 
 
 def verdict(status: dict[str, Any]) -> int | None:
-    """The exit code that a RayJob stands for; None while it is at work."""
+    """Return the exit code of a RayJob; None while it runs."""
     if status.get("jobDeploymentStatus") == "Complete":
         return 0 if status.get("jobStatus") == "SUCCEEDED" else 1
     if status.get("jobDeploymentStatus") == "ValidationFailed":
@@ -99,7 +99,7 @@ def start(template: str, job: str, uid: str, taken: set[str]) -> str:
 
 
 def main(template: str) -> int:
-    """Find the RayJob that this Job has at work or has done, or start one; wait for its end."""
+    """Find the running or finished RayJob of this Job, or start one; wait for its end."""
     job, uid = os.environ["JOB_NAME"], os.environ["JOB_UID"]
     found = call(f"?labelSelector=worldlake.io/job%3D{job}")["items"]
     # Of a deleted Job of the same name something may be left for a while.

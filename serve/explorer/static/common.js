@@ -96,14 +96,15 @@ export function when(text) {
 
 export const name = (uri) => (uri ? uri.split("/").pop() : "");
 
-export const SCORES = ["motion", "camera_motion", "confidence", "direction", "copy", "text"];
+// `lake.scores`: name, label, and which side of a threshold to keep.
+export const SCORES = JSON.parse(document.getElementById("scores").textContent);
 
 const jpeg = (content) => (content ? `data:image/jpeg;base64,${content}` : "");
 
 // A pair of the API, with what a page shows of it.
 export function shown(pair) {
   const scores = pair.scores || pair;
-  const numbers = Object.fromEntries(SCORES.map((score) => [score, number({ ...scores, confidence: pair.confidence }[score])]));
+  const numbers = Object.fromEntries(SCORES.map((score) => [score.name, number(scores[score.name])]));
   const time = [clock(pair.obs_time_s), clock(pair.next_time_s)].filter(Boolean).join(" to ");
   return {
     ...pair,
@@ -119,7 +120,7 @@ export function shown(pair) {
     why: pair.reasons && pair.reasons.length ? `by ${pair.reasons.join(", ")}` : "",
     datasetText: [pair.dataset, pair.split].filter(Boolean).join(", "),
     confidenceText: numbers.confidence ? `confidence ${numbers.confidence}` : "labeled by people",
-    scores: SCORES.filter((score) => numbers[score] !== "").map((score) => ({ name: score.replace("_", " "), text: numbers[score] })),
+    scores: SCORES.filter((score) => numbers[score.name] !== "").map((score) => ({ name: score.label, text: numbers[score.name] })),
     numbers,
     videoHref: `/videos/${encodeURIComponent(pair.video_id)}`,
     runHref: `/runs/${encodeURIComponent(pair.run_id)}`,

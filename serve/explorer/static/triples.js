@@ -1,10 +1,8 @@
-import { count, get, number, page, share, shown } from "./common.js";
+import { SCORES, count, get, number, page, share, shown } from "./common.js";
 import { histogram } from "./charts.js";
 import { choices, fromAddress, toAddress } from "./filters.js";
 
 const DEFAULTS = { action: "", dataset: "", labeler: "", run: "", video: "", where: "", order: "newest" };
-// Which side of a score a threshold cuts off.
-const BOUNDS = { confidence: ">=", direction: ">=", copy: ">=", motion: ">=", camera_motion: "<=" };
 const VIEWS = { s: "side", f: "flicker", d: "difference" };
 const PAGE = 24;
 const STEPS = 500;
@@ -159,12 +157,12 @@ page("triples", () => ({
 }));
 
 function bounded(scores, value) {
-  const sign = BOUNDS[scores.score];
+  const { keep: sign, label } = SCORES.find((score) => score.name === scores.score);
   const end = sign === ">=" ? scores.low : scores.high;
   const on = value !== undefined;
   return {
     score: scores.score,
-    title: scores.score.replace("_", " "),
+    title: label,
     id: `bound-${scores.score}`,
     sign,
     low: scores.low,
