@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# A restart of a store takes a minute at most; whoever is away for longer is given up, and the run goes on another day.
+# A restart of a store takes a minute at most. A store that is away for longer ends the run, which can be resumed.
 PATIENCE_S = 120.0
 _WAITS_S = (0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 CONNECT_TIMEOUT_S = 10
@@ -39,12 +39,12 @@ STEADY = Config(
     read_timeout=READ_TIMEOUT_S,
     max_pool_connections=32,
 )
-# Two attempts: whoever starts a command wants to know at once.
+# Two attempts: a user who starts a command wants to know at once.
 QUICK = Config(retries={"total_max_attempts": 2, "mode": "standard"}, connect_timeout=5, read_timeout=15)
 
 
 class Settings(NamedTuple):
-    """What can be said about S3 beyond the AWS environment; see ``StorageConfig``."""
+    """S3 settings beyond the AWS environment; see ``StorageConfig``."""
 
     endpoint_url: str | None
     region: str | None
@@ -54,7 +54,7 @@ class Settings(NamedTuple):
 
 
 class Access(NamedTuple):
-    """What boto3 found: credentials of this moment, region, endpoint (None for AWS itself), the way there."""
+    """Current credentials, region, endpoint (None for AWS itself), and route, as boto3 found them."""
 
     key: str
     secret: str
@@ -178,7 +178,7 @@ def download(s3: "S3Client", bucket: str, key: str, etag: str, out: IO[bytes]) -
             for chunk in body.iter_chunks(COPY_BYTES):
                 out.write(chunk)
     except ClientError as error:
-        # Nothing lies at or after this offset: the object is empty, or all of it is here.
+        # Nothing is at or after this offset: the object is empty, or complete here.
         if error.response["Error"]["Code"] not in ("InvalidRange", "416"):
             raise
 
@@ -226,7 +226,7 @@ def _get(s3: "S3Client", bucket: str, key: str, etag: str, byte_range: str) -> A
 
 
 def _environment() -> tuple[tuple[str, str], ...]:
-    """What the caches depend on: variables, and the file that tools write renewed credentials into."""
+    """Return what the caches depend on: variables, and the file that tools write renewed credentials into."""
     found = {name: value for name, value in os.environ.items() if name.startswith("AWS_")} | network.variables()
     credentials = os.path.expanduser(found.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials")
     with suppress(OSError):

@@ -37,7 +37,7 @@ Fences = Mapping[str, str]
 
 
 def fences(lake: Lake, names: Iterable[str] = TABLES) -> Fences:
-    """The fences of tables now. Read them first, then what the writer goes by (tombstones, what is decided)."""
+    """Return the fences of tables now. Read them first, then what the writer goes by (tombstones, what is decided)."""
     names = list(names)
     with ThreadPoolExecutor(len(names)) as pool:
         return dict(zip(names, pool.map(lambda name: fence_of(lake.table(name)), names), strict=True))
@@ -215,7 +215,7 @@ def _overwrite(
 
 
 def rewritten(name: str) -> WriterProperties:
-    """How files that delta-rs rewrites are written: as ours, without dictionaries of images."""
+    """Return how files that delta-rs rewrites are written: as ours, without dictionaries of images."""
     images = [column for column in IMAGES if column in TABLES[name].names]
     return WriterProperties(
         compression="ZSTD",
@@ -230,7 +230,7 @@ _IMAGE_ROWS = 2_000
 
 
 def fence_of(table: DeltaTable) -> str:
-    """The fence of a table in the version of a handle."""
+    """Return the fence of a table in the version of a handle."""
     return str(table.metadata().configuration.get(FENCE, ""))
 
 
@@ -245,7 +245,7 @@ def _patiently(lake: Lake, name: str, attempt: Callable[[], None], on_retry: Not
 
 
 def may_pass(error: Exception, uri: str) -> bool:
-    """Whether a commit may succeed in a while. Raises the one line with the remedy where no wait can help."""
+    """Return whether a commit may succeed in a while. Raises the one line with the remedy where no wait can help."""
     if isinstance(error, Superseded | FileNotFoundError) or not isinstance(error, DeltaError | OSError):
         return False
     if why := final_error(error, uri):

@@ -45,7 +45,7 @@ def _ignore(done: int, counts: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Ingested:
-    """What an ingest found: videos, and rows that people labeled where the format has any."""
+    """Result of an ingest: videos, and rows that people labeled if the format has any."""
 
     videos: IngestCounts
     rows: LabeledCounts | None = None

@@ -32,7 +32,7 @@ _SHOWN = 24
 
 @dataclass(frozen=True)
 class WorldOptions:
-    """What `worldlake evaluate world` is told beside the pairs; see `evaluation.world.WorldTest`."""
+    """Options of `worldlake evaluate world` beside the pairs; see `evaluation.world.WorldTest`."""
 
     world: WorldSettings
     model: ModelSettings
@@ -46,7 +46,7 @@ class WorldOptions:
 
 @dataclass
 class Outcome:
-    """What an evaluation found. `figures` by method (of a dynamics model there is one) and name."""
+    """Result of an evaluation. `figures` by method (of a dynamics model there is one) and name."""
 
     kind: str
     run_id: str

@@ -54,7 +54,7 @@ class Amounts:
 
 
 def run_full_demo(folder: Path, seed: int, amounts: Amounts = Amounts()) -> dict[str, Any]:
-    """Label, train, verify and compare; returns the figures. Running it again goes on where it stopped."""
+    """Label, train, verify and compare; returns the figures. Running it again resumes."""
     started = time.monotonic()
     # Another seed has other clips and other models: nothing of one may be taken for the other's.
     folder = folder / f"seed-{seed}"
@@ -132,7 +132,7 @@ def _ingest(lake: Lake, folder: Path, first: int, amounts: Amounts) -> None:
 
 
 def _rows(seed: int, split: str) -> list[dict[str, Any]]:
-    """What a person would write about a clip: each action, and a moment before and after it."""
+    """Return a person's notes about a clip: each action, and a moment before and after it."""
     clip = make_clip(seed)
     ends = [0, *(event.end_frame for event in clip.events)]
     starts = [*(event.start_frame for event in clip.events), clip.frames - 1]
