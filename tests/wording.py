@@ -16,7 +16,7 @@ SAY = {
     r"(?<!there )\b(is|are|was|were) no (?!longer\b|more\b|larger\b|older\b)": "is not a …",
     r"\b(go|goes|went|going) on\b": "continue, resume",
     r"\bat work\b": "running, live",
-    r"\b(lie|lies|lay) (?!out\b)": "is, is stored",
+    r"\b(lie|lies)\b": "is, is stored",
     r"\bso many\b": "N, that many",
     r"\bwhoever\b": "everyone who, the client that",
     r"\bforetell": "predict",
