@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from cluster.signals import draining, interrupt
+
 PROGRAM = """
 import os, signal, sys
 from cluster.signals import draining
@@ -20,6 +22,20 @@ with draining(hours) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
     print("stopping" if stop.is_set() else "going on")
 """
+
+
+def twice() -> None:
+    with draining(at_second=interrupt) as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_in_a_process_that_is_not_its_own_the_second_signal_interrupts() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt):
+        twice()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 @pytest.mark.parametrize("hours", [0, 1e-6])

@@ -304,7 +304,7 @@ class Killed(BaseException):
     """What stands for a kill -9: nothing handles it, and nothing more is committed."""
 
 
-@pytest.mark.parametrize("after", range(4))
+@pytest.mark.parametrize("after", [0, *(pytest.param(later, marks=pytest.mark.slow) for later in (1, 2, 3))])
 def test_a_run_that_was_killed_is_resumed(after: int, root: Path, lake: Lake, tmp_path: Path, monkeypatch: Any) -> None:
     """Killed before the commit of triples, of failures, or of progress, and in the second round of commits."""
     datasets.epic_kitchens(root)

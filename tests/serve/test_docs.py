@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,18 @@ def test_every_curl_of_the_documentation_is_answered(service: Service, pairs: Pa
         else:
             assert json.loads(done.stdout)[ANSWERS[path]], (command, done.stdout)
     assert asked == {*ANSWERS, "/v1/label/video"}
+
+
+def test_the_example_asks(service: Service, pairs: Pairs, tmp_path: Path) -> None:
+    for name, content in zip(("before.jpg", "after.jpg"), pairs[0][:2], strict=True):
+        (tmp_path / name).write_bytes(content)
+    words = [str(ROOT / "examples/ask_a_service.py"), service.environment["WORLDLAKE_URL"], "before.jpg", "after.jpg"]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, env=service.environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{pairs[0][2]} (")
+    assert (tmp_path / "predicted.png").stat().st_size > 100
 
 
 def test_the_notebook_runs_from_its_first_cell_to_its_last(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
