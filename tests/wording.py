@@ -20,7 +20,7 @@ SAY = {
     r"\bso many\b": "N, that many",
     r"\bwhoever\b": "everyone who, the client that",
     r"\bforetell(s|ing)\b|\b(to|not) foretell\b": "predict",
-    r"\bmend(s|ed|ing)?\b": "fix, repair",
+    r"\bmend(s|ed|ing)?\b(?![(),])": "fix, repair",
     r"\bbefall": "happen to, affect",
     r"\bthe books\b": "the accounting, the counts",
     r"\bat the door\b": "in the proxy",

@@ -1,4 +1,4 @@
-"""Runs on a small lake with Ray in this process: what they leave behind, how they go on, and what they refuse."""
+"""Runs on a small lake with Ray in this process: what they leave behind, how they resume, and what they refuse."""
 
 from __future__ import annotations
 
