@@ -45,7 +45,7 @@ mutants: .venv/installed-dev  ## Errors put into the code that its tests must no
 	$(BIN)/python -m tests.mutants
 
 # What is written in plain words; grows until it is everything.
-WORDED := docs evaluation k8s lake labeling models sample_world serve worldlake '*.md' '*.yml'
+WORDED := bench cluster docs evaluation k8s lake labeling models sample_world serve training worldlake '*.md' '*.yml'
 
 lint: .venv/installed-dev  ## Style, wording, types and the direction of imports
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ SAY = {
     r"\b(lie|lies)\b": "is, is stored",
     r"\bso many\b": "N, that many",
     r"\bwhoever\b": "everyone who, the client that",
-    r"\bforetell": "predict",
+    r"\bforetell(s|ing)\b|\b(to|not) foretell\b": "predict",
     r"\bmend(s|ed|ing)?\b": "fix, repair",
     r"\bbefall": "happen to, affect",
     r"\bthe books\b": "the accounting, the counts",
