@@ -1,4 +1,4 @@
-"""Laws of the committer: a pair is decided once, by whoever fenced last, whatever dies or answers unclearly."""
+"""Laws of the committer: a pair is decided once, by the last to fence, whatever dies or answers unclearly."""
 
 from __future__ import annotations
 

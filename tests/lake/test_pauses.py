@@ -1,4 +1,4 @@
-"""Upkeep that stands still between what it read and what it changes, while others go on."""
+"""Upkeep that stands still between what it read and what it changes, while others continue."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_of_two_compactions_one_counts(
     # The first is taken for dead.
     monkeypatch.setattr("lake.runs.find_alive", lambda *_: None)
     name = "z_order" if cluster else "compact"
-    # Behind the reading of the table: the call is made with a handle that is old when it goes on.
+    # After the reading of the table: the call resumes with an old handle.
     paused = Paused(
         monkeypatch, TableOptimizer, name, lambda: maintain(lake, cluster=cluster), lambda table, *_, **__: is_of(table)
     )

@@ -1,4 +1,4 @@
-"""Queries in other people's words: nothing is written, and one that hangs costs nobody but whoever has sent it."""
+"""Queries from requests: nothing is written, and one that hangs costs only its sender."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs on a small lake with Ray in this process: what they leave behind, how they go on, and what they refuse."""
+"""Runs on a small lake with Ray in this process: what they leave behind, how they resume, and what they refuse."""
 
 from __future__ import annotations
 
@@ -300,7 +300,7 @@ def test_a_run_goes_on_with_the_lake_it_was_begun_on(
 def test_a_record_that_was_cut_off_is_refused_in_one_line(lake: Lake, model: Path, tmp_path: Path) -> None:
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "run.json").write_text('{"lake": "')
-    with pytest.raises(Refused, match="no record of a run"):
+    with pytest.raises(Refused, match="not a record of a run"):
         run(lake, settings(model), "cut", out=str(tmp_path))
 
 

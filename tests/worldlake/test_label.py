@@ -57,7 +57,7 @@ def only_labeler(lake: Lake) -> dict[str, Any]:
 
 
 def pairs_of(path: Path) -> set[tuple[int, int]]:
-    """What sampling finds in a file when nothing else is around."""
+    """Return the pairs that sampling finds in a file by itself."""
     segments = sample_video(str(path), SamplingSettings(), 64)
     return {(pair.obs_pts, pair.next_pts) for segment in segments for pair in segment.pairs}
 
