@@ -44,14 +44,11 @@ test-long: .venv/installed-dev  ## Hundreds of kills; an hour or more
 mutants: .venv/installed-dev  ## Errors put into the code that its tests must notice; minutes
 	$(BIN)/python -m tests.mutants
 
-# What is written in plain words; grows until it is everything.
-WORDED := docs evaluation k8s lake labeling models sample_world serve worldlake '*.md' '*.yml'
-
 lint: .venv/installed-dev  ## Style, wording, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
-	$(BIN)/python -m tests.wording $(WORDED)
+	$(BIN)/python -m tests.wording
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

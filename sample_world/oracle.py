@@ -125,8 +125,8 @@ class Oracle:
         return Judgment(action if fit >= FLOOR_DB else UNCLEAR, fit)
 
     def _draw(self, scene: Scene) -> Frame:
-        # At the clip's size and then shrunk, as frames are stored: drawn at 64 pixels, pixel centers and edges lie
-        # elsewhere, which alone costs 4 to 10 dB.
+        # At the clip's size and then shrunk, as frames are stored: drawn at 64 pixels, pixel centers and edges would
+        # shift, which alone costs 4 to 10 dB.
         image = draw(scene, self._texture, self._texture.shape[0] // 2)
         small = cv2.resize(image, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA)
         # Rounded: an evaluation keeps hundreds of oracles, and as floats their drawings would fill gigabytes.

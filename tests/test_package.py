@@ -1,4 +1,4 @@
-"""What is published: a wheel that holds every file and runs without the checkout, and an sdist that builds the same."""
+"""The published wheel holds every file and runs without the checkout, and the sdist builds the same."""
 
 from __future__ import annotations
 

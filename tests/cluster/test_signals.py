@@ -1,4 +1,4 @@
-"""Signals and the time limit end a command in good order; only a second signal ends it at once."""
+"""Signals and the time limit end a command gracefully; only a second signal ends it at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ with draining(hours) as stop:
         assert stop.wait(10)
     for _ in range(signals):
         os.kill(os.getpid(), signal.SIGTERM)
-    print("stopping" if stop.is_set() else "going on")
+    print("stopping" if stop.is_set() else "continuing")
 """
 
 
@@ -46,4 +46,4 @@ def test_the_first_signal_drains_and_the_second_ends_at_once(hours: float, signa
     )
     assert done.returncode == (0 if signals < 2 else 128 + signal.SIGTERM), done.stderr
     assert ("ended at once" in done.stderr) == (signals == 2)
-    assert done.stdout.strip() == ("" if signals == 2 else "stopping" if hours or signals else "going on")
+    assert done.stdout.strip() == ("" if signals == 2 else "stopping" if hours or signals else "continuing")

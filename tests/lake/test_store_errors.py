@@ -1,4 +1,4 @@
-"""What errors of boto3, pyarrow and deltalake mean, from real ones: stores that answer, disks that are full."""
+"""The meaning of errors of boto3, pyarrow and deltalake, from real ones: stores that answer, disks that are full."""
 
 import errno
 import os

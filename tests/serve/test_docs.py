@@ -1,4 +1,4 @@
-"""What the documentation tells people to type works as it stands, against one service."""
+"""Commands of the documentation work as they stand, against one service."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ANSWERS = {
     "/v1/triples?order=newest&limit=3": "triples",
     "/v1/sql": "rows",
 }
-"""What the answer to each documented request holds, beside the stream of a video."""
+"""Keys of the answer to each documented request, except the stream of a video."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What is not installed is named in one line, with the command that installs it."""
+"""A missing package is named in one line, with the command that installs it."""
 
 from __future__ import annotations
 
