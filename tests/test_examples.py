@@ -24,6 +24,7 @@ def test_examples_are_short() -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_folder_is_labeled_and_a_model_trained(tmp_path: Path) -> None:
     lake = str(tmp_path / "lake")

@@ -168,6 +168,7 @@ def test_what_cleans_a_log_leaves_no_name_in_it_that_was_forgotten_meanwhile(
 
 def test_a_commit_is_on_the_disk_with_all_before_it(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once only those were flushed that came after the version which a writer had opened."""
+    monkeypatch.setenv("WORLDLAKE_FSYNC", "on")
     flushed: list[str] = []
     real = durable.flush
     monkeypatch.setattr(durable, "flush", lambda path: (flushed.append(path.name), real(path)))

@@ -113,6 +113,7 @@ def test_a_finished_run_has_nothing_to_do(lake: Lake, model: Path, undisturbed: 
     assert run(lake, settings(model), "undisturbed").status == "nothing to do"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_in_the_middle_of_an_epoch(
     lake: Lake, model: Path, undisturbed: Summary
 ) -> None:
@@ -187,6 +188,7 @@ def test_tokens_are_made_once(lake: Lake, model: Path, undisturbed: Summary) -> 
     assert not told
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_good(tmp_path: Path, model: Path) -> None:
     lake = Lake(str(tmp_path))
     ids = sorted(add_triples(lake, 20))
