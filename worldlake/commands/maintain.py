@@ -6,8 +6,12 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from lake.errors import Refused
+from lake.maintenance import KEEP_HOURS
 from lake.maintenance import maintain as run_maintenance
 from lake.storage import StorageConfig
+from lake.tables import Lake
+from lake.upgrade import upgrade as upgrade_lake
 from worldlake import console
 from worldlake.options import ConfigFile, Json, LakeUri, Storage, number, open_lake
 
@@ -15,15 +19,22 @@ from worldlake.options import ConfigFile, Json, LakeUri, Storage, number, open_l
 def maintain(
     *,
     lake: LakeUri,
+    upgrade: Annotated[
+        bool, Parameter(help="Only add the columns that this version of worldlake has and an older lake lacks.")
+    ] = False,
     cluster: Annotated[bool, Parameter(help="Also sort pairs by data set and video: a rewrite.")] = False,
     keep_hours: Annotated[
         int, Parameter(validator=number(24, 87_600), help="Keep files that were needed in the last N hours.")
-    ] = 24,
+    ] = KEEP_HOURS,
     storage: Storage = StorageConfig(),
     json: Json = False,
     config: ConfigFile = None,
 ) -> int:
     """Compact the tables and delete files that are no longer needed. While a run is alive, only compact."""
+    if upgrade:
+        if cluster or keep_hours != KEEP_HOURS:
+            raise Refused("--upgrade only adds columns: leave out --cluster and --keep-hours")
+        return _upgrade(open_lake(lake, storage), json)
     done = run_maintenance(open_lake(lake, storage), cluster=cluster, keep_hours=keep_hours)
     if json:
         console.print_json({name: vars(table) for name, table in done.items()})
@@ -35,4 +46,16 @@ def maintain(
     console.print_table("maintained", ("table", "files before", "files after", "deleted"), rows)
     if any(table.deleted is None for table in done.values()):
         console.log.warning("nothing was deleted, as a run is alive: run the command again when it has ended")
+    return 0
+
+
+def _upgrade(lake: Lake, json: bool) -> int:
+    added = upgrade_lake(lake)
+    if json:
+        console.print_json(added)
+    elif added:
+        rows = [(name, ", ".join(columns) or "-") for name, columns in added.items()]
+        console.print_table("upgraded", ("table", "new columns"), rows)
+    else:
+        console.log.info("nothing to upgrade: the lake has every column")
     return 0
