@@ -30,6 +30,7 @@ demo: .venv/installed  ## The whole loop on this machine: a report to look at in
 test: .venv/installed-dev lint  ## Lint, and every part once, for real: minutes
 	$(PYTEST) -m "not slow and not long and not gpu" $(TWO)
 
+test-all: export WORLDLAKE_FSYNC := on
 test-all: .venv/installed-dev  ## What `test` leaves out, kills and faults above all: half an hour
 	# Both sessions run, and either fails the target.
 	failed=0; \
@@ -43,14 +44,11 @@ test-long: .venv/installed-dev  ## Hundreds of kills; an hour or more
 mutants: .venv/installed-dev  ## Errors put into the code that its tests must notice; minutes
 	$(BIN)/python -m tests.mutants
 
-# What is written in plain words; grows until it is everything.
-WORDED := docs k8s '*.md' '*.yml'
-
 lint: .venv/installed-dev  ## Style, wording, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
-	$(BIN)/python -m tests.wording $(WORDED)
+	$(BIN)/python -m tests.wording
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -60,7 +60,7 @@ class Labeled:
 
     @property
     def right(self) -> bool:
-        """Whether the label is the event's own name."""
+        """Return whether the label is the event's own name."""
         return self.action == self.truth
 
 

@@ -1,4 +1,4 @@
-"""What a commit costs, of this state of the code and of another, on a folder and in S3 (SeaweedFS), in turn.
+"""Cost of a commit, of this state of the code and of another, on a folder and in S3 (SeaweedFS), in turn.
 
     git worktree add /tmp/before COMMIT
     python -m bench.commits --before /tmp/before --out bench/results/commits.json

@@ -115,7 +115,7 @@ def cores(hours: float) -> dict[str, float]:
 
 
 def labeling_at(hours: float, gpu: float | None, core: float | None, stored: float | None) -> dict[str, float]:
-    """What labeling so many hours of 720p video takes; prices are of a GPU-hour, a core-hour, a TB for a month."""
+    """Return the cost of labeling N hours of 720p video; prices are of a GPU-hour, a core-hour, a TB for a month."""
     pairs = hours * PAIRS_PER_HOUR
     gpu_hours = pairs / labeled_per_s()[0] / 3600
     core_hours = next(taken for kind, taken in cores(hours).items() if "720" in kind)

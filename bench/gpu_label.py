@@ -1,4 +1,4 @@
-"""What a GPU makes of labeling: pairs per second, and how far each phase is from the machine's own limits.
+"""Labeling on a GPU: pairs per second, and how far each phase is from the machine's own limits.
 
     python bench/gpu_label.py --shape 3b --shape 7b --out bench/results/gpu_label.json
     python bench/gpu_label.py --shape tiny --device cpu

@@ -109,7 +109,7 @@ def _take_turns(folder: Path, repeats: int) -> dict[str, list[Measured]]:
 def _shares(
     clips: int, stages: dict[str, float], ours: Measured, larger: Measured, further_s: float
 ) -> dict[str, float]:
-    """What part of cores x time went into the stages, with and without start-up."""
+    """Return the share of cores x time that the stages used, with and without start-up."""
     cores, own_s = os.cpu_count() or 1, sum(stages.values())
     return {
         f"work, {clips} clips, start-up included": own_s / (cores * ours.wall_s),
@@ -236,13 +236,13 @@ def run_worldlake(folder: Path) -> dict[str, Any]:
 
 
 def _told(pairs: Iterable[tuple[str, int, int]]) -> dict[str, Any]:
-    """What a contender says of its pairs, each of a clip and two times."""
+    """Return a contender's statement of its pairs, each of a clip and two times."""
     named = sorted(f"{Path(path).name} {obs} {after}" for path, obs, after in pairs)
     return {"pairs": len(named), "digest": hashlib.sha256("\n".join(named).encode()).hexdigest()[:16]}
 
 
 def run_plain_program(folder: Path) -> dict[str, Any]:
-    """What one writes first: a process for each core, and a Parquet file for each list of videos."""
+    """Run the simplest program: a process for each core, and a Parquet file for each list of videos."""
     paths, cores = _videos(folder), os.cpu_count() or 1
     lists = [paths[start : start + 25] for start in range(0, len(paths), 25)]
     out = Path(tempfile.mkdtemp(dir=folder))

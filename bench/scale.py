@@ -1,4 +1,4 @@
-"""What a lake costs as it grows: catalogs up to a million videos, ten thousand commits, and many waiting workers.
+"""Cost of a lake as it grows: catalogs up to a million videos, ten thousand commits, and many waiting workers.
 
     python -m bench.scale catalog     listing, anti-join, planning, the driver's memory: 10^4, 10^5, 10^6 videos
     python -m bench.scale commits       10,000 commits to one table, and how long a reader takes to open it
@@ -105,14 +105,14 @@ def _finish(lake: Lake, start: int, stop: int) -> None:
 
 
 def _plan(lake: Lake, pending: int) -> dict[str, float]:
-    """What a labeling run does before its first frame, in a process of its own, whose memory is no other's."""
+    """Plan a labeling run up to its first frame, in a separate process to measure its memory alone."""
     asked = [sys.executable, "-m", "bench.scale", "plan", lake.uri, str(pending)]
     planned: dict[str, float] = json.loads(subprocess.run(asked, check=True, capture_output=True, text=True).stdout)
     return planned
 
 
 def plan(uri: str, pending: int) -> dict[str, float]:
-    """List the pending videos, ask which pairs are decided, open the books and cut the work into tasks."""
+    """List the pending videos, ask which pairs are decided, read the counts and cut the work into tasks."""
     from labeling.accounting import Ledger
     from labeling.pending import list_work
     from labeling.pipeline import _tasks
@@ -191,7 +191,7 @@ class Wait:
 
 
 def actors(numbers: tuple[int, ...], blocks_each: int) -> list[dict[str, float]]:
-    """Blocks through so many waiting workers: how far from no overhead at all, and what the driver's process spends."""
+    """Blocks through N waiting workers: how far from no overhead at all, and what the driver's process spends."""
     import logging
 
     import ray

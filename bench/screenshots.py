@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _prepare(page: Page, name: str, clip: Path) -> None:
-    """What a person would do first."""
+    """Do what a person would do first."""
     if name == "triples":
         slider = page.get_by_label("confidence")
         slider.focus()

@@ -1,4 +1,4 @@
-"""What training costs: how long steps wait for data, and how far they are from what the device can do.
+"""Cost of training: how long steps wait for data, and how far they are from what the device can do.
 
     python -m bench.training feed --out bench/results/training_feed.json
     python -m bench.training steps --shape emu3-8b --shape qwen2.5-vl-3b --out bench/results/training_steps.json
@@ -331,7 +331,7 @@ def measure_step(
     trainer.optimizer.zero_grad()
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         task.loss(trainer.model, batch)
-    # Checkpointing runs every layer forward once more, which is no work of the model's. (That takes the head's forward
+    # Checkpointing runs every layer forward once more, which is not the model's work. (That takes the head's forward
     # off too, which runs once: the share is a little on the low side.)
     tflop = (counter.get_total_flops() - forward.get_total_flops()) / 1e12
     taken = seconds(lambda: trainer.step(0, [(0, batch)]), options.repeats)

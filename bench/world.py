@@ -1,11 +1,11 @@
-"""How well the builtin world model foretells what an action does, in held-out clips of the sample world.
+"""How well the builtin world model predicts the effect of an action, in held-out clips of the sample world.
 
     python -m bench.world                    the figures, into bench/results/world.json
 
 From a frame before every event and the event's name, candidates of the frame after it. The oracle, which knows the
 scene, says which action a picture shows; the ceiling is what the image tokenizer makes of the true frame: no prediction
 can be better. PSNR is of all pixels of a kind over all pairs. A move has a length that its name does not say, so that
-even a perfect model could not foretell the changed pixels.
+even a perfect model could not predict the changed pixels.
 """
 
 from __future__ import annotations

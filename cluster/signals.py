@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lake.timer import after
@@ -17,9 +17,20 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ENDED = b"\nworldlake: ended at once; committed work is kept. Run the same command to resume.\n"
 
 
+def end_process(number: int) -> None:
+    """End this process at once: what a command does at a second signal."""
+    os.write(2, _ENDED)
+    os._exit(128 + number)
+
+
+def interrupt(number: int) -> None:
+    """Raise KeyboardInterrupt: what a function does at a second signal, in a process that is not its own."""
+    raise KeyboardInterrupt
+
+
 @contextmanager
-def draining(hours: float | None = None) -> Iterator[threading.Event]:
-    """Yield an event that SIGINT, SIGTERM and the time limit set; a second signal ends the process at once.
+def draining(hours: float | None = None, at_second: Callable[[int], None] = end_process) -> Iterator[threading.Event]:
+    """Yield an event that SIGINT, SIGTERM and the time limit set. `at_second` is called with a second signal's number.
 
     Outside the main thread, where Python has no signals, only the time limit sets it.
     """
@@ -28,11 +39,10 @@ def draining(hours: float | None = None) -> Iterator[threading.Event]:
     def on_signal(number: int, frame: object) -> None:
         # Not `stop`, which the time limit sets as well.
         if asked.is_set():
-            os.write(2, _ENDED)
-            os._exit(128 + number)
+            at_second(number)
         asked.set()
         stop.set()
-        log.info("%s: draining; a second signal ends at once", signal.Signals(number).name)
+        log.info("%s: draining; a second signal ends it at once", signal.Signals(number).name)
 
     with after(None if hours is None else hours * 3600, stop.set):
         if threading.current_thread() is not threading.main_thread():

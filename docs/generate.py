@@ -18,7 +18,6 @@ import pyarrow as pa
 from prometheus_client.metrics import MetricWrapperBase
 
 from lake import metrics, schemas
-from lake.scores import SCORES
 from lake.settings import Settings
 from lake.storage import StorageConfig
 from lake.tables import Lake
@@ -37,14 +36,18 @@ def cli() -> str:
 
 
 def tables() -> str:
-    """Return the scores, and the columns of every table."""
-    scores = ((f"`{one.name}`", one.description) for one in SCORES)
-    columns = (_rows(f"## {name}", ("column", "type"), _columns(schema)) for name, schema in schemas.TABLES.items())
-    return "\n".join([_rows("## Scores", ("column", "description"), scores), *columns])
+    """Return the columns of every table."""
+    head = ("column", "type", "description")
+    return "\n".join(
+        _rows(f"## {one.name}\n\nA row is {one.description}.", head, _columns(one)) for one in schemas.SPEC
+    )
 
 
-def _columns(schema: pa.Schema) -> Iterator[tuple[str, ...]]:
-    return ((f"`{field.name}`", _arrow(field.type)) for field in schema)
+def _columns(table: schemas.Table) -> Iterator[tuple[str, ...]]:
+    for column in table:
+        since = f" Since schema version {column.since}." if column.since > 1 else ""
+        null = "" if column.nullable else ", never null"
+        yield f"`{column.name}`", f"{_arrow(column.type)}{null}", f"{column.description}{since}"
 
 
 def _arrow(kind: pa.DataType) -> str:

@@ -49,7 +49,7 @@ def picture_scores(obs: Images, next_obs: Images, predicted: Images, shown_obs: 
     copy of obs (see `COPIED_SHARE`); pairs in which nothing changes have none.
 
     `shown_obs` is obs as the world model's tokenizer shows it. Compared with that, and not with obs itself, what the
-    tokenizer cannot show is no change.
+    tokenizer cannot show does not count as a change.
     """
     masks, own_changes = changed(obs, next_obs), changed(shown_obs, predicted)
     return [

@@ -49,7 +49,7 @@ _AT_ONCE = 4
 
 @dataclass(frozen=True)
 class Opinion:
-    """What became of one sample: `state` is scored, unparsed (an answer without two scores) or unanswered.
+    """Result for one sample: `state` is scored, unparsed (an answer without two scores) or unanswered.
 
     `editing_success` and `minimal_editing`, 0 to 10, are there only where it was scored; `reason` is the judge's
     sentence, its whole answer where that could not be read, or why there was none.
@@ -76,7 +76,7 @@ class Judge:
             address = httpx.URL(url)
         except httpx.InvalidURL as error:
             raise Refused(
-                f"the judge's address {url!r} is no address ({error}): give the base, https://host/v1"
+                f"the judge's address {url!r} is not an address ({error}): give the base, https://host/v1"
             ) from None
         if address.scheme not in ("http", "https") or not address.host:
             raise Refused(f"the judge's address {url!r} is none of http:// or https://: give the base, https://host/v1")

@@ -25,7 +25,7 @@ PROBES = ("random", "counterfactual", "inverse", "copy")
 Score = Callable[[Images, Images, Sequence[str]], npt.NDArray[np.float32]]
 """Mean token log-probability, shape (batch,), of triples (obs, next_obs, action) under a model of either kind."""
 
-# Of more actions than this only so many are looked at for the nearest one.
+# The nearest action is searched among at most this many.
 _POOL = 1000
 
 _PAIRS = """
@@ -44,7 +44,7 @@ OPPOSITES = {
     for first, second in [pair.split()]
     for one, other in ((first, second), (second, first))
 }
-"""What turns an action into its opposite: directions and what is done or undone, in English."""
+"""Words that turn an action into its opposite: directions, and doing or undoing, in English."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Alternative:
 
 
 def alternatives(actions: Sequence[str], seed: int) -> list[Alternative]:
-    """What each pair could be confused with, among all `actions`; the same for the same actions, order and seed."""
+    """Return the alternatives of each pair among all `actions`; the same for the same actions, order and seed."""
     generator = np.random.default_rng(seed)
     distinct = sorted({normalized(action): action for action in reversed(actions)}.values())
     places = {normalized(action): place for place, action in enumerate(distinct)}

@@ -21,7 +21,7 @@ def words(action: str) -> list[str]:
 
 
 def normalized(action: str) -> str:
-    """What two actions must share to be an exact match: their words, whatever case, punctuation and white space."""
+    """Return the words of an action, without case, punctuation and white space: equal for an exact match."""
     return " ".join(words(action))
 
 

@@ -54,7 +54,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class WorldTest:
-    """What a world model is tested with.
+    """The test of a world model.
 
     `verifier` chooses among `n` candidates (without one, n is 1); `referee`, another dynamics model, says which action
     the prediction shows.
@@ -70,7 +70,7 @@ class WorldTest:
 
     @property
     def method(self) -> str:
-        """What the predictions under test are called."""
+        """Return the name of the method under test."""
         return f"best of {self.n}" if self.n > 1 else SAMPLE
 
     def judge_pairs(self, pairs: Pairs, seed: int) -> tuple[list[dict[str, Any]], Predictions]:

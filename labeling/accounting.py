@@ -12,7 +12,7 @@ from lake.tables import DataFile
 
 @dataclass(frozen=True)
 class Report:
-    """What one write of a worker tells the driver. A few hundred bytes a pair, no pixels."""
+    """Report of one write by a worker to the driver: a few hundred bytes per pair, no pixels."""
 
     files: list[DataFile] = field(default_factory=list)
     accepted: list[tuple[str, str]] = field(default_factory=list)
@@ -46,7 +46,7 @@ class _Video:
         }
 
     def balances(self) -> bool:
-        """Whether all that was found in it is reported: blocks come in any order, its end before its parts too."""
+        """Return whether all of the video is reported: blocks come in any order, its end even before its parts."""
         counts = self.counts()
         is_whole = self.sampled is not None and len(self.spans) >= self.spans_failed
         return not self.lost and is_whole and counts.pop("sampled") == sum(counts.values())
@@ -112,7 +112,7 @@ class Ledger:
         self._close(touched)
 
     def take(self) -> tuple[list[DataFile], list[Failure], list[dict[str, Any]]]:
-        """What is to be committed now, then forgotten: files as they were reported, failures, and `progress` rows.
+        """Return what is to be committed now, and drop it: files as they were reported, failures, and `progress` rows.
 
         Of a pair that was reported twice with different verdicts the first one counts, here as in the committer.
         """

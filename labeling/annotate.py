@@ -83,7 +83,7 @@ class LabelPairs:
             return Failure.of(error, scope="pair", stage="annotate").to_row()
 
     def _answers(self, image: bytes) -> bool:
-        """Whether the model names anything at all, shown a black pair of the size of an encoded image."""
+        """Return whether the model names anything for a black pair of the size of an encoded image."""
         try:
             black = np.zeros_like(decode_images([image]))
         except ValueError:

@@ -29,7 +29,7 @@ _INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
 
 
 class _Unreliable(Exception):
-    """What decord would make of a file cannot be relied on."""
+    """decord's frames of a file cannot be relied on."""
 
 
 def open_video(path: str) -> Decoder:
@@ -136,7 +136,7 @@ class DecordDecoder:
             yield self._reader.next().asnumpy()
 
     def _rest(self, start_pts: int | None, last: int | None) -> Iterator[Frame | Gap]:
-        """What PyAV reads after the last frame that decord gave."""
+        """Yield the frames that PyAV reads after decord's last one."""
         for item in self._pyav.read(start_pts):
             end = item.end_pts if isinstance(item, Gap) else item.pts
             if last is None or end is None or end > last:

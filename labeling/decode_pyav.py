@@ -56,7 +56,7 @@ class Damage:
 class _Ledger:
     """Keeps what went into the codec against what comes out of it.
 
-    Codecs lose frames without an error, and after a loss they go on with wrong pictures, flagged or not, up to the
+    Codecs lose frames without an error, and after a loss they continue with wrong pictures, flagged or not, up to the
     next key frame. So a frame is usable if a key frame at or before it went in after the last loss, and if nothing
     that went in between is missing.
     """
@@ -106,7 +106,7 @@ class _Ledger:
 class _FrameNumbers:
     """Gives packets of an AVI file the number that its index has for their place.
 
-    AVI frames have no time but their number, and after damage FFmpeg goes on counting as if nothing had been lost.
+    AVI frames have no time but their number, and after damage FFmpeg keeps counting as if nothing had been lost.
     """
 
     def __init__(self, stream: VideoStream) -> None:

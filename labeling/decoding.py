@@ -1,4 +1,4 @@
-"""What sampling asks of a video decoder, and the registry of decoders."""
+"""The protocol of video decoders, and their registry."""
 
 from __future__ import annotations
 

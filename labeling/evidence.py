@@ -28,7 +28,7 @@ class Evidence:
     def __init__(self, model: DynamicsModel, pairs: Sequence[Mapping[str, Any]]) -> None:
         """Decode the images of `pairs`, which have `obs` and `next_obs`, and `motion` and `camera_motion` if known.
 
-        Raises ValueError for bytes that are no image, or where sizes differ.
+        Raises ValueError for bytes that are not an image, or for different sizes.
         """
         self._model = model
         self.obs: Images = decode_images([pair["obs"] for pair in pairs])

@@ -12,14 +12,14 @@ from labeling.settings import SamplingSettings
 from lake.errors import DecodeError
 from lake.manifest import Moment
 
-# How far a time may lie after the last frame and still mean that one: annotators and containers round.
+# How long after the last frame a time still means that frame: annotators and containers round.
 END_SLACK_S = 1
 LOST = "frames of the video are missing there"
 
 
 @dataclass(frozen=True)
 class Position:
-    """The frame with which a search goes on: its PTS, its number in the video, and what is known of the frames before.
+    """The frame from which a search resumes: its PTS, its number in the video, and what is known of the frames before.
 
     `origin_pts` is the first frame's; `damaged` says that frames are missing before this one.
     """
@@ -32,7 +32,7 @@ class Position:
 
 @dataclass
 class Picked:
-    """What one call found: PTS and JPEG (4:4:4, RGB, square) by moment, and the reason by moment that cannot be had.
+    """Result of one call: PTS and JPEG (4:4:4, RGB, square) by moment, and the reason by moment that cannot be had.
 
     `time_base` is seconds per PTS unit as (numerator, denominator). `goes_on` is where the next call starts; None:
     every moment is in one of the two.
@@ -127,7 +127,7 @@ class _Search:
         )
 
     def _end(self, last_pts: int, is_cut_short: bool) -> None:
-        """Settle what lies after the last frame."""
+        """Settle the moments after the last frame."""
         length = self._seconds(self._origin, last_pts)
         meant = [moment for moment in self._wanted if isinstance(moment, Fraction) and moment - length <= END_SLACK_S]
         meant_last: list[Moment] = [*meant, *([None] if self._wants_last else [])]

@@ -44,13 +44,13 @@ class Unit:
 
     @property
     def is_pair(self) -> bool:
-        """Whether it is two images."""
+        """Return whether the unit is two images."""
         return len(self.files) > 1
 
 
 @dataclass
 class Outcome:
-    """What reading a unit gave: its frames by row, and why rows have none.
+    """Frames of a unit by row, and why rows have none.
 
     `time_base` is seconds per PTS unit as (numerator, denominator); None for images, whose PTS are 0 and 1.
     """
@@ -71,7 +71,7 @@ class Reader:
     def read(self, units: Iterable[Unit]) -> Iterator[Outcome]:
         """Yield the outcome of every unit as it comes; few are in memory at once.
 
-        Raises Unavailable for what would befall every other unit as well.
+        Raises Unavailable for errors that affect every other unit as well.
         """
         running: set[Future[Outcome]] = set()
         for unit in units:
@@ -131,7 +131,7 @@ class Reader:
     def _segments(
         self, child: Isolated, path: str, wanted: frozenset[Moment]
     ) -> Iterator[Picked | dict[Moment, Failure]]:
-        """What was picked in each minute; where the video cannot be read any further, why the rest is missing."""
+        """Yield the picked frames of each minute; if the rest cannot be read, yield why it is missing."""
         start: Position | None = None
         while True:
             try:

@@ -33,7 +33,7 @@ from lake.tables import Lake, now, to_table
 POLICY_ID = "human"
 # The size at which the paper trains on AURORA.
 IMAGE_SIZE = 256
-# A commit makes a file a table: every ten seconds as in labeling, or when so many rows wait in memory.
+# A commit makes a file a table: every ten seconds as in labeling, or when this many rows wait in memory.
 _COMMIT_S, _COMMIT_ROWS = 10.0, 1000
 
 
@@ -49,7 +49,7 @@ class LabeledCounts:
 
 @dataclass(frozen=True)
 class LabeledOptions:
-    """What a user chooses: data set and split for all rows (None: by mapping), side of the images in pixels, whether
+    """Options of an ingest: data set and split for all rows (None: by mapping), side of the images in pixels, whether
     to try again what failed for good, and whether to take in again what was forgotten."""
 
     dataset: str | None = None
@@ -71,8 +71,8 @@ def ingest_labeled(
     `layout` is the name of a preset, or a YAML file with a `mapping.Mapping`; one that has rows.
 
     Raises:
-        Refused: a source or a manifest cannot be used, the labeler has triples of another image size, or a run of it is
-            at work.
+        Refused: a source or a manifest cannot be used, the labeler has triples of another image size, or a run of it
+            is live.
         Unavailable: the store does not answer.
     """
     mapping = find_mapping(layout)
@@ -178,7 +178,7 @@ class _Work:
         return {file.uri: content_id([mapping, file.etag]) for file in files}
 
     def _read_books(self) -> None:
-        """What earlier runs finished, and what failed in them."""
+        """Read what earlier runs finished, and what failed in them."""
         mine = pc.field("labeler_id") == self._labeler
         columns = ["video_id", "run_id", "failed", "finished_at"]
         finished = self._lake.read("progress", columns, mine).to_pylist()

@@ -37,7 +37,7 @@ def encode_jpeg(image: RGB, quality: int) -> bytes:
 
 
 def decode_images(encoded: list[bytes]) -> Images:
-    """Decode images of one size into a batch. Raises ValueError for bytes that are no image, or where sizes differ."""
+    """Decode images of one size into a batch. Raises ValueError if bytes are not an image, or sizes differ."""
     return np.stack([_image(data) for data in encoded])
 
 
@@ -78,7 +78,7 @@ def _read(content: bytes) -> npt.NDArray[np.uint8]:
 
 
 def _damage(jpeg: bytes) -> str:
-    """What libjpeg says of a file in which it fills gaps by guessing. Pillow does not ask; OpenCV lets it print."""
+    """Return libjpeg's warnings of gaps that it fills by guessing. Pillow hides them; OpenCV prints them."""
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as said:
         os.dup2(said.fileno(), 2)

@@ -15,7 +15,7 @@ from models.settings import ModelSettings
 
 
 class LabelerSettings(BaseModel):
-    """What a user chooses of a labeler."""
+    """The parts of a labeler that a user chooses."""
 
     model_config = ConfigDict(extra="forbid")
 

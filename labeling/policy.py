@@ -29,7 +29,7 @@ class Bounds(BaseModel):
     @model_validator(mode="after")
     def _ordered(self) -> Bounds:
         if math.isnan(self.min) or math.isnan(self.max):
-            raise ValueError("nan is no bound: leave it out, or give a number")
+            raise ValueError("nan is not a bound: leave it out, or give a number")
         if not self.min <= self.max:
             raise ValueError(f"min {self.min} is above max {self.max}")
         return self
@@ -48,7 +48,7 @@ class Policy(BaseModel):
         for bounds in (self.default, *self.datasets.values()):
             for score in bounds:
                 if score not in NAMES:
-                    raise ValueError(f"{score!r} is no score: use {', '.join(NAMES)}")
+                    raise ValueError(f"{score!r} is not a score: use {', '.join(NAMES)}")
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""A labeling run: the driver that feeds the pipeline, commits what comes out while it goes on, and keeps the books."""
+"""A labeling run: the driver that feeds the pipeline, commits its output during the run, and keeps the counts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _ROUNDS = 3
 
 @dataclass
 class Summary:
-    """What a run did. `status` is `finished`, `drained` (asked to stop) or `nothing to do`."""
+    """Summary of a run. `status` is `finished`, `drained` (asked to stop) or `nothing to do`."""
 
     run_id: str
     labeler_id: str
@@ -203,7 +203,7 @@ class _Driver:
         )
         # Otherwise only the text of it would be left of what a stage raised.
         dataset.context.raise_original_map_exception = True
-        # Ours knows of signs of life that are no blocks, and what to say: see `stall_timeout`.
+        # Ours knows signs of life other than blocks, and can explain a stall: see `stall_timeout`.
         dataset.context.execution_no_progress_timeout_s = -1
         committed = heard = time.monotonic()
         try:
@@ -237,7 +237,7 @@ class _Driver:
             STAGE_WORKERS.record(processes, stage=stage)
 
     def _diagnosis(self, todo: pa.Table, pool: Workers) -> str:
-        """What a run without any outcome may be waiting for."""
+        """Return what a run without any outcome may be waiting for."""
         open_ = pc.is_in(todo["video_id"], value_set=pa.array(self.ledger.unfinished, pa.string()))
         waiting = todo["uri"].filter(open_).to_pylist()
         there, free = ray.cluster_resources(), ray.available_resources()
@@ -255,7 +255,7 @@ class _Driver:
             said += f", nodes with {label_} {len(nodes_with(label_))}"
         return (
             f"{said}: start nodes or ask for fewer workers where that is too much, else look at the workers' logs "
-            "(`ray logs`); the same command goes on from here"
+            "(`ray logs`); run the same command to resume"
         )
 
     def _unfinished(self, work: pa.Table, before: dict[str, list[str]]) -> pa.Table:
@@ -348,7 +348,7 @@ def _stream(dataset: ray.data.Dataset) -> Iterator[Report | None]:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What a worker raised on purpose, out of what Ray wraps it in; anything else as it is."""
+    """Unwrap an error that a worker raised on purpose from Ray's; return any other error as it is."""
     inner: BaseException | None = error
     while inner is not None:
         for expected in (Unavailable, Refused):

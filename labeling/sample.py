@@ -23,10 +23,10 @@ from lake.store_errors import outage
 
 
 class StopSign(Protocol):
-    """Whoever may ask to stop, such as `stop.Stop`."""
+    """A source of stop requests, such as `stop.Stop`."""
 
     def requested(self) -> bool:
-        """Whether it was asked for."""
+        """Return whether a stop was requested."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What is measured on frames: shot cuts and motion."""
+"""Measures of frames: shot cuts and motion."""
 
 from __future__ import annotations
 

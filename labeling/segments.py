@@ -53,7 +53,7 @@ class SpanFailure:
 
 @dataclass(frozen=True)
 class Segment:
-    """What one call found. `next_start_pts` is where the next segment starts, None at the end of the stream.
+    """Result of one call. `next_start_pts` is where the next segment starts, None at the end of the stream.
 
     `time_base` is seconds per PTS unit as (numerator, denominator); `frames` counts the usable frames decoded.
     """
@@ -110,7 +110,7 @@ class _Clips:
         self._clip.append(_Candidate(frame.pts, self._position, motion, small, frame.square(self.image_size)))
 
     def end_clip(self) -> None:
-        """What comes next belongs to another clip."""
+        """End the clip: later frames belong to another one."""
         positions = [candidate.position for candidate in self._clip]
         motion = [candidate.motion for candidate in self._clip]
         kept = [self._clip[index] for index in self.settings.sampler.choose(positions, motion)]

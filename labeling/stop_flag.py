@@ -8,7 +8,7 @@ from contextlib import suppress
 import ray
 from ray.actor import ActorHandle
 
-# A worker that cannot learn it in this time (the flag's node died) goes on.
+# A worker that gets no answer in this time (the flag's node died) continues.
 _ANSWER_S = 5.0
 
 
@@ -46,7 +46,7 @@ class Stop:
         ray.get(ray.get_actor(self._name).raise_.remote())
 
     def is_stalled(self, silent_s: float, limit_s: float) -> bool:
-        """Whether a run without an outcome for `silent_s` had no other sign of life for `limit_s` either.
+        """Return whether a run without an outcome for `silent_s` had no other sign of life for `limit_s` either.
 
         Workers that decode ask for this flag after every segment, also where hours without motion have no outcome.
         """
@@ -59,7 +59,7 @@ class Stop:
         return silent_s > limit_s and time.monotonic() - self._alive_at > limit_s
 
     def requested(self) -> bool:
-        """Whether it was asked for."""
+        """Return whether a stop was requested."""
         if not self._seen:
             try:
                 self._seen = bool(ray.get(ray.get_actor(self._name).is_raised.remote(), timeout=_ANSWER_S))

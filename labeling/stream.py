@@ -1,4 +1,4 @@
-"""What flows between the stages: one Arrow schema for frame pairs and for what went wrong."""
+"""Rows between the stages: one Arrow schema for frame pairs and for failures."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class KeptLake(Lake):
         return super().dataset(name, table, prune) if table is not None else self._newest(name).dataset
 
     def versions(self, *names: str) -> tuple[int, ...]:
-        """The newest versions of tables: while they are the same, so is every answer about them."""
+        """Return the newest versions of tables: while they are the same, so is every answer about them."""
         return tuple(self._newest(name).version for name in names)
 
     def find(self, name: str, columns: Sequence[str], where: pc.Expression) -> pa.Table:

@@ -38,7 +38,7 @@ _APP_ID = "ingest"
 
 @dataclass
 class IngestCounts:
-    """listed = new + known + failed, in videos; `skipped` are no videos.
+    """listed = new + known + failed, in videos; `skipped` files are not videos.
 
     Of the known, `known_failed` could not be read before and `forgotten` were deleted by a `forget`: both are left
     alone. A file that is back in a state that it had before counts as new.
@@ -55,7 +55,7 @@ class IngestCounts:
 
 @dataclass(frozen=True)
 class _Again:
-    """What is not left alone: what failed before, what was forgotten."""
+    """Which videos to try again: those that failed before, those that were deleted."""
 
     failed: bool
     forgotten: bool
@@ -105,7 +105,7 @@ def ingest(
 
     Raises:
         Refused: unknown layout or split, no source, a source that cannot be read or that holds no video; or a `forget`
-            is at work.
+            is running.
         Unavailable: the store does not answer.
     """
     mapping = layouts.find_mapping(layout)
@@ -135,7 +135,7 @@ def ingest(
 
 
 def _reader(source: str, layout: str, said: Mapping[str, Place]) -> Callable[[str], Place]:
-    """What is known of a path from the source's root: what a manifest said, else what the path says itself."""
+    """Return what is known of a path from the source's root: what a manifest said, else what the path says itself."""
     mapping, name = layouts.find_mapping(layout), source.rsplit("/", 1)[-1]
     return lambda relative: said.get(relative) or layouts.place(relative, name, layout, mapping)
 
@@ -191,7 +191,7 @@ def _ingest_page(
 
 
 def _listed(lake: Lake, source: Source) -> Iterator[list[Entry]]:
-    """The pages of a source; a listing that breaks off leaves a row in `failures` before it raises."""
+    """Yield the pages of a source; a listing that breaks off leaves a row in `failures` before it raises."""
     try:
         yield from lake.storage.pages(source.uri)
     except (OSError, WorldlakeError) as error:
@@ -273,7 +273,7 @@ def _without_forgotten(session: _Session, page: list[Entry], again: _Again) -> l
 
 
 def _unsettled(lake: Lake, page: list[Entry], retry_failed: bool) -> tuple[dict[str, Entry], int]:
-    """The entries of a page, by video id, that are not cataloged and have not failed for good; how many have."""
+    """Return the entries of a page, by video id, that are not cataloged and have not failed for good; how many have."""
     entries = {video_id(entry.uri, entry.etag): entry for entry in page}
     named = [entry.uri for entry in page if is_text(entry.uri)]
     settled = set(_seen(lake, lake.table("videos"), named).newest.values()) if named else set()

@@ -93,7 +93,7 @@ class Committer:
             self._decided.update(self.lake.read(name, ["triple_id"], mine)["triple_id"].to_pylist())
 
     def is_decided(self, triple_id: str) -> bool:
-        """Whether `commit` would drop a row of this id."""
+        """Return whether `commit` would drop a row of this id."""
         return triple_id in self._decided
 
     def commit(self, files: Iterable[DataFile]) -> dict[str, list[DataFile]]:
@@ -135,7 +135,7 @@ class Committer:
         return True
 
     def _without_decided(self, file: DataFile) -> DataFile | None:
-        """The file, or a copy of it without rows that are decided already, or nothing when none is left."""
+        """Return the file, or a copy of it without rows that are decided already, or nothing when none is left."""
         if not file.rows:
             return None
         if not file.triple_ids:

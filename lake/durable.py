@@ -101,7 +101,7 @@ def make_folder(path: Path) -> None:
 
 
 def is_on() -> bool:
-    """Whether writes are flushed."""
+    """Return whether writes are flushed."""
     return os.environ.get("WORLDLAKE_FSYNC", "on").lower() not in _OFF
 
 

@@ -110,7 +110,7 @@ def _clean_logs(lake: Lake) -> None:
 
 @dataclass
 class Left:
-    """What is still in a lake of what has a tombstone: rows, and files that no newest version names."""
+    """Remains in a lake of videos with a tombstone: rows, and files that no newest version names."""
 
     lake: Lake
     away: Tombstones
@@ -189,7 +189,7 @@ def _doomed(dataset: Any, away: Tombstones) -> dict[str, set[str]]:
 
 
 def _covered(rows: Any, away: Tombstones) -> pa.Array:
-    """Which rows have a tombstone, by their uri or their video id."""
+    """Return which rows have a tombstone, by their uri or their video id."""
     is_covered = pa.array([False] * len(rows))
     for column in ("uri", "video_id"):
         if column in rows.schema.names:
@@ -204,7 +204,7 @@ _AS = {"uri": "uri", "video_id": "video"}
 
 
 def _holding(lake: Lake, name: str, paths: Iterable[str], away: Tombstones, triples: frozenset[str]) -> list[str]:
-    """Which data files hold a row with a tombstone."""
+    """Return which data files hold a row with a tombstone."""
     data = sorted(path for path in paths if path.endswith(".parquet") and not path.startswith("_delta_log/"))
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
         held = pool.map(lambda path: _holds(lake, name, path, away, triples), data)
@@ -319,7 +319,7 @@ def _resolve(lake: Lake, what: str) -> list[tuple[str, str]]:
 
 
 def _saw(lake: Lake, run: RunState, videos: list[tuple[str, str]]) -> bool:
-    """Whether a training read triples of the videos; a version that is gone counts as if it had."""
+    """Return whether a training read triples of the videos; a version that is gone counts as if it had."""
     version = run.tables_read.get("triples")
     if version is None:
         return False

@@ -10,7 +10,7 @@ from typing import Any
 # Of a hundred videos without a split of their own.
 TRAIN, VALIDATION = 90, 5
 UPLOADS = "upload:"
-"""What the uris of uploads begin with."""
+"""The prefix of the uris of uploads."""
 _NAMESPACE = uuid.UUID("6a1f8a6e-0f0e-5c57-9d1b-6f5d1c0f7a11")
 
 

@@ -87,7 +87,7 @@ class Isolated:
 
     @property
     def is_up(self) -> bool:
-        """Whether a call would find a child that has started."""
+        """True if the child has started and is alive."""
         return self._child is not None and self._child.process.is_alive()
 
     def start(self) -> None:
@@ -278,7 +278,7 @@ class _Alarm:
 
 
 def limit_memory(kind: int, size: int) -> None:
-    """Let this process take so many bytes of a kind (`resource.RLIMIT_...`), or fewer where fewer are left to it."""
+    """Limit this process to `size` bytes of a kind (`resource.RLIMIT_...`), or to less if its hard limit is lower."""
     _, most = resource.getrlimit(kind)
     size = size if most == resource.RLIM_INFINITY else min(size, most)
     resource.setrlimit(kind, (size, size))
@@ -293,7 +293,7 @@ def _describe_exit(code: int | None) -> str:
 
 
 def _serve(connection: Connection, memory_bytes: int) -> None:
-    """What the child does: calls, one at a time, until its parent closes the pipe."""
+    """Run the child: answer calls, one at a time, until the parent closes the pipe."""
     global _parent
     _parent = connection
     # Ctrl-C reaches every process of a terminal; the parent decides what becomes of this one.

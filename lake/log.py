@@ -44,20 +44,20 @@ class Stored:
 
     @property
     def is_data(self) -> bool:
-        """Whether it is a data file, or the beginning of one."""
+        """True for a data file, also an unfinished one."""
         return not self.path.startswith("_delta_log/")
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether its writer has not ended it: ours names such files so, delta-rs with a number behind `#`."""
+        """True for a file that is still being written: by us with an ending, by delta-rs with a number behind `#`."""
         return self.path.endswith(UNFINISHED) or "#" in self.path.rsplit("/", 1)[-1]
 
 
 def stored(lake: Lake, name: str, folder: str = "") -> dict[str, Stored]:
-    """All files of a table by path, those of its log too; or those in one of its folders.
+    """Return all files of a table by path, those of its log too; or those in one of its folders.
 
-    A listing is no snapshot: what is written meanwhile may be in it or not. So list first, then read the log, to find
-    files that no commit names; and read the log first, then list, to find files that are gone.
+    A listing is not a snapshot: what is written meanwhile may be in it or not. So list first, then read the log, to
+    find files that no commit names; and read the log first, then list, to find files that are gone.
     """
     filesystem, root = lake.storage.filesystem(lake.table_uri(name))
     selector = pafs.FileSelector(f"{root}/{folder}".rstrip("/"), recursive=True, allow_not_found=True)
@@ -80,7 +80,7 @@ class Named:
     until: int | None
 
     def is_in(self, version: int) -> bool:
-        """Whether a version names the file."""
+        """Return whether a version names the file."""
         return self.since <= version and (self.until is None or version < self.until)
 
 
@@ -109,7 +109,7 @@ class Log:
         return {file.path: file for files in self.named.values() for file in files if file.until is None}
 
     def replaced_by(self, file: Named) -> dict[str, Named]:
-        """The files that the commit which named a file took out, by path."""
+        """Return the files that the commit which named a file took out, by path."""
         return {
             path: span
             for path, spans in self.named.items()
@@ -167,7 +167,7 @@ class Log:
 
 
 def read_commit(lake: Lake, name: str, path: str) -> list[dict[str, Any]]:
-    """The actions of a commit of a table. Raises BrokenLog where it was not written whole."""
+    """Return the actions of a commit of a table. Raises BrokenLog where it was not written whole."""
     actions = _actions(lake.storage.get(join(lake.table_uri(name), path)) or b"")
     if not actions:
         raise BrokenLog(f"{name}/{path} was not written whole: run `worldlake repair --lake {lake.uri}`")
@@ -175,12 +175,12 @@ def read_commit(lake: Lake, name: str, path: str) -> list[dict[str, Any]]:
 
 
 def is_whole(commit: bytes) -> bool:
-    """Whether a commit was written whole."""
+    """Return whether a commit was written whole."""
     return bool(_actions(commit))
 
 
 def _actions(commit: bytes) -> list[dict[str, Any]]:
-    """The actions of a commit; none where it was not written whole."""
+    """Return the actions of a commit; none where it was not written whole."""
     try:
         return [json.loads(line) for line in commit.splitlines() if line.strip()]
     except ValueError:
@@ -206,7 +206,7 @@ def broken_checkpoints(lake: Lake, name: str, files: Iterable[str]) -> list[str]
 
 
 def commit_path(version: int) -> str:
-    """The path of a commit in its table."""
+    """Return the path of a commit in its table."""
     return f"_delta_log/{version:020}.json"
 
 

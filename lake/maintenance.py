@@ -28,7 +28,7 @@ _CLUSTERED = ("triples", "rejections")
 
 @dataclass
 class Maintained:
-    """What became of one table: data files before and after, files deleted from the store; None: not looked for."""
+    """The result for one table: data files before and after, files deleted from the store (None: not searched)."""
 
     files_before: int
     files_after: int

@@ -30,7 +30,7 @@ _CLOCK = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d+)?)")
 
 
 Moment = Fraction | int | None
-"""A frame of a video: the first at or after so many seconds from the first one; a frame's number, counted from 0;
+"""A frame of a video: the first at or after a number of seconds from the first one; a frame's number, counted from 0;
 None: the last frame."""
 
 
@@ -58,7 +58,7 @@ class Labeled:
 
 @dataclass
 class Manifest:
-    """What the rows of one source say. `places` holds, by path from the source's root, what they say about videos."""
+    """The rows of one source. `places` holds what they say about videos, by path from the source's root."""
 
     rows: list[Labeled] = field(default_factory=list)
     unusable: list[tuple[Origin, Unusable]] = field(default_factory=list)
@@ -149,7 +149,7 @@ class _Files:
         try:
             entries = [entry for page in storage.pages(source) for entry in page]
         except OSError as error:
-            raise Refused(f"cannot list {source!r}: {error}; mend it and run the same again") from error
+            raise Refused(f"cannot list {source!r}: {error}; fix it and run the command again") from error
         if [entry.uri for entry in entries] == [source]:
             raise Refused(f"{source!r} is a file: name the folder from which the paths of its rows start")
         self.by_path = {self.relative(entry): entry for entry in entries}
@@ -158,11 +158,11 @@ class _Files:
             self._by_name.setdefault(entry.uri.rsplit("/", 1)[-1], []).append(entry)
 
     def relative(self, entry: Entry) -> str:
-        """The path of a file from the source's root."""
+        """Return the path of a file from the source's root."""
         return entry.uri.removeprefix(self._source).lstrip("/")
 
     def find(self, name: str, mapping: Mapping, columns: dict[str, str]) -> Entry:
-        """The file that a field names: a path from the root or a uri; a name without a slash may lie anywhere.
+        """Return the file that a field names: a path from the root or a uri; a name without a slash may be anywhere.
 
         Raises Unusable where there is none, or where a name is not unique.
         """
@@ -227,7 +227,7 @@ def _format(extension: str) -> str:
 
 
 def _as_text(value: Any) -> str:
-    """A value as a column: of a list the first item that is not empty, as its own loader does with AURORA's."""
+    """Return a value as a column: of a list the first item that is not empty, as its own loader does with AURORA's."""
     if isinstance(value, list):
         return next((text for item in value if (text := _as_text(item))), "")
     return str(value).strip() if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
@@ -248,5 +248,5 @@ def _refuse_missing_columns(source: str, mapping: Mapping, rows: list[dict[str, 
 
 
 def is_text(name: str) -> bool:
-    """Whether a file name is UTF-8; Linux takes any bytes, a table does not."""
+    """Return whether a file name is UTF-8; Linux takes any bytes, a table does not."""
     return name.isprintable() or not any("\ud800" <= letter <= "\udfff" for letter in name)

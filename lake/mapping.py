@@ -24,7 +24,7 @@ SPLITS = {
 
 
 class Place(NamedTuple):
-    """What a path or a row says about a video; None where it says nothing."""
+    """The attributes of a video from a path or a row; None if unknown."""
 
     dataset: str
     split: str | None
@@ -33,7 +33,7 @@ class Place(NamedTuple):
     group: str | None
 
     def split_of(self, uri: str) -> str:
-        """The split: the one said, else one that depends on nothing but the group or the uri."""
+        """Return the split: the one said, else one that depends on nothing but the group or the uri."""
         return self.split or hashed_split(self.group or uri)
 
 
@@ -99,17 +99,17 @@ class Mapping(BaseModel):
         return self
 
     def templates(self) -> dict[str, tuple[str, ...]]:
-        """The templates of every field that is given."""
+        """Return the templates of every field that is given."""
         given = {name: getattr(self, name) for name in type(self).model_fields}
         return {name: value for name, value in given.items() if isinstance(value, tuple) and value}
 
     @property
     def is_labeled(self) -> bool:
-        """Whether rows have to be read one by one; otherwise paths alone say what is to be known."""
+        """True if rows must be read one by one; otherwise paths say everything."""
         return self.manifest is not None or bool(self.action)
 
     def place(self, columns: dict[str, str]) -> Place:
-        """What the columns of a row say about its video. Raises Unusable for a split of another name."""
+        """Return what the columns of a row say about its video. Raises Unusable for a split of another name."""
         split = self._text("split", columns)
         if split and split.lower() not in SPLITS:
             raise Unusable("UnknownSplit", f"split {split!r} is none of {', '.join(SPLITS)}")
@@ -124,7 +124,7 @@ class Mapping(BaseModel):
         return next((text for template in getattr(self, name) if (text := fill(template, columns))), "")
 
     def required(self, name: str, columns: dict[str, str]) -> str:
-        """The text of a field. Raises Unusable, naming the column, where there is none."""
+        """Return the text of a field. Raises Unusable, naming the column, where there is none."""
         if text := self._text(name, columns):
             return text
         missing = [one for template in getattr(self, name) for one in columns_of(template) if not columns.get(one)]
@@ -132,7 +132,7 @@ class Mapping(BaseModel):
         raise Unusable("NoValue", f"no {name}: {', '.join(reasons) or 'its template is empty'}")
 
     def with_parts(self, columns: dict[str, str]) -> dict[str, str]:
-        """The columns, and what `parts` takes out of them."""
+        """Return the columns, and what `parts` takes out of them."""
         found = dict(columns)
         for column, pattern in self.parts.items():
             if match := pattern.fullmatch(columns.get(column, "")):
@@ -149,12 +149,12 @@ class Unusable(Exception):
 
 
 def columns_of(template: str) -> set[str]:
-    """The columns that a template names. Raises ValueError where it is malformed."""
+    """Return the columns that a template names. Raises ValueError where it is malformed."""
     return {name for _, name, _, _ in Formatter().parse(template) if name is not None}
 
 
 def fill(template: str, columns: dict[str, str]) -> str:
-    """The template with its columns filled in; empty where one of them is missing or empty."""
+    """Return the template with its columns filled in; empty where one of them is missing or empty."""
     filled = []
     for literal, name, form, _ in Formatter().parse(template):
         filled.append(literal)

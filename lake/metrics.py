@@ -1,4 +1,4 @@
-"""What worldlake counts while it works: every metric by name. docs/how-to/observability.md says what to do with them.
+"""Metrics of worldlake, by name. docs/how-to/observability.md says what to do with them.
 
 Where Ray runs they are metrics of `ray.util.metrics`, which the agent of each node gives to Prometheus with `ray_`
 before the name; anywhere else they are nothing. Seconds are counters, not histograms: Ray puts the sum of a histogram
@@ -36,7 +36,7 @@ class Metric:
         ray = sys.modules.get("ray")
         if ray is None or (self.kind == "counter" and value <= 0):
             return
-        # Whatever is wrong with Ray, a metric is no reason for a run to fail.
+        # Whatever is wrong with Ray, a metric must not fail a run.
         with suppress(Exception):
             if ray.is_initialized():
                 made, feed = _made(self)

@@ -9,8 +9,6 @@ import ssl
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from botocore.utils import get_environ_proxies
-
 from lake.errors import Refused
 
 _CA_VARIABLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE")
@@ -47,6 +45,8 @@ def route(endpoint: str, profile_ca: str | None) -> Route:
 
     Raises ``Refused`` for a file of certificates that cannot be used.
     """
+    from botocore.utils import get_environ_proxies
+
     scheme = urlsplit(endpoint).scheme
     proxy = get_environ_proxies(endpoint).get(scheme) or None
     if proxy and "://" not in proxy:

@@ -55,7 +55,7 @@ class Damage:
         return f"{self.kind} in {self.table}: {self.count:,} ({shown}); repair: {self.remedy}"
 
     def row(self) -> dict[str, Any]:
-        """The damage without what repairs it."""
+        """Return the damage without what repairs it."""
         return {name: value for name, value in vars(self).items() if name != "repair"}
 
 
@@ -217,14 +217,14 @@ def _empty_commit(lake: Lake, name: str, path: str) -> None:
 
 
 def _files(lake: Lake, name: str) -> Iterator[Damage]:
-    """Files that the newest version names and that are gone or of another size."""
+    """Yield files that the newest version names and that are gone or of another size."""
     log = Log(lake, name)
     if lost := _lost(log):
         yield _missing("missing files", lake, log, lost)
 
 
 def _unreadable(lake: Lake, name: str) -> Iterator[Damage]:
-    """Files that the newest version names and whose ids cannot be read."""
+    """Yield files that the newest version names and whose ids cannot be read."""
     log = Log(lake, name)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         whole = pool.map(partial(_is_readable, lake, name), log.newest)
@@ -254,7 +254,7 @@ def _missing(kind: str, lake: Lake, log: Log, lost: list[Named]) -> Damage:
 
 
 def _lost(log: Log) -> list[Named]:
-    """Files of the newest version that are not stored, or not whole."""
+    """Return files of the newest version that are not stored, or not whole."""
     return [one for path, one in log.newest.items() if path not in log.files or log.files[path].bytes != one.bytes]
 
 
@@ -291,7 +291,7 @@ def _copied(lake: Lake, name: str, path: str) -> DataFile:
 
 
 def _forgotten(lake: Lake) -> Iterator[Damage]:
-    """What has a tombstone and is there all the same."""
+    """Yield what has a tombstone and is there all the same."""
     left = find_left(lake)
     sweep = partial(sweep_until_clean, lake, [], Forgotten(0))
     for name in TABLES:
@@ -373,7 +373,7 @@ def _reopen(lake: Lake, found: set[tuple[str, str]]) -> None:
 
 
 def _orphans(lake: Lake) -> Iterator[Damage]:
-    """Files that no commit ever named, of runs that were killed."""
+    """Yield files that no commit ever named, of runs that were killed."""
     before = now() - timedelta(hours=KEEP_HOURS)
     delete = partial(delete_orphans, lake, before)
     for name in TABLES:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 MayPass = Callable[[Exception], bool]
-"""Whether another attempt may succeed after an error. It may raise another error in its place."""
+"""Returns whether another attempt may succeed after an error. It may raise another error in its place."""
 OnWait = Callable[[Exception, float], object]
 """Called before every wait, with the error and the seconds."""
 

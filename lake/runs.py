@@ -62,12 +62,12 @@ class RunState:
 
     @property
     def live(self) -> bool:
-        """Whether the run seems to work, as far as its last heartbeat and this machine can tell; for people to read."""
+        """Return whether the run seems live, by its last heartbeat and this machine; for people to read."""
         return self.status == "running" and abs(now() - self.heartbeat_at) < LIVE_FOR and not self.is_gone
 
     @property
     def is_gone(self) -> bool:
-        """Whether its process was on this machine, under this boot and in this PID namespace, and is no more."""
+        """Return whether its process was on this machine, in this boot and PID namespace, and has ended."""
         return self.host == _host() and not Path(f"/proc/{self.pid}").exists()
 
 
@@ -77,7 +77,7 @@ def new_run_id() -> str:
 
 
 def states(lake: Lake) -> list[RunState]:
-    """The newest state of every run, oldest run first."""
+    """Return the newest state of every run, oldest run first."""
     columns = [
         "run_id", "kind", "status", "labeler_id", "policy_id", "config", "counts", "timings", "tables_read",
         "host", "pid", "started_at", "heartbeat_at", "recorded_at",
@@ -100,7 +100,7 @@ def states(lake: Lake) -> list[RunState]:
 
 
 def _heartbeats(lake: Lake) -> dict[str, dict[str, Any]]:
-    """What runs that have not ended said last, by run: `heartbeat_at`, `counts`, `timings`."""
+    """Return what runs that have not ended said last, by run: `heartbeat_at`, `counts`, `timings`."""
     folder = join(lake.uri, _HEARTBEATS)
     if not is_s3(folder) and not Path(folder).exists():
         return {}
@@ -120,7 +120,7 @@ def _heartbeats(lake: Lake) -> dict[str, dict[str, Any]]:
 def find_alive(
     lake: Lake, concerns: Callable[[RunState], bool], stop: threading.Event | None = None
 ) -> RunState | None:
-    """A run that gave a sign of life while this watched; None once all have kept silent, or on `stop`.
+    """Return a run that gave a sign of life while this watched; None once all have kept silent, or on `stop`.
 
     Beats are compared with each other, not with a clock: the watching takes up to `LIVE_FOR` where a run seems to work
     on another machine, and no time where no run does. Not services: one that writes may live for months, and nobody
@@ -146,7 +146,7 @@ def find_alive(
 _LOOK_EVERY_S = 1.0
 # What this process has watched in vain need not be watched again.
 _SILENT: dict[str, datetime] = {}
-# How far clocks may differ: whoever has been silent for longer is not waited for.
+# How far clocks may differ: a run that has been silent for longer is not waited for.
 _SKEW = timedelta(hours=1)
 
 
@@ -195,9 +195,9 @@ class Run:
     """Versions by table, recorded with every event; `videos` as it is at the start where none is named."""
     status: str = "running"
     alone: bool = False
-    """Whether no other run of the labeler may be alive."""
+    """True if no other run of the labeler may be alive."""
     take_over: bool = False
-    """Whether to begin beside runs that seem alive: fence them first."""
+    """True to begin beside runs that seem alive: fence them first."""
     on_error: Callable[[str], None] = lambda message: None
 
     def __enter__(self) -> Run:
@@ -303,7 +303,7 @@ class Run:
 
 @cache
 def _host() -> str:
-    """The machine, its boot and the PID namespace: a pid means nothing in another of any of these."""
+    """Return the machine, its boot and the PID namespace: a pid means nothing in another of any of these."""
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     booted = boot.read_text()[:8] if boot.exists() else "unknown"
     with suppress(OSError):

@@ -8,10 +8,7 @@ from functools import lru_cache
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-import boto3
 import pyarrow.fs as pafs
-from botocore import UNSIGNED
-from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from lake import network
@@ -21,30 +18,36 @@ from lake.network import Route
 from lake.retry import Schedule, retry
 from lake.store_errors import CHANGED, ENDPOINT, is_away, no_credentials, outage
 
+# boto3 takes a quarter of a second to import, in every process, and a lake in a folder needs nothing of it.
 if TYPE_CHECKING:
+    import boto3
     from mypy_boto3_s3 import S3Client
 
 T = TypeVar("T")
 
-# A restart of a store takes a minute at most; whoever is away for longer is given up, and the run goes on another day.
+# A restart of a store takes a minute at most. A store that is away for longer ends the run, which can be resumed.
 PATIENCE_S = 120.0
 _WAITS_S = (0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
 COPY_BYTES = 1 << 20
 # boto3's own retries draw on a quota that the threads of a client share, so the long waits are ours: see `patiently`.
-STEADY = Config(
-    retries={"total_max_attempts": 3, "mode": "standard"},
-    connect_timeout=CONNECT_TIMEOUT_S,
-    read_timeout=READ_TIMEOUT_S,
-    max_pool_connections=32,
-)
-# Two attempts: whoever starts a command wants to know at once.
-QUICK = Config(retries={"total_max_attempts": 2, "mode": "standard"}, connect_timeout=5, read_timeout=15)
+STEADY: dict[str, Any] = {
+    "retries": {"total_max_attempts": 3, "mode": "standard"},
+    "connect_timeout": CONNECT_TIMEOUT_S,
+    "read_timeout": READ_TIMEOUT_S,
+    "max_pool_connections": 32,
+}
+# Two attempts: a user who starts a command wants to know at once.
+QUICK: dict[str, Any] = {
+    "retries": {"total_max_attempts": 2, "mode": "standard"},
+    "connect_timeout": 5,
+    "read_timeout": 15,
+}
 
 
 class Settings(NamedTuple):
-    """What can be said about S3 beyond the AWS environment; see ``StorageConfig``."""
+    """S3 settings beyond the AWS environment; see ``StorageConfig``."""
 
     endpoint_url: str | None
     region: str | None
@@ -54,7 +57,7 @@ class Settings(NamedTuple):
 
 
 class Access(NamedTuple):
-    """What boto3 found: credentials of this moment, region, endpoint (None for AWS itself), the way there."""
+    """Current credentials, region, endpoint (None for AWS itself), and route, as boto3 found them."""
 
     key: str
     secret: str
@@ -178,7 +181,7 @@ def download(s3: "S3Client", bucket: str, key: str, etag: str, out: IO[bytes]) -
             for chunk in body.iter_chunks(COPY_BYTES):
                 out.write(chunk)
     except ClientError as error:
-        # Nothing lies at or after this offset: the object is empty, or all of it is here.
+        # Nothing is at or after this offset: the object is empty, or complete here.
         if error.response["Error"]["Code"] not in ("InvalidRange", "416"):
             raise
 
@@ -226,7 +229,7 @@ def _get(s3: "S3Client", bucket: str, key: str, etag: str, byte_range: str) -> A
 
 
 def _environment() -> tuple[tuple[str, str], ...]:
-    """What the caches depend on: variables, and the file that tools write renewed credentials into."""
+    """Return what the caches depend on: variables, and the file that tools write renewed credentials into."""
     found = {name: value for name, value in os.environ.items() if name.startswith("AWS_")} | network.variables()
     credentials = os.path.expanduser(found.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials")
     with suppress(OSError):
@@ -235,7 +238,9 @@ def _environment() -> tuple[tuple[str, str], ...]:
 
 
 @lru_cache(maxsize=8)
-def _session(settings: Settings, environment: tuple[tuple[str, str], ...]) -> boto3.Session:
+def _session(settings: Settings, environment: tuple[tuple[str, str], ...]) -> "boto3.Session":
+    import boto3
+
     # AWS_REGION is what every other SDK reads; boto3 reads only AWS_DEFAULT_REGION.
     region = settings.region or dict(environment).get("AWS_REGION") or None
     try:
@@ -259,17 +264,20 @@ def _place(settings: Settings, environment: tuple[tuple[str, str], ...]) -> Plac
     return Place(session.region_name or "us-east-1", None if is_aws else url.rstrip("/"), way)
 
 
-def _build(settings: Settings, session: boto3.Session, behavior: Config, place: Place | None) -> "S3Client":
+def _build(settings: Settings, session: "boto3.Session", behavior: dict[str, Any], place: Place | None) -> "S3Client":
+    from botocore import UNSIGNED
+    from botocore.client import Config
+
     if place and place.endpoint:
-        behavior = behavior.merge(Config(s3={"addressing_style": "path"}))
+        behavior = {**behavior, "s3": {"addressing_style": "path"}}
     if settings.anonymous:
-        behavior = behavior.merge(Config(signature_version=UNSIGNED))
+        behavior = {**behavior, "signature_version": UNSIGNED}
     try:
         made = session.client(
             "s3",
             endpoint_url=settings.endpoint_url,
             region_name=session.region_name or "us-east-1",
-            config=behavior,
+            config=Config(**behavior),
             verify=place.route.ca_file if place else None,
         )
     except (BotoCoreError, ValueError) as error:

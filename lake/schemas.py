@@ -26,15 +26,15 @@ class Column:
     type: pa.DataType
     description: str
     nullable: bool = True
-    """Whether a row may lack it."""
+    """True if a row may lack it."""
     since: int = 1
     """The first schema version that has it."""
     is_text: bool = False
-    """Whether it is free text, which has no statistics."""
+    """True for free text, which has no statistics."""
 
     @property
     def has_statistics(self) -> bool:
-        """Whether min, max, and null count are in the Delta log: of scalars, and never of image bytes or lists."""
+        """Return whether min, max, and null count are in the Delta log: of scalars, never of image bytes or lists."""
         return not (self.is_text or pa.types.is_binary(self.type) or pa.types.is_list(self.type))
 
 
@@ -44,7 +44,7 @@ class Table:
 
     name: str
     description: str
-    """What a row is."""
+    """A noun phrase for a row."""
     columns: tuple[Column, ...]
 
     def __iter__(self) -> Iterator[Column]:
@@ -134,7 +134,7 @@ SPEC: tuple[Table, ...] = (
         (
             Column("video_id", STRING, "The video; null if a source could not be listed."),
             Column("uri", STRING, "The video or the source."),
-            Column("labeler_id", STRING, "The labeler, if one was at work."),
+            Column("labeler_id", STRING, "The labeler, if there was one."),
             Column("run_id", STRING, "The run, if it was one."),
             Column(
                 "scope", STRING, "What failed: listing, video (it is not finished), span or pair (the rest of it is)."

@@ -103,7 +103,7 @@ def query(
 
 
 def condition(text: str) -> str:
-    """A condition on rows, for a WHERE of ours: exactly one expression, in brackets.
+    """Return a condition on rows, for a WHERE of ours: exactly one expression, in brackets.
 
     Raises:
         Refused: it is none, or more than one, or would end our statement.
@@ -194,7 +194,7 @@ def sql_reason(error: Exception, limit: int | None = None) -> str:
 
 
 def too_long(seconds: float | None) -> str:
-    """What is said of a query that was stopped."""
+    """Return what is said of a query that was stopped."""
     return f"the query exceeded {seconds:g} s and was stopped: narrow the query"
 
 
@@ -232,7 +232,7 @@ def _refuse_other_types(found: duckdb.DuckDBPyRelation) -> None:
 
 
 def rows_of(batch: pa.RecordBatch) -> Iterator[list[Any]]:
-    """The rows of a result as Python has them. Raises Refused for a value that Python cannot hold."""
+    """Yield the rows of a result as Python has them. Raises Refused for a value that Python cannot hold."""
     try:
         # Column by column, because two columns may have the same name.
         columns = [_values(column) for column in batch.columns]
@@ -275,7 +275,7 @@ def _write_json(result: pa.RecordBatchReader, out: IO[str]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A value of a result as JSON has it: bytes as base64, NaN as null, times and intervals in ISO 8601."""
+    """Return a value of a result as JSON has it: bytes as base64, NaN as null, times and intervals in ISO 8601."""
     if value is None or type(value) in (str, int, bool):
         # First, because a list may have millions of them.
         return value
@@ -286,7 +286,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, dt.datetime | dt.date | dt.time):
         return value.isoformat()
     if isinstance(value, decimal.Decimal):
-        # DuckDB adds up integers as decimals without a fraction; a float that is not the same number is no answer.
+        # DuckDB adds up integers as decimals without a fraction; a float that is not the same number would be wrong.
         is_whole = value.as_tuple().exponent == 0
         return int(value) if is_whole else float(value) if decimal.Decimal(repr(float(value))) == value else str(value)
     if isinstance(value, pa.MonthDayNano):

@@ -77,7 +77,7 @@ def lake_uri(uri: str) -> str:
 
 
 def is_s3(uri: str) -> bool:
-    """Whether the uri names an object or a prefix in S3."""
+    """Return whether the uri names an object or a prefix in S3."""
     return uri.startswith("s3://")
 
 
@@ -224,7 +224,7 @@ class StorageConfig(Settings):
         """Return a local path that holds the object as it was listed.
 
         A local file is returned as it is, not copied: call ``verify`` when it has been read. An S3 object is written to
-        ``dest``; a broken download goes on where it stopped, always for the same etag.
+        ``dest``; a broken download resumes where it stopped, always for the same etag.
 
         Raises ``SourceChanged`` when the object is gone or has another etag, and boto3's error when the store stays
         away (``store_errors.is_transient`` tells).
@@ -361,7 +361,7 @@ def _check_local(path: Path, must_exist: bool) -> None:
 
 
 def _walk(path: Path, parents: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
-    """Files at or under a path; links are followed, but never into a folder that they are inside of."""
+    """Yield files at or under a path; links are followed, but never into a folder that they are inside of."""
     try:
         stat = path.stat()
     except OSError:

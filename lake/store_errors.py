@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 ENDPOINT = "--endpoint-url or AWS_ENDPOINT_URL"
 AWAY = (OSError, DeltaError, BotoCoreError, ClientError, Unavailable)
-"""What the libraries raise where a lake or its store cannot be read or written now."""
+"""Errors of the libraries when a lake or its store cannot be read or written now."""
 CHANGED = {"PreconditionFailed", "412", "NoSuchKey", "404"}
 """Answers that say something about an object, not about the store."""
 
@@ -97,7 +97,7 @@ _UNTRUSTED = re.compile("CERTIFICATE_VERIFY_FAILED|curlCode: 60|invalid peer cer
 
 
 class _Answer(NamedTuple):
-    """What a store said: its code in letters only and as spelled, HTTP status (0: not told), message.
+    """The answer of a store: its code in letters only and as spelled, HTTP status (0: unknown), message.
 
     `has_reason` is false where the answer had no body, as answers to HEAD: then the status is all there is.
     """
@@ -192,7 +192,7 @@ def no_credentials() -> Refused:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same read may succeed in another run: the object is not at fault, but the store or this machine."""
+    """Return whether the same read may succeed in another run: the store or this machine is at fault."""
     if outage(error) or is_away(error):
         return True
     if isinstance(error, ClientError):
@@ -201,7 +201,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether what could not be read may be whole: the store, the credentials or this machine are at fault."""
+    """Return whether what could not be read may be whole: the store, the credentials or this machine are at fault."""
     return bool(final_error(error)) or is_away(error)
 
 
@@ -216,7 +216,7 @@ def read_undamaged(read: Callable[[], T]) -> T | None:
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether the same request may succeed in a minute."""
+    """Return whether the same request may succeed in a minute."""
     if _UNTRUSTED.search(str(error)):
         return False
     if isinstance(error, ClientError):
@@ -245,7 +245,7 @@ def _status(error: ClientError) -> int:
 
 
 def _errno(error: BaseException) -> int:
-    """The number of an error of the operating system, also where only the text has it; 0 for others."""
+    """Return the number of an error of the operating system, also where only the text has it; 0 for others."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     found = _NUMBER.search(str(error))
@@ -253,7 +253,7 @@ def _errno(error: BaseException) -> int:
 
 
 def _answer(error: BaseException) -> _Answer | None:
-    """What a store answered; None where the error is of another kind."""
+    """Return what a store answered; None where the error is of another kind."""
     if isinstance(error, ClientError):
         said = error.response["Error"]
         # boto3 puts the status in the place of a code that is not there.

@@ -125,7 +125,7 @@ class Lake:
         self.flush(name)
 
     def table_uri(self, name: str) -> str:
-        """Where a table lies."""
+        """Return the uri of a table."""
         return join(self.uri, name)
 
     def table(self, name: str) -> DeltaTable:

@@ -1,4 +1,4 @@
-"""Calling something after a while, unless what it limits ends before."""
+"""A time limit on a block of code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def after(seconds: float | None, call: Callable[[], object]) -> Iterator[None]:
-    """Call a function, on a thread, when the block takes longer than so many seconds; None: however long it takes."""
+    """Call a function on a thread if the block takes longer than `seconds`; None: never."""
     if seconds is None:
         yield
         return

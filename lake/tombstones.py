@@ -1,4 +1,4 @@
-"""What a `forget` deleted stays away: tombstones, rows of `failures` that name it by hashes and hold nothing else.
+"""Tombstones keep deleted videos away: rows of `failures` that name them by hashes and hold nothing else.
 
 A tombstone names a uri and a state of it: `video_id` is the hash of the uri, `triple_id` that of the video's own id.
 The newest event of a uri counts, so that bringing a video back is a row too. The etag is not part of the hash of the
@@ -28,27 +28,27 @@ _FORGOTTEN, _BROUGHT_BACK = "Forgotten", "BroughtBack"
 
 
 def key(name: str) -> str:
-    """The hash of a uri, or of a video id, in a tombstone; no video has it as its id, as no etag is empty."""
+    """Return the hash of a uri, or of a video id, in a tombstone; no video has it as its id, as no etag is empty."""
     return video_id(name.encode("utf-8", "backslashreplace").decode(), "")
 
 
 @dataclass(frozen=True)
 class Tombstones:
-    """What is forgotten now. `newest` is when each uri was last forgotten or brought back."""
+    """The deleted videos. `newest` is when each uri was last deleted or brought back."""
 
     uris: frozenset[str] = frozenset()
     videos: frozenset[str] = frozenset()
     newest: Mapping[str, datetime] = field(default_factory=dict)
 
     def covers(self, uri: str | None = None, video: str | None = None) -> bool:
-        """Whether a row of this uri, or of this video, must not be in the lake."""
+        """Return whether a row of this uri, or of this video, must not be in the lake."""
         if not self.uris:
             return False
         return (uri is not None and key(uri) in self.uris) or (video is not None and key(video) in self.videos)
 
 
 def read(lake: Lake) -> Tombstones:
-    """The tombstones of a lake."""
+    """Return the tombstones of a lake."""
     columns = ["video_id", "triple_id", "error_type", "failed_at"]
     rows = lake.read("failures", columns, pc.field("stage") == STAGE).to_pylist()
     newest: dict[str, datetime] = {}
@@ -61,7 +61,7 @@ def read(lake: Lake) -> Tombstones:
 
 
 def keys(lake: Lake) -> frozenset[str]:
-    """The hashes of all uris that are forgotten now."""
+    """Return the hashes of all uris that are forgotten now."""
     return read(lake).uris
 
 
@@ -82,7 +82,7 @@ def bring_back(writer: Writer, uris: Iterable[str]) -> None:
 
 
 def redacted(config: str | None, away: Tombstones) -> str | None:
-    """The configuration of a run (JSON) without sources that have a tombstone."""
+    """Return the configuration of a run (JSON) without sources that have a tombstone."""
     if not away.uris or '"sources"' not in (config or ""):
         return config
     parsed = json.loads(config or "{}")
@@ -95,7 +95,7 @@ def redacted(config: str | None, away: Tombstones) -> str | None:
 
 
 def normal(what: str) -> str:
-    """A uri in the spelling of the tables, where it has one."""
+    """Return a uri in the spelling of the tables, where it has one."""
     try:
         return normalize(what)
     except Refused:

@@ -20,7 +20,7 @@ WORKERS = 4
 
 
 class Header(NamedTuple):
-    """What the container claims; None where it says nothing. Width and height are those before display rotation."""
+    """The header of a container; None where it says nothing. Width and height are those before display rotation."""
 
     codec: str
     width: int
@@ -41,7 +41,7 @@ class ProbeError(NamedTuple):
 def read_header(file: IO[bytes]) -> Header:
     """Return the header of the first video stream.
 
-    Raises ``av.FFmpegError`` when it is damaged and ``ValueError`` when it is no video or there is no picture in it.
+    Raises ``av.FFmpegError`` when it is damaged and ``ValueError`` when it is not a video or has no picture.
     """
     with open_container(file) as container:
         return _header(container)
@@ -105,6 +105,6 @@ class Prober:
 
 @contextmanager
 def prober(storage: StorageConfig, timeout_s: float = TIMEOUT_S) -> Iterator[Prober]:
-    """A ``Prober`` whose processes are gone at the end; `timeout_s` is for one header."""
+    """Yield a ``Prober`` whose processes are gone at the end; `timeout_s` is for one header."""
     with closing(IsolatedPool(WORKERS, timeout_s)) as pool:
         yield Prober(storage, pool)

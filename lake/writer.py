@@ -46,7 +46,7 @@ Fences = Mapping[str, str]
 
 
 def fences(lake: Lake, names: Iterable[str] = TABLES) -> Fences:
-    """The fences of tables now. Read them first, then what the writer goes by (tombstones, what is decided).
+    """Return the fences of tables now. Read them first, then what the writer goes by (tombstones, what is decided).
 
     Raises Refused where an older worldlake made a table.
     """
@@ -255,7 +255,7 @@ def _overwrite(
 
 
 def rewritten(name: str) -> WriterProperties:
-    """How files that delta-rs rewrites are written: as ours, without dictionaries of images."""
+    """Return how files that delta-rs rewrites are written: as ours, without dictionaries of images."""
     images = [column for column in IMAGES if column in TABLES[name].names]
     return WriterProperties(
         compression="ZSTD",
@@ -270,7 +270,7 @@ _IMAGE_ROWS = 2_000
 
 
 def fence_of(table: DeltaTable) -> str:
-    """The fence of a table in the version of a handle."""
+    """Return the fence of a table in the version of a handle."""
     return str(table.metadata().configuration.get(FENCE, ""))
 
 
@@ -285,7 +285,7 @@ def _patiently(lake: Lake, name: str, attempt: Callable[[], None], on_retry: Not
 
 
 def may_pass(error: Exception, uri: str) -> bool:
-    """Whether a commit may succeed in a while. Raises the one line with the remedy where no wait can help."""
+    """Return whether a commit may succeed in a while. Raises the one line with the remedy where no wait can help."""
     if isinstance(error, Superseded | FileNotFoundError) or not isinstance(error, DeltaError | OSError):
         return False
     if why := final_error(error, uri):

@@ -23,7 +23,7 @@ WANTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 """Weights, configurations, chat templates and tokenizers: what is loaded, and so what is hashed."""
 
 TRAINED_AS = "worldlake.json"
-"""What a model that worldlake trained was shown: beside its weights, or its adapter's, so that it is asked the same."""
+"""How a model that worldlake trained saw its inputs: next to its weights or adapter, so that later uses match."""
 
 REMEMBERED_BYTES = 32 << 20
 """Smaller files are hashed in a moment."""

@@ -226,7 +226,7 @@ def _end_tokens(model: PreTrainedModel, inputs: PairInputs) -> list[int]:
 
 
 def _silent_tokens(model: PreTrainedModel, inputs: PairInputs, ends: list[int]) -> torch.Tensor:
-    """Which of the vocabulary is no text, bool, shape (vocabulary,): special tokens and ids that name no token."""
+    """Return a mask of ids that are not text, bool, shape (vocabulary,): special tokens and ids without a token."""
     tokenizer = inputs.tokenizer
     vocabulary = model.config.get_text_config().vocab_size
     silent = torch.arange(vocabulary) >= len(tokenizer)

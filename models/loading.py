@@ -103,7 +103,7 @@ def _find(settings: ModelSettings, device: str | None) -> _Found:
 
 
 def _as_trained(settings: ModelSettings, adapter: Path | None, folder: Path) -> ModelSettings:
-    """What was left open, as the model was trained: asked in another way it would answer worse, and nobody be told."""
+    """Fill open settings with those of the training: with others the model would answer worse, without a warning."""
     is_open = {name for name in ("prompt", "image_size", "pair_layout") if getattr(settings, name) in (None, "auto")}
     trained = {name: value for name, value in trained_as(adapter, folder).items() if name in is_open}
     return ModelSettings(**settings.model_dump() | trained)

@@ -82,9 +82,9 @@ class Clip:
 
 @dataclass(frozen=True)
 class Span:
-    """What lies between two frames: the event's name where it is one or none, and how many events overlap.
+    """Events between two frames: the event's name if it is one or none, and how many events overlap.
 
-    `action` is None where two or more events overlap, or one of which less than half lies between the frames.
+    `action` is None where two or more events overlap, or one of which less than half is between the frames.
     """
 
     action: str | None
@@ -99,7 +99,7 @@ def make_clip(
     still: tuple[int, int] = (26, 44),
     change: tuple[int, int] = (3, 5),
 ) -> Clip:
-    """Compose a clip of `frames` frames, `size` pixels square; stills and gradual changes last so many frames.
+    """Compose a clip of `frames` frames, `size` pixels square; stills and gradual changes last N frames.
 
     Shapes that appear, vanish or change color do so from one frame to the next. The same arguments give the same clip.
     """
@@ -157,7 +157,7 @@ def write_folder(folder: Path, seeds: Sequence[int], *, frames: int = 250) -> li
 
 
 class GroundTruth:
-    """What happens in the clips of a folder that `write_folder` wrote."""
+    """The events in the clips of a folder that `write_folder` wrote."""
 
     def __init__(self, folder: Path):
         recorded = json.loads((folder / "ground_truth.json").read_text())
@@ -168,7 +168,7 @@ class GroundTruth:
         return name in self._events
 
     def span(self, name: str, obs_time_s: float, next_time_s: float) -> Span:
-        """What happened in a clip, by its file name, between two times in seconds. KeyError for an unknown clip."""
+        """Return the events in a clip, by its file name, between two times in seconds. KeyError for an unknown clip."""
         return span_between(self._events[name], round(obs_time_s * self._fps), round(next_time_s * self._fps))
 
 
@@ -195,7 +195,7 @@ def _new_shape(rng: np.random.Generator, scene: Scene) -> Shape | None:
 
 
 def _fits(scene: Scene) -> bool:
-    """Whether every shape is wholly in view and apart from the others, the camera in reach and the light in range."""
+    """Return whether all shapes are in view and apart, the camera is in reach and the light is in range."""
     shapes = scene.shapes
     in_view = all(
         s.radius + MARGIN <= place - camera <= 1 - s.radius - MARGIN

@@ -29,11 +29,11 @@ FLOOR_DB = 20.0
 # Tokenizers blur and add noise; after this blur, in pixels, both weigh little beside any change.
 _BLUR = 1.0
 
-# What a pan brings into view is the one thing that obs does not tell. Any texture of the world is taken there: so many
+# What a pan brings into view is the one thing that obs does not tell. Any texture of the world counts there: this many
 # gray levels in full light are forgiven, less than any color differs from a background.
 _FORGIVEN = 40.0
 
-# Drawings of so many actions, the nearest ones of the grid, are brought nearer; the others are out of the question.
+# Drawings of this many actions, the nearest ones of the grid, are brought nearer; the others are out of the question.
 _REFINED = 5
 _HALVINGS = 3
 
@@ -41,7 +41,7 @@ _HALVINGS = 3
 _SLACK = 0.03
 
 # A pair may show half an event, and a prediction of nothing may be off a little: with ranges that begin at this share
-# of the world's least step, what lies under 3/8 of it is nearer to nothing, and half of it is nearer to the action.
+# of the world's least step, less than 3/8 of it is nearer to nothing, and half of it is nearer to the action.
 _LEAST = 0.75
 
 _Image = npt.NDArray[np.float32]
@@ -50,7 +50,7 @@ _Values = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Judgment:
-    """What a picture shows.
+    """The content of a picture.
 
     `action` is the phrase that explains it best, `NOTHING`, or `UNCLEAR` where not even that fits; `fit` is the PSNR of
     its best drawing in dB (both lightly blurred).
@@ -125,8 +125,8 @@ class Oracle:
         return Judgment(action if fit >= FLOOR_DB else UNCLEAR, fit)
 
     def _draw(self, scene: Scene) -> Frame:
-        # At the clip's size and then shrunk, as frames are stored: drawn at 64 pixels, pixel centers and edges lie
-        # elsewhere, which alone costs 4 to 10 dB.
+        # At the clip's size and then shrunk, as frames are stored: drawn at 64 pixels, pixel centers and edges would
+        # shift, which alone costs 4 to 10 dB.
         image = draw(scene, self._texture, self._texture.shape[0] // 2)
         small = cv2.resize(image, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA)
         # Rounded: an evaluation keeps hundreds of oracles, and as floats their drawings would fill gigabytes.
@@ -244,7 +244,7 @@ def _appeared(scene: Scene, color: str, kind: str, x: float, y: float, radius: f
 
 
 def _possible(scene: Scene) -> bool:
-    """Whether every shape is in view and apart from the others: hidden, it would look as if it had vanished."""
+    """Return whether every shape is in view and apart from the others: a hidden one would seem to have vanished."""
     in_view = all(
         s.radius - _SLACK <= place - camera <= 1 - s.radius + _SLACK
         for s in scene.shapes

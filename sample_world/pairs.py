@@ -44,7 +44,7 @@ class Pairs:
 def clip_pairs(seed: int) -> Pairs:
     """Pairs of one clip, encoded, decoded and stored as the labeler stores frames; about 25 of them.
 
-    Two for every event (one frame of a pair may lie within the event, at least half of which is then in between),
+    Two for every event (one frame of a pair may be within the event, at least half of which is then in between),
     one for most stills, and one for some neighboring events that touch different things, which is `UNCLEAR`.
     """
     rng = np.random.default_rng([seed, 2])

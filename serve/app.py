@@ -26,12 +26,12 @@ Errors are problem details (RFC 9457). `Authorization: Bearer wl_...`; keys have
 
 
 def build_app(services: Services) -> FastAPI:
-    """The application over given models and a given lake."""
+    """Return the application over given models and a given lake."""
     reading = Reading(services.lake, services.limits)
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
-        # A lake that does not answer is no reason not to start: /readyz says so.
+        # Start also if the lake does not answer: /readyz says so.
         await asyncio.gather(overview.prepare(reading), reading.prepare(), return_exceptions=True)
         yield
         await services.drain()
@@ -55,7 +55,7 @@ def build_app(services: Services) -> FastAPI:
     for group in (triples, sql, rejections, overview, runs, videos):
         app.include_router(group.router(services.guard, reading))
     pages.install(app, services)
-    # The last one is the outermost: what nobody may ask is counted and audited as well.
+    # The last one is the outermost, so that refused requests are counted and logged too.
     app.add_middleware(Flow, paths=STREAMED)
     app.add_middleware(Authentication, guard=services.guard)
     larger = dict.fromkeys(STREAMED, services.limits.video_bytes)

@@ -1,4 +1,4 @@
-"""Who is asking: keys, scopes and rates, decided from the headers of a request before any of its body is read.
+"""Authentication: keys, scopes, and rates, checked from the headers of a request before any of its body is read.
 
 A program sends its key in a header. A browser that has signed in sends it in a cookie, which other sites could make it
 send as well: `SameSite=Strict` forbids that, and so do we where the browser says which site asks.
@@ -50,7 +50,7 @@ log = logging.getLogger("serve.auth")
 
 
 class KeyRing:
-    """Keys that are read again every few seconds, and hold for a while when they cannot be read."""
+    """Keys, read again every few seconds; those read last stay valid for a while when they cannot be read."""
 
     def __init__(self, read: Callable[[], list[Key]]) -> None:
         """`read` may block: it runs on a thread of its own, so that busy reads of the lake do not delay it."""
@@ -61,7 +61,7 @@ class KeyRing:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="keys")
 
     async def keys(self) -> list[Key]:
-        """The keys. Raises Problem where they could not be read for too long."""
+        """Return the keys. Raises Problem if they could not be read for too long."""
         if time.monotonic() - self._read_at > _READ_EVERY_S:
             if self._reading is None:
                 self._reading = asyncio.create_task(self._read_again())
@@ -71,7 +71,7 @@ class KeyRing:
         return self._keys
 
     def read_now(self) -> None:
-        """Read the keys, however long that takes. Raises what that raises."""
+        """Read the keys and wait for them. Raises what reading raises."""
         self._keys = self._read()
         self._read_at = self._held_from = time.monotonic()
 
@@ -88,10 +88,10 @@ class KeyRing:
 
 
 class Guard:
-    """Lets requests of keys through. Until a lake has its first key, `session` is the one that counts."""
+    """Admits requests that have a valid key. Until a lake has its first key, `session` is the only valid one."""
 
     def __init__(self, keys: Keys, session: Key | None) -> None:
-        """`session`: made for one run of the service, which prints its token; None: other machines can reach us."""
+        """`session` is the key of this run of the service, which prints its token. None if others can reach it."""
         self._keys, self._session = keys, session
         self._ring = KeyRing(self._read)
         self._buckets: dict[str, Bucket] = {}
@@ -106,22 +106,22 @@ class Guard:
         return keys or ([self._session] if self._session else [])
 
     async def keys(self) -> list[Key]:
-        """The keys that count now, see `KeyRing.keys`."""
+        """Return the valid keys; see `KeyRing.keys`."""
         return await self._ring.keys()
 
     async def admit(self, headers: Headers) -> Key:
-        """The key of a request. Raises Problem where it has none, one that does not count, or asks too often."""
+        """Return the key of a request. Raises Problem if it has none or an invalid one, or exceeds its rate."""
         key = key_of(await self.keys(), headers)
         self._take(key)
         return key
 
     async def sign_in(self, request: Request, token: str) -> None:
-        """Check the key that a person types in or that an address has. Raises Problem as `admit` does."""
+        """Check the key that a person enters or that is in an address. Raises Problem as `admit` does."""
         request.state.key = _valid(await self.keys(), token.strip())
         self._take(request.state.key)
 
     def require(self, scope: Scope) -> Callable[..., Awaitable[None]]:
-        """A dependency that raises Problem for requests whose key lacks a scope."""
+        """Return a dependency that raises Problem for requests whose key lacks a scope."""
 
         async def check(request: Request, _: _Sent) -> None:
             if not request.state.key.may(scope):
@@ -134,13 +134,12 @@ class Guard:
         bucket = self._buckets.setdefault(key.key_id, Bucket(key.per_minute, float(key.per_minute), now))
         if wait := bucket.take(now):
             after = {"Retry-After": f"{max(1, round(wait + 0.5))}"}
-            raise Problem(
-                HTTPStatus.TOO_MANY_REQUESTS, "rate", f"this key may ask {key.per_minute} times a minute", after
-            )
+            detail = f"rate limit of {key.per_minute} requests per minute exceeded"
+            raise Problem(HTTPStatus.TOO_MANY_REQUESTS, "rate", detail, after)
 
 
 class Authentication:
-    """An ASGI middleware that answers requests without a valid key. What follows it finds the key in `state`."""
+    """An ASGI middleware that refuses requests without a valid key, and puts the key into `state`."""
 
     def __init__(self, app: ASGIApp, guard: Guard) -> None:
         self._app, self._guard = app, guard
@@ -160,7 +159,7 @@ class Authentication:
 
 
 def session_key() -> tuple[Key, str]:
-    """A key for one run of a service whose lake has none, and its token. It may do all, and is kept nowhere."""
+    """Return a key with all scopes for one run of a service whose lake has none, and its token. It is not stored."""
     secret, key_id = secrets.token_urlsafe(32), secrets.token_hex(6)
     key = Key(
         key_id=key_id,
@@ -174,12 +173,12 @@ def session_key() -> tuple[Key, str]:
 
 
 def needs_key(path: str) -> bool:
-    """Whether a path costs something or reveals something of the lake: the API does, pages and health do not."""
+    """Return whether a path needs a key: the API does, pages and health checks do not."""
     return path.startswith("/v1/")
 
 
 def key_of(keys: list[Key], headers: Headers) -> Key:
-    """The key of a request, by its headers alone. Raises Problem where it has none, or one that does not count."""
+    """Return the key of a request from its headers. Raises Problem if it has none or an invalid one."""
     authorization = headers.get("Authorization", "")
     cookie = HTTPConnection({"type": "http", "headers": headers.raw}).cookies.get(COOKIE)
     if not authorization and cookie is None:
@@ -199,9 +198,9 @@ def _valid(keys: list[Key], token: str) -> Key:
 
 
 def refuse_other_sites(method: str, path: str, headers: Headers) -> None:
-    """Raise Problem for what a page of another site has a browser send, whatever the method.
+    """Raise Problem for requests that a page of another site makes a browser send, whatever the method.
 
-    Its address may be opened from anywhere where it needs no key. A key in a header is none that a browser adds.
+    Paths that need no key may be opened from anywhere. Browsers never add a key in a header, so that is allowed too.
     """
     if "Authorization" in headers:
         return
@@ -217,5 +216,5 @@ def _is_of(origin: str, host: str | None) -> bool:
     try:
         return bool(host) and urlsplit(origin).netloc == host
     except ValueError:
-        # An address that is none, such as `http://[`, is of no site of ours.
+        # An invalid address, such as `http://[`, is not of this site.
         return False

@@ -119,7 +119,7 @@ class Client:
             after = {"after": page.next}
 
     def image(self, triple_id: str, which: Literal["obs", "next_obs"] = "obs") -> bytes:
-        """The JPEG of an image of a triple."""
+        """Return the JPEG of an image of a triple."""
         return self._answer("GET", f"/v1/triples/{triple_id}/{which}.jpg").content
 
     def sql(self, sql: str) -> SqlOut:
@@ -163,7 +163,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _problem(answer: httpx.Response) -> ProblemDocument:
-    """What was said; also by what stands before a service and knows no problem documents."""
+    """Return what was said; also by what stands before a service and knows no problem documents."""
     try:
         return ProblemDocument.model_validate_json(answer.content)
     except ValueError:

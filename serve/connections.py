@@ -32,19 +32,19 @@ _PART = 16 << 10
 
 
 def install() -> None:
-    """Have the servers that this process starts from now on use `Impatient` connections."""
+    """Use `Impatient` connections in the servers that this process starts from now on."""
     HTTP_PROTOCOLS["auto"] = "serve.connections:Impatient"
 
 
 def abort(send: Send) -> None:
-    """End the connection that a server's `send` writes to, with what waits in it."""
+    """Abort the connection that a server's `send` writes to, with what is buffered."""
     transport = _transport_of(send)
     if transport is not None:
         transport.abort()
 
 
 def admit(send: Send) -> None:
-    """Let the connection that a server's `send` writes to stay while its request is answered: it has a key."""
+    """Keep the connection that a server's `send` writes to while its request is answered: it has a key."""
     transport = _transport_of(send)
     if transport is not None and isinstance(connection := transport.get_protocol(), Impatient):
         connection.stay()
@@ -78,18 +78,18 @@ class Impatient(HttpToolsProtocol):
             self._end_oldest_other()
 
     def stay(self) -> None:
-        """Do not give way to others before a response is complete."""
+        """Keep the connection until the response is complete."""
         self._without_key.pop(self, None)
 
     def on_response_complete(self) -> None:
-        """Give way again, as the latest."""
+        """Let the connection be closed again, as the newest."""
         self.stay()
         if not self.transport.is_closing():
             self._without_key[self] = None
         super().on_response_complete()
 
     def data_received(self, data: bytes) -> None:
-        """Wait on where these bytes do not complete the headers of a request."""
+        """Keep the time limit running unless these bytes complete the headers of a request."""
         for start in range(0, len(data), _PART):
             if self.transport.is_closing():
                 return
@@ -106,21 +106,21 @@ class Impatient(HttpToolsProtocol):
         self._is_head = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header; a trailer is none, and what stands in front of us may not have looked at it."""
+        """Add a header. Trailers are ignored, because a proxy in front may not have checked them."""
         if self._is_head:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Count anew."""
+        """Reset the count."""
         self._head, self._is_head = 0, False
         super().on_headers_complete()
 
     def on_chunk_header(self) -> None:
-        """Count anew: what comes before the next chunk, or after the last one, is as bounded as a head."""
+        """Reset the count: what precedes the next chunk, or follows the last one, has the limit of headers."""
         self._head = 0
 
     def on_body(self, body: bytes) -> None:
-        """Count no body: bodies have limits of their own."""
+        """Do not count bodies: they have separate limits."""
         self._head -= len(body)
         super().on_body(body)
 
@@ -129,7 +129,7 @@ class Impatient(HttpToolsProtocol):
         self.send_400_response("there are no websockets here")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
+        """Stop the time limit."""
         self._end_waiting()
         self.stay()
         # uvicorn keeps a connection that was reset, with all that it holds, until it would have ended by itself.

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 STREAMED = ("/v1/label/video",)
-"""What has such bodies and answers."""
+"""Paths with such bodies and answers."""
 EXTENSION = "worldlake.flow"
 """In `extensions` of a scope: the other side understands these messages."""
 READ = "worldlake.read"
@@ -23,7 +23,7 @@ WINDOW = 1 << 20
 
 
 class Flow:
-    """The replica's side: an ASGI middleware that takes and gives no more than the proxy can pass on."""
+    """The replica's side: an ASGI middleware that reads and sends no more than the proxy can pass on."""
 
     def __init__(self, app: ASGIApp, paths: Collection[str]) -> None:
         self._app, self._paths = app, paths
@@ -53,7 +53,7 @@ class _Flow:
             self._went_on.set()
         self._read += len(message.get("body", b""))
         self._has_more = message.get("more_body", False)
-        # A client that has left takes nothing any more: what waits for it must end.
+        # A client that has disconnected reads nothing any more: what waits for it must end.
         if message["type"] == "http.disconnect":
             self._sent = self._given
             self._went_on.set()
@@ -72,7 +72,7 @@ class Gate:
     """The proxy's side: passes a body on as it is granted, and reports what of the answer was sent."""
 
     def __init__(self, receive: Receive) -> None:
-        """`receive` gives the body, then says that the client has left."""
+        """`receive` returns the body, then that the client has disconnected."""
         self._receive = receive
         self._messages: asyncio.Queue[Message] = asyncio.Queue()
         self._granted = 0
@@ -80,23 +80,23 @@ class Gate:
         self._sent = self._reported = 0
 
     def grant(self, message: Message) -> None:
-        """Let the body go on as far as a message of the kind READ says."""
+        """Allow as much of the body as a READ message says."""
         self._granted = message["bytes"]
         self._may_read.set()
 
     def report(self, size: int) -> None:
-        """Tell the replica that bytes of its answer were sent."""
+        """Tell the replica how many bytes of its answer were sent."""
         self._sent += size
         if self._sent - self._reported >= WINDOW // 4:
             self._reported = self._sent
             self._messages.put_nowait({"type": SENT, "bytes": self._sent})
 
     async def receive(self) -> Message:
-        """The next message for the replica."""
+        """Return the next message for the replica."""
         return await self._messages.get()
 
     async def pump(self) -> None:
-        """Read the body, until it ends or the client leaves. Raises what `receive` raises."""
+        """Read the body until it ends or the client disconnects. Raises what `receive` raises."""
         passed, has_more = 0, True
         while has_more:
             while passed >= self._granted:

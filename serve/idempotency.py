@@ -1,4 +1,4 @@
-"""Answers kept under the `Idempotency-Key` of their request, so that whoever asks again gets the same one."""
+"""Answers kept under the `Idempotency-Key` of their request, so that a repeated request gets the same answer."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from serve.problems import Problem
 
 
 class Answers:
-    """For one to two days, in `<lake>/_serve/answers/<day>/`."""
+    """Keeps answers for one to two days, in `<lake>/_serve/answers/<day>/`."""
 
     def __init__(self, lake: Lake) -> None:
         self._storage, self._folder = lake.storage, join(lake.uri, "_serve/answers")
         self._swept = ""
 
     def find(self, who: str, key: str, request: str) -> str | None:
-        """The answer to the same request of the same client under this key; None where there was none.
+        """Return the answer to the same request of the same client under this key; None if there is none.
 
-        Raises Problem (422) where the key came with another request.
+        Raises Problem (422) if the key came with another request.
         """
         for day in _days():
             content = self._storage.get(self._uri(day, who, key))

@@ -1,4 +1,4 @@
-"""Work on what a request brings along, in processes that can be killed when it is too much."""
+"""A pool of processes for untrusted input, which can be killed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lake.isolation import Isolated
 Result = TypeVar("Result")
 
 _LEFT_S = 0.5
-"""A call that nobody waits for any more is killed after that; most end sooner, and to start a process costs more."""
+"""Grace period before an abandoned call is killed: most end sooner, and starting a process costs more."""
 
 
 class NoneFree(Exception):
@@ -21,9 +21,9 @@ class NoneFree(Exception):
 
 
 class Processes:
-    """A few processes, each with one call at a time; a call waits for a free one.
+    """A few processes, each with one call at a time; calls wait for a free one.
 
-    A process that was lost is started anew at once, beside the calls, and is taken again only when no other is free.
+    A lost process is restarted in the background, and is used again only when no other is free.
     """
 
     def __init__(
@@ -34,9 +34,9 @@ class Processes:
         share: int | None = None,
         kills: bool = False,
     ) -> None:
-        """A call waits `wait_s` for a free process; calls for one `asker` hold `share` of the processes at most.
+        """Make calls wait `wait_s` for a free process, and let one `asker` hold at most `share` of the processes.
 
-        With `kills` a call is killed when whoever waits for it is cancelled.
+        With `kills`, a call is killed when the task that waits for it is cancelled.
         """
         self._processes = processes
         self._wait_s, self._share, self._kills = wait_s, share or len(processes), kills
@@ -54,11 +54,11 @@ class Processes:
         """
         process = await self._take(asker)
         call = asyncio.ensure_future(self._run(process, asker, function, args))
-        # Asked for, because a request that was given up does not.
+        # Retrieved here, because an abandoned request does not.
         call.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         try:
-            # A thread cannot be cancelled: a process that were free before its call ends would answer the next request
-            # with what this one asked.
+            # A thread cannot be cancelled. If its process were free before the call ends, the next request would get
+            # the answer to this one.
             return await asyncio.shield(call)
         except asyncio.CancelledError:
             if self._kills:
@@ -66,13 +66,13 @@ class Processes:
             raise
 
     async def start(self) -> None:
-        """Start all of them, before they are needed. One that cannot start now is started by its first call."""
+        """Start all processes before they are needed. One that cannot start now is started by its first call."""
         loop = asyncio.get_running_loop()
         starts = (loop.run_in_executor(self._threads, process.start) for process in self._processes)
         await asyncio.gather(*starts, return_exceptions=True)
 
     def close(self) -> None:
-        """End them."""
+        """Stop all processes."""
         for process in self._processes:
             process.close()
         self._threads.shutdown(wait=False)

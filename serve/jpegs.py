@@ -15,7 +15,7 @@ _AFTER_SCAN = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
 
 
 def picture_only(content: bytes) -> bytes | None:
-    """The segments and scans that a decoder needs, bit for bit; None for a file of another structure.
+    """Return the segments and scans that a decoder needs, bit for bit; None for a file of another structure.
 
     Metadata, comments, thumbnails, further pictures, and what follows the end are left out.
     """

@@ -1,4 +1,4 @@
-"""Bearer keys: who may do what, how often. Only hashes are kept.
+"""Bearer keys, their scopes and rates. Only hashes are stored.
 
 A key is 32 random bytes, so its SHA-256 cannot be guessed back; slow hashes are for passwords that people choose.
 """
@@ -32,7 +32,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._@-]{0,62}")
 
 
 class Key(BaseModel):
-    """A key as it is kept. `admin` implies the other scopes."""
+    """A key as it is stored. `admin` implies the other scopes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,15 +46,15 @@ class Key(BaseModel):
     expires_at: dt.datetime | None = None
 
     def may(self, scope: Scope) -> bool:
-        """Whether it has a scope."""
+        """Return whether the key has a scope."""
         return scope in self.scopes or "admin" in self.scopes
 
 
 class Keys:
     """The keys of a lake, each an object of its own, `<lake>/_serve/keys/<key_id>.json`, that is never changed.
 
-    So nobody who makes or revokes a key can bring back, or lose, another one. Remember that no key in a lake does not
-    mean that nobody needs one: a service decides what counts then.
+    So creating or revoking a key never restores or loses another one. A lake without keys is not open to everyone: the
+    service decides which key is valid then.
     """
 
     def __init__(self, lake: Lake) -> None:
@@ -62,7 +62,7 @@ class Keys:
         self._read: dict[Entry, Key] = {}
 
     def read(self) -> list[Key]:
-        """All keys, oldest first. Raises Refused where one of the objects is damaged, or of an older worldlake."""
+        """Return all keys, oldest first. Raises Refused if an object is damaged or of an older worldlake."""
         old = f"{self._folder}.json"
         if self._storage.get(old) is not None:
             raise Refused(f"{old} is of an older worldlake: remove it, and make its keys again (worldlake keys create)")
@@ -99,7 +99,7 @@ class Keys:
         per_minute: int = 600,
         write: bool = False,
     ) -> tuple[Key, str]:
-        """A new key and its token, which nobody can read again. Raises Refused for a name or a scope that is none."""
+        """Create a key; returns it and its token, which is not stored. Raises Refused for an invalid name or scope."""
         if not _NAME.fullmatch(name):
             raise Refused(f"key name {name!r}: use letters, digits, spaces and . _ @ -, at most 63")
         if any(key.name == name for key in self.read()):
@@ -122,7 +122,7 @@ class Keys:
         return key, f"wl_{key.key_id}_{secret}"
 
     def revoke(self, name: str) -> None:
-        """Delete every key of a name, for good. Raises Refused where there is none."""
+        """Delete every key of a name. Raises Refused if there is none."""
         keys = self.read()
         named = [key for key in keys if key.name == name]
         if not named:
@@ -132,7 +132,7 @@ class Keys:
 
 
 def find(keys: list[Key], token: str) -> Key | None:
-    """The key of a token, expired or not; None for a token of no key. A wrong secret takes as long as a right one."""
+    """Return the key of a token, expired or not; None if there is none. A wrong secret takes as long as a right one."""
     match = _TOKEN.fullmatch(token)
     key_id, secret = match.groups() if match else ("", "")
     known = next((key for key in keys if key.key_id == key_id), None)

@@ -1,4 +1,4 @@
-"""What the endpoints answer that read the lake; `serve.schemas` has the others."""
+"""Responses of the endpoints that read the lake; `serve.schemas` has the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NEXT = "give it as `after` for the next page; null: this is the last"
 if TYPE_CHECKING:
 
     class PairColumns(BaseModel):
-        """What the code reads of the columns below."""
+        """The columns that the code reads."""
 
         triple_id: str
         obs_time_s: float | None
@@ -79,7 +79,7 @@ class FailuresPage(BaseModel):
 
 
 class DatasetOut(BaseModel):
-    """What became of a data set."""
+    """The counts of a data set."""
 
     dataset: str | None
     videos: int
@@ -88,7 +88,7 @@ class DatasetOut(BaseModel):
 
 
 class VerifierOut(BaseModel):
-    """What a verifier rejects."""
+    """The counts of a verifier."""
 
     verifier: str
     rejected: int = Field(description="pairs that it rejects")
@@ -116,7 +116,7 @@ class RunOut(BaseModel):
 
 
 class OverviewOut(BaseModel):
-    """What is in the lake."""
+    """The contents of the lake in numbers."""
 
     lake: str
     videos: int
@@ -149,7 +149,7 @@ class Kept(BaseModel):
 
 
 class KeptOut(BaseModel):
-    """What a condition keeps."""
+    """How many pairs a condition keeps."""
 
     accepted: Kept
     rejected: Kept

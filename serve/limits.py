@@ -17,7 +17,7 @@ class Limits(BaseModel):
     pixels: int = Field(40_000_000, ge=1, description="pixels of an uploaded image, by its header")
     pairs: int = Field(32, ge=1, description="frame pairs of a request")
     candidates: int = Field(16, ge=1, description="candidates of a prediction")
-    deadline_s: float = Field(30.0, gt=0, description="seconds until a request is given up; a client may ask for less")
+    deadline_s: float = Field(30.0, gt=0, description="seconds until a request is given up; a client may set less")
     videos: int = Field(2, ge=1, description="videos that an ingress receives and samples at once")
     video_bytes: int = Field(512 << 20, ge=1024, description="bytes of a video")
     video_seconds: float = Field(3600, gt=0, description="length of a video")

@@ -44,7 +44,7 @@ class WriteFailed(Exception):
 class LiveWriter:
     """Writes labeled and verified rows (`stream.VERIFIED`): accepted ones to `triples`, others to `rejections`.
 
-    A deployment of one replica. Ray starts another when it dies, which reads what was written and goes on.
+    A deployment of one replica. If it dies, Ray starts another, which reads what was written and resumes.
     """
 
     def __init__(self, lake: Lake, labeler: Labeler, policy: Policy) -> None:
@@ -55,19 +55,19 @@ class LiveWriter:
         max_batch_size=_ROWS, batch_wait_timeout_s=_WAIT_S, batch_size_fn=lambda requests: sum(map(len, requests))
     )
     async def write(self, requests: list[Rows]) -> list[Rows]:
-        """Returns when the rows of every request are in the lake; for each, the rows that are there.
+        """Write the rows of several requests; returns, for each, the rows that are in the lake.
 
-        A pair that was in the lake before keeps the row that it has. What was forgotten is left out.
+        A pair that is in the lake already keeps its row. Deleted videos are left out.
 
         Raises:
             Refused: the labeler has decided under another policy here.
-            WriteFailed: the lake does not take it now, or a `forget` runs, which passes.
+            WriteFailed: the lake cannot be written now, or a `forget` is running.
         """
         found = await asyncio.to_thread(self.write_now, [row for rows in requests for row in rows])
         return [[found[row["triple_id"]] for row in rows if row["triple_id"] in found] for rows in requests]
 
     def write_now(self, rows: Rows) -> dict[str, dict[str, Any]]:
-        """As `write`, of one request; by id."""
+        """Write the rows of one request; returns the rows in the lake by id."""
 
         def is_superseded(error: Exception) -> bool:
             # The committer takes for decided what it was about to commit; the next one reads what is in the lake.
@@ -78,7 +78,7 @@ class LiveWriter:
             # Another writer took over, or a forget came by: once more, from the beginning.
             return retry(lambda: self._write(rows), Schedule((0,)), is_superseded)
         except Superseded:
-            raise WriteFailed("another writer of this labeler is at work: run one service on a lake") from None
+            raise WriteFailed("another writer of this labeler is running: run one service on a lake") from None
         except AWAY as error:
             log.warning("live labels were not written: %s", error)
             raise WriteFailed(f"the lake cannot be written ({type(error).__name__})") from None
@@ -139,7 +139,7 @@ class LiveWriter:
         self._forgotten = tombstones.keys(self._lake)
 
     def close(self) -> None:
-        """End the run that is on record, if any."""
+        """End the recorded run, if any."""
         run, self._run = self._run, None
         if run is not None:
             try:

@@ -1,7 +1,7 @@
-"""At the door, in Ray Serve's proxies: who may not come in, or comes too slowly, costs the service nothing.
+"""Load shedding in Ray Serve's proxies: requests that are refused or too slow cost the service nothing.
 
-Everything here is decided from headers alone, and a body is complete before an ingress hears of it. A request that gets
-as far as an ingress costs ten times as much as this.
+Everything here is decided from headers alone, and an ingress gets complete bodies only. A request that reaches an
+ingress costs ten times as much as this.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _DEFAULT = "256"
 
 
 def environment(settings: ServeSettings) -> dict[str, str]:
-    """What Ray has to be started with, for its proxies to refuse."""
+    """Return the environment in which Ray must be started for its proxies to shed load."""
     return {
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.load_shedding:middlewares",
         _AT_ONCE: str(at_once(settings)),
@@ -63,17 +63,17 @@ def environment(settings: ServeSettings) -> dict[str, str]:
 
 
 def at_once(settings: ServeSettings) -> int:
-    """Requests of one key that a service works on, or lets wait, at the same time."""
+    """Return how many requests of one key a service processes or queues at the same time."""
     return QUEUE * settings.replicas[1]
 
 
 def with_others(one: int) -> int:
-    """How many of something all keys may have together where one key may have so many: others find room beside it."""
+    """Return the total for all keys, given the limit of one key, so that others always have room."""
     return one + one // 4
 
 
 def middlewares() -> list[Middleware]:
-    """What a proxy puts around everything that it serves."""
+    """Return the middlewares of a proxy."""
     connections.install()
     audit_to_output()
     return [Middleware(Admission, at_once=int(os.environ.get(_AT_ONCE, _DEFAULT)), read_keys=_keys_of_the_service)]
@@ -86,14 +86,14 @@ def _keys_of_the_service() -> list[Key]:
 
 @cache
 def _asking_for_keys() -> DeploymentHandle[Any]:
-    """One for the life of a proxy: what a handle makes to follow its deployment stays when it is dropped."""
+    """Return one handle for the life of a proxy: what a handle creates stays when it is dropped."""
     from ray.serve.handle import DeploymentHandle
 
     return DeploymentHandle(INGRESS, NAME).keys
 
 
 class Shares:
-    """A number of places, of which no key may take all."""
+    """Slots, of which no key may take all."""
 
     def __init__(self, of_one: int, of_all: int) -> None:
         self._of_one, self._free = of_one, of_all
@@ -101,7 +101,7 @@ class Shares:
 
     @contextmanager
     def held(self, who: str, refusal: str) -> Iterator[Callable[[int], None]]:
-        """A function that takes places up to a number; they are given back when this is left."""
+        """Yield a function that takes slots up to a number; they are released at the end of the block."""
         held = 0
 
         def hold(count: int) -> None:
@@ -126,12 +126,12 @@ class Shares:
 
 
 class Admission:
-    """An ASGI middleware: keys first, then a place, then the body. Whether a service is well can always be asked."""
+    """An ASGI middleware: checks the key, takes a slot, reads the body. Health checks always pass."""
 
     def __init__(
         self, app: ASGIApp, at_once: int, read_keys: Callable[[], list[Key]], limits: Limits | None = None
     ) -> None:
-        """`read_keys` may block; `at_once` is of one key."""
+        """`read_keys` may block; `at_once` is the limit of one key."""
         self._app, self._limits = app, limits or Limits()
         self._ring = KeyRing(read_keys)
         self._places = Shares(at_once, with_others(at_once))
@@ -143,7 +143,7 @@ class Admission:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or refuse it."""
         if scope["type"] != "http":
-            # The service has no other, and what is none of HTTP would hold a replica.
+            # Other protocols are not served, and would occupy a replica.
             await send({"type": "websocket.close"})
             return
         named = Named(scope)
@@ -262,7 +262,7 @@ class Admission:
 
 
 def _limit(scope: Scope, paced: pace.Paced, most: int) -> int:
-    """Let a body have so many bytes; returns how many it is said to have. Raises Problem where these are more."""
+    """Limit the size of a body; returns its declared size. Raises Problem if that is larger."""
     if (declared := declared_bytes(scope)) > most:
         raise too_large(most)
     paced.most = most
@@ -270,7 +270,7 @@ def _limit(scope: Scope, paced: pace.Paced, most: int) -> int:
 
 
 async def _body(scope: Scope, paced: pace.Paced, most: int, hold: Callable[[int], None] = lambda size: None) -> bytes:
-    """The whole body. Raises what `hold` raises, which is told of its size before it is read."""
+    """Return the whole body. Calls `hold` with its size before it is read, and raises what that raises."""
     hold(_limit(scope, paced, most))
     parts: list[bytes] = []
     size, has_more = 0, True
@@ -286,7 +286,7 @@ async def _body(scope: Scope, paced: pace.Paced, most: int, hold: Callable[[int]
 
 
 def _given(body: bytes, receive: Receive | None = None) -> Receive:
-    """A `receive` that gives this body, and then what `receive` does; without one, nothing of the client is read."""
+    """Return a `receive` with this body, then that of `receive`; without one, nothing more is read of the client."""
     is_given = False
 
     async def given() -> Message:
@@ -300,9 +300,9 @@ def _given(body: bytes, receive: Receive | None = None) -> Receive:
 
 
 def _is_nowhere(message: Message) -> bool:
-    """Whether this begins the answer of a proxy that knows no application yet, or any more.
+    """Return whether this is the answer of a proxy that has no application yet, or no longer has one.
 
-    It answers 404, which a client takes for the last word; those of the application are problem documents.
+    Clients take its 404 as final; a 404 of the application is a problem document.
     """
     kind: bytes = dict(message.get("headers", [])).get(b"content-type", b"")
     return message.get("status") == 404 and not kind.startswith(b"application/problem+json")

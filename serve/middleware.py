@@ -25,9 +25,9 @@ from serve.problems import Problem, too_large
 
 audit = logging.getLogger("serve.audit")
 REFUSALS_A_SECOND = 5
-"""Lines of refused requests without a key. The rest is a number: anybody can make as many as they like."""
+"""Lines of refused requests without a key. The rest is counted, because anyone can send any number."""
 _PATH = 200
-"""Letters of a path in the audit log; one may have tens of thousands."""
+"""Maximum length of a path in the audit log; a path may have tens of thousands of characters."""
 
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -45,7 +45,7 @@ SECONDS = Histogram("worldlake_request_seconds", "Time to answer by endpoint", (
 
 
 def audit_to_output() -> None:
-    """Have this process write its audit log to its output, which Ray keeps."""
+    """Write the audit log of this process to its output, which Ray keeps."""
     audit.setLevel(logging.INFO)
     audit.handlers = [logging.StreamHandler(sys.stdout)]
     # Its lines are JSON already: once is enough.
@@ -53,7 +53,7 @@ def audit_to_output() -> None:
 
 
 class _Refusals:
-    """Writes the first lines of each second, and how many more there were at the end of it."""
+    """Writes the first lines of each second, and at its end how many more there were."""
 
     def __init__(self) -> None:
         self._began, self._written = -math.inf, 0
@@ -80,24 +80,24 @@ _refusals = _Refusals()
 
 
 class Named:
-    """A request and its id: the one that it came with, or a new one, which what follows finds in its headers."""
+    """A request and its id: the one in its headers, or a new one, which is put there."""
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
         self.key: str | None = None
-        """The name of its key, once that is known."""
+        """The name of its key, when known."""
         self._started = time.monotonic()
         headers = Headers(scope=scope)
         given = headers.get(_ID, "")
         self._id = given if _IDS.fullmatch(given) else uuid.uuid4().hex
-        # X-Forwarded-For is said by whoever sends it: true only where a proxy of ours is in front of this.
+        # Any client can send X-Forwarded-For: it is true only behind a proxy of ours.
         self._forwarded = headers.get("X-Forwarded-For", "")[:200] or None
         changed = (_ID.lower().encode(), b"cookie")
         others = [(name, value) for name, value in scope["headers"] if name not in changed]
         scope["headers"] = [*others, *_own_cookie(scope["headers"]), (_ID.lower().encode(), self._id.encode())]
 
     def signed(self, send: Send) -> Send:
-        """A `send` that adds the headers which every answer has."""
+        """Return a `send` that adds the headers that every answer has."""
 
         async def signed(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -109,7 +109,7 @@ class Named:
         return signed
 
     def once(self, send: Send) -> Send:
-        """A `send` that leaves one id where Ray's proxy has added the same one again."""
+        """Return a `send` that removes the second copy of the id, which Ray's proxy adds."""
 
         async def once(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -121,7 +121,7 @@ class Named:
         return once
 
     def record(self, status: int, read: int) -> None:
-        """Write the line of this request in the audit log. `read`: bytes of its body."""
+        """Write the line of this request to the audit log. `read` is the number of bytes of its body."""
         client = self._scope.get("client")
         line: dict[str, Any] = {"request": self._id, "key": self.key, "client": client[0] if client else None}
         if self._forwarded:
@@ -136,13 +136,13 @@ class Named:
 
 
 def _own_cookie(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The cookie that is ours. Python reads quoted ones in quadratic time, and FastAPI reads each that is there."""
+    """Return our own cookie only. Python parses quoted ones in quadratic time, and FastAPI parses all of them."""
     values = [value for sent in headers if sent[0] == b"cookie" for value in _OWN.findall(sent[1])]
     return [(b"cookie", COOKIE.encode() + b"=" + values[-1])] if values else []
 
 
 class _Watched:
-    """What is read of a request, and the status of its answer; None before that begins."""
+    """Counts the bytes read of a request, and notes the status of its answer; None before that begins."""
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
@@ -161,7 +161,7 @@ class _Watched:
 
 
 class _Middleware(ABC):
-    """An ASGI middleware for HTTP; what else there is passes."""
+    """An ASGI middleware for HTTP; other protocols pass through."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -175,7 +175,7 @@ class _Middleware(ABC):
 
 
 class RequestLog(_Middleware):
-    """Gives a request its id and an answer its headers, and writes the line in the audit log."""
+    """Adds an id to requests and headers to answers, and writes the audit log."""
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         named = Named(scope)
@@ -203,10 +203,10 @@ class Metrics(_Middleware):
 
 
 class BodyLimit(_Middleware):
-    """Reads nothing into memory before its size is known to be allowed."""
+    """Refuses bodies that are too large before they are read into memory."""
 
     def __init__(self, app: ASGIApp, most: int, larger: Mapping[str, int]) -> None:
-        """`larger`: by path, what may have more bytes than `most`."""
+        """Allow `most` bytes, and more for the paths in `larger`."""
         super().__init__(app)
         self._most, self._larger = most, larger
 
@@ -223,7 +223,7 @@ class BodyLimit(_Middleware):
             return message
 
         async def send_unless_refused(message: Message) -> None:
-            # FastAPI takes what ends the reading of a body for a body that cannot be read, and would answer 400.
+            # To FastAPI an error while reading a body is a malformed body, and it would answer 400.
             if watched.status or watched.read <= most:
                 await watched.send(message)
 
@@ -237,7 +237,7 @@ class BodyLimit(_Middleware):
 
 
 def declared_bytes(scope: Scope) -> int:
-    """The size that a request says its body has; 0 where it does not say."""
+    """Return the declared size of a body; 0 if there is none."""
     lengths = [value for name, value in scope["headers"] if name == b"content-length"]
-    # Of a number with thousands of zeros in front Python makes none.
+    # Python refuses to parse a number with thousands of leading zeros.
     return int(lengths[0].lstrip(b"0") or b"0") if lengths and lengths[0].isdigit() else 0

@@ -22,7 +22,7 @@ _CHUNK = 64 << 10
 
 
 class Left(Exception):
-    """The client does not read its answer; the connection is given up."""
+    """The client does not read its answer, so its connection is closed."""
 
 
 class Paced:
@@ -31,15 +31,15 @@ class Paced:
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
         self.most: int | None = None
-        """Bytes of the body that are allowed."""
+        """Maximum size of the body in bytes."""
         self.has_begun = False
-        """Whether an answer has begun."""
+        """True once an answer has begun."""
         self.read = self._sent = 0
         self._reading_s = self._sending_s = 0.0
         self._is_complete = False
 
     async def receive(self) -> Message:
-        """The next part of the body. Raises Problem: 408, after which the connection is closed, and 413."""
+        """Return the next part of the body. Raises Problem: 408, which also closes the connection, and 413."""
         if self._is_complete:
             # Only that the client leaves can come, for as long as its answer takes.
             return await self._receive()
@@ -60,7 +60,7 @@ class Paced:
         return message
 
     async def send(self, message: Message, sent: Callable[[int], None] = lambda size: None) -> None:
-        """Send a message, a large body in parts; `sent` is told of each. Raises Left where it is read too slowly."""
+        """Send a message, a large body in parts; call `sent` after each. Raises Left if the client reads too slowly."""
         body = message.get("body", b"")
         for start in range(0, max(1, len(body)), _CHUNK):
             part = body[start : start + _CHUNK]

@@ -13,14 +13,14 @@ from starlette.exceptions import HTTPException
 
 
 class Problem(Exception):
-    """A request that is not answered as asked. `kind` is stable, for programs; `detail` says what to do about it."""
+    """A request that cannot be answered. `kind` is stable, for programs; `detail` says what to do about it."""
 
     def __init__(self, status: HTTPStatus, kind: str, detail: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(detail)
         self.status, self.kind, self.detail, self.headers = status, kind, detail, headers or {}
 
     def document(self, instance: str) -> dict[str, Any]:
-        """The problem document of a request at the path `instance`."""
+        """Return the problem document of a request at the path `instance`."""
         return {
             "type": f"urn:worldlake:problem:{self.kind}",
             "title": self.status.phrase,
@@ -30,7 +30,7 @@ class Problem(Exception):
         }
 
     def response(self, instance: str) -> JSONResponse:
-        """The answer to a request at the path `instance`."""
+        """Return the answer to a request at the path `instance`."""
         return JSONResponse(
             self.document(instance), self.status.value, self.headers, media_type="application/problem+json"
         )
@@ -42,38 +42,38 @@ class ProblemDocument(BaseModel):
     type: str = Field(description="stable, for programs", examples=["urn:worldlake:problem:image"])
     title: str = Field(examples=["Unprocessable Content"])
     status: int = Field(examples=[422])
-    detail: str = Field(examples=["pairs[0].obs is no image: send JPEG, PNG or WebP"])
+    detail: str = Field(examples=["pairs[0].obs is not an image: send JPEG, PNG or WebP"])
     instance: str = Field(examples=["/v1/label"])
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For the OpenAPI document: the errors of an endpoint."""
+    """Return the errors of an endpoint for the OpenAPI document."""
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
 def bad_request(kind: str, detail: str) -> Problem:
-    """The request can be read and not be served as it stands."""
+    """Return the problem of a request that is well-formed but cannot be served."""
     return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, kind, detail)
 
 
 def busy(detail: str, retry_after_s: float = 1.0) -> Problem:
-    """Too much is going on; the same request will do later."""
+    """Return the problem of a service that is overloaded; the same request may succeed later."""
     return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "busy", detail, {"Retry-After": f"{max(1, round(retry_after_s))}"})
 
 
 def too_large(most: int) -> Problem:
-    """The body of a request has more bytes than are allowed."""
+    """Return the problem of a body that is too large."""
     return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body", f"a request has at most {most:,} bytes")
 
 
 def internal() -> Problem:
-    """A fault of ours."""
+    """Return the problem of an error of the service itself."""
     return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "the service failed; its log says why")
 
 
 def install(app: FastAPI) -> None:
-    """Let every error of an application be a problem document."""
+    """Answer every error of an application with a problem document."""
 
     @app.exception_handler(Problem)
     async def _problem(request: Request, problem: Problem) -> JSONResponse:

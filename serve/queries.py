@@ -1,4 +1,4 @@
-"""What endpoints ask a lake: filters that become SQL, queries that end in time, answers kept while they hold."""
+"""Queries of endpoints: filters that become SQL, time limits, and answers cached until the tables change."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ Row = TypeVar("Row")
 
 _KEPT_ANSWERS = 64
 _PROCESSES = 2
-"""Queries in other people's words that an ingress answers at once."""
+"""Processes of an ingress for queries with SQL of requests in them."""
 _WAIT_S = 5.0
-"""For one of these processes to be free."""
+"""How long a query waits for a free process."""
 _LATE_S = 1.0
-"""A query that DuckDB has not stopped so long after its time is stopped by ending its process."""
+"""If DuckDB has not stopped a query this long after its time limit, its process is killed."""
 _ADDRESSES = 1 << 40
 """Bytes of address space: what is only reserved costs nothing."""
 log = logging.getLogger("serve.queries")
@@ -65,8 +65,8 @@ def page_after(
 
 
 async def asked(work: Callable[[], Answer]) -> Answer:
-    """What a function that reads or writes a lake returns, on a thread. Raises Problem where the lake is away."""
-    # Refused for nothing that the request says: there was a lake when the service began.
+    """Call a function that reads or writes a lake on a thread. Raises Problem if the lake is unavailable."""
+    # Refused is not the fault of the request: the lake existed when the service started.
     with _problems(partial(busy, retry_after_s=5)):
         return await asyncio.to_thread(work)
 
@@ -76,7 +76,7 @@ _bad_sql = partial(bad_request, "sql")
 
 @contextmanager
 def _problems(refused: Callable[[str], Problem] = _bad_sql) -> Iterator[None]:
-    """Raise the errors of a lake as problems: one that does not answer as busy, Refused as `refused` makes it."""
+    """Raise errors of a lake as problems: busy if it is unavailable, and Refused as `refused` makes it."""
     try:
         yield
     except Refused as error:
@@ -87,9 +87,9 @@ def _problems(refused: Callable[[str], Problem] = _bad_sql) -> Iterator[None]:
 
 
 class Filters:
-    """Which rows of `triples` and `rejections` are meant; a dependency that reads them from the query string.
+    """A filter on rows of `triples` and `rejections`; a dependency that reads it from the query string.
 
-    `sql` is the condition; `asker` is who has sent it where words of the request are in it, see `Reading.rows`.
+    `sql` is the condition. If it has SQL of the request in it, `asker` is who sent it; see `Reading.rows`.
     """
 
     def __init__(
@@ -119,19 +119,19 @@ class Filters:
 
 
 def asker(request: Request) -> str:
-    """Who sent a request: the id of its key, or nothing where nobody needs one."""
+    """Return who sent a request: the id of its key, or an empty string if no key is needed."""
     key: Key | None = getattr(request.state, "key", None)
     return key.key_id if key else ""
 
 
 def checked(where: str) -> str:
-    """A condition that a request brings. Raises Problem where it is none."""
+    """Return a condition from a request. Raises Problem if it is not valid."""
     with _problems():
         return condition(where)
 
 
 class Reading:
-    """A lake, open for as long as the service runs. Its methods raise Problem for SQL that is refused."""
+    """A lake that stays open while the service runs. The methods raise Problem for SQL that is refused."""
 
     def __init__(self, lake: Lake, limits: Limits) -> None:
         self.lake = KeptLake(lake)
@@ -142,7 +142,7 @@ class Reading:
         self._processes = Processes(processes, wait_s=_WAIT_S, share=_PROCESSES - 1, kills=True)
 
     def page(self, limit: int | None, most: int | None = None) -> int:
-        """The rows of a page, of which a request may ask for `limit`. Raises Problem where these are too many."""
+        """Return the number of rows of a page for a requested `limit`. Raises Problem if that is too many."""
         most = min(most or self.limits.rows, self.limits.rows)
         if limit and limit > most:
             raise bad_request("too-many-rows", f"limit {limit}: ask for at most {most}")
@@ -151,17 +151,17 @@ class Reading:
     async def rows(
         self, statement: str, parameters: Mapping[str, object], limit: int | None = None, *, asker: str | None = None
     ) -> Rows:
-        """The rows of a SELECT, at most `limit` of them.
+        """Return the rows of a SELECT, at most `limit` of them.
 
-        One with words of a request in it, which `asker` has sent, may take any amount of time and memory: it gets a
-        process of its own.
+        With `asker`, the statement has SQL of a request in it, which may take any amount of time and memory: it runs in
+        a separate process.
         """
         return (await self.result(statement, parameters, limit or self.limits.sql_rows, asker=asker)).rows
 
     async def result(
         self, statement: str, parameters: Mapping[str, object], limit: int, *, asker: str | None
     ) -> Result:
-        """As `rows`, with their columns and whether there are more."""
+        """Return as `rows`, with the columns and whether there are more rows."""
         asked = Question(statement, dict(parameters), limit, self.limits.sql_bytes, self.limits.sql_seconds)
         if asker is None:
             return await self.ask(lambda: read(self.lake, asked))
@@ -174,7 +174,7 @@ class Reading:
             raise self._lost(lost) from None
 
     def _lost(self, lost: ChildLost) -> Problem:
-        """What a query that ended its process is told. It would do the same again, so that is an answer."""
+        """Return the answer to a query that ended its process. It is final, because the query would do so again."""
         log.warning("a query has ended its process: %s", lost)
         if lost.ending == "not open":
             return busy("the lake does not answer", _WAIT_S)
@@ -186,14 +186,14 @@ class Reading:
         return bad_request("sql", details[lost.ending])
 
     async def ask(self, work: Callable[[], Answer]) -> Answer:
-        """What a function that reads the lake returns, on a thread."""
+        """Call a function that reads the lake on a thread."""
         with _problems():
             return await asyncio.to_thread(work)
 
     async def unchanged(
         self, key: tuple[object, ...], tables: tuple[str, ...], work: Callable[[], Awaitable[Answer]]
     ) -> Answer:
-        """What `work` awaits, or what it gave when these tables had the versions that they have now."""
+        """Return the result of `work`, cached until one of these tables has a new version."""
         versions = await self.ask(lambda: self.lake.versions(*tables))
         if (*key, versions) not in self._answers:
             answer = await work()
@@ -204,11 +204,11 @@ class Reading:
         return kept
 
     async def prepare(self) -> None:
-        """Have the processes for queries of others up, which takes seconds, before anybody asks."""
+        """Start the query processes, which takes seconds, before the first request."""
         await self._processes.start()
 
     def close(self) -> None:
-        """End the processes."""
+        """Stop the query processes."""
         self._processes.close()
 
 

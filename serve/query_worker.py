@@ -1,6 +1,6 @@
-"""A query in the words of a request: what runs in a process of its own, which such a query may hang, starve or crash.
+"""Queries with SQL of requests in them: what runs in a separate process, which they may hang, starve, or crash.
 
-This module imports little, because every process that was lost is started anew: settings would bring torch along.
+This module imports little, because lost processes are restarted: settings would import torch.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Result(NamedTuple):
 
 
 def read(lake: Lake, asked: Question, threads: int | None = None) -> Result:
-    """The answer. Raises Refused, as `lake.sql.query` does and for an answer of too many bytes."""
+    """Return the answer. Raises Refused as `lake.sql.query` does, and for an answer of too many bytes."""
     rows: Rows = []
     size = 0
     with query(
@@ -69,7 +69,7 @@ def read(lake: Lake, asked: Question, threads: int | None = None) -> Result:
 
 
 def read_apart(uri: str, storage: StorageConfig, asked: Question) -> Result:
-    """What `read` returns, in a process of its own, which a query that takes too much memory ends."""
+    """Return what `read` returns, in an isolated process, which a query ends that takes too much memory."""
     try:
         lake = _confined(uri, storage)
         _limit_cpu(asked.seconds)
@@ -86,13 +86,13 @@ def read_apart(uri: str, storage: StorageConfig, asked: Question) -> Result:
 
 
 def prepare(uri: str, storage: StorageConfig) -> None:
-    """Make this process one for `read_apart`. Raises Unavailable where the lake does not answer."""
+    """Prepare this process for `read_apart`. Raises Unavailable if the lake does not answer."""
     _confined(uri, storage)
 
 
 @cache
 def _confined(uri: str, storage: StorageConfig) -> KeptLake:
-    """Open the lake of this process, and take from the process all that queries have no need of.
+    """Open the lake of this process, and drop all privileges that queries do not need.
 
     It can write no file, is in a folder in which nobody can, and has `_MEMORY` beyond what it takes to be open and to
     have answered. Raises Unavailable where the lake does not answer.
@@ -115,7 +115,7 @@ def _confined(uri: str, storage: StorageConfig) -> KeptLake:
 
 
 def _leave_for_nowhere() -> None:
-    """Take this process to a folder that is gone, where no file can be made, and forbid it to write files anywhere."""
+    """Change to a deleted folder, where no file can be created, and forbid writing files anywhere."""
     folder = tempfile.mkdtemp()
     os.chdir(folder)
     os.rmdir(folder)

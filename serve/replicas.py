@@ -24,7 +24,7 @@ from models.settings import ModelSettings, WorldSettings
 from models.world_loading import load_world
 
 _CHECK_EVERY_S = 30.0
-"""A model that has answered so recently is healthy."""
+"""A model that has answered this recently is healthy."""
 
 
 class Dynamics:
@@ -48,14 +48,14 @@ class Dynamics:
 
     @serve.batch(batch_size_fn=lambda requests: sum(map(len, requests)))  # type: ignore[untyped-decorator]
     async def label(self, requests: list[Rows]) -> list[Rows]:
-        """Rows with `triple_id`, `obs` and `next_obs` (encoded) of several requests; each gets its own, labeled."""
+        """Label rows with `triple_id`, `obs`, and `next_obs` (encoded) of several requests; each gets its own rows."""
         labeled = self._label_pairs(block([row for rows in requests for row in rows], SAMPLES))
         self._answered_at = time.monotonic()
         return _split(labeled, requests)
 
     @serve.batch(batch_size_fn=lambda requests: sum(len(images) for _, images, _ in requests))  # type: ignore[untyped-decorator]
     async def score(self, requests: list[tuple[Images, Images, str]]) -> list[list[float]]:
-        """For each request (obs, candidates, action): log p(action | obs, candidate) of each candidate."""
+        """Return log p(action | obs, candidate) of each candidate, for each request (obs, candidates, action)."""
         obs = np.concatenate([np.repeat(image[None], len(images), axis=0) for image, images, _ in requests])
         candidates = np.concatenate([images for _, images, _ in requests])
         actions = [action for _, images, action in requests for _ in images]
@@ -65,7 +65,7 @@ class Dynamics:
         return [part.tolist() for part in np.split(scores, ends[:-1])]
 
     def check_health(self) -> None:
-        """Ask the model something, unless it has just answered. Ray replaces a replica for which this raises."""
+        """Call the model, unless it has just answered. Ray replaces a replica for which this raises."""
         if time.monotonic() - self._answered_at > _CHECK_EVERY_S:
             self._ask(1)
 
@@ -76,7 +76,7 @@ class Dynamics:
 
 
 def _split(labeled: pa.Table, requests: list[Rows]) -> list[Rows]:
-    """Every request's rows: a label belongs to the pair whose id it carries, and to no other."""
+    """Return the rows of every request: a label belongs to the pair whose id it carries."""
     of_pair = {row["triple_id"]: row for row in labeled.to_pylist()}
     if len(of_pair) != sum(map(len, requests)):
         raise RuntimeError("two pairs of a batch have one id")
@@ -96,7 +96,7 @@ class World:
 
     @serve.batch(batch_size_fn=lambda requests: sum(n for _, _, n, _ in requests))  # type: ignore[untyped-decorator]
     async def sample(self, requests: list[tuple[Images, str, int, int]]) -> list[tuple[Images, Images]]:
-        """For each request (obs, action, n, seed): obs as the model shows it, and its n candidates.
+        """Return obs as the model shows it, and n candidates, for each request (obs, action, n, seed).
 
         What a seed draws depends on no other request.
         """
@@ -113,7 +113,7 @@ class World:
         return [drawn[place] for place in range(len(requests))]
 
     def check_health(self) -> None:
-        """As of `Dynamics`."""
+        """See `Dynamics.check_health`."""
         if time.monotonic() - self._answered_at > _CHECK_EVERY_S:
             black = np.zeros((1, self._model.image_size, self._model.image_size, 3), np.uint8)
             self._model.sample(black, ["nothing happens"], 1)

@@ -30,5 +30,5 @@ def row_model(table: str, without: Collection[str], *, nullable: bool = False) -
 
 
 def column_names(model: type[BaseModel]) -> list[str]:
-    """The columns of a model that `row_model` made."""
+    """Return the columns of a model that `row_model` made."""
     return [field.alias or name for name, field in model.model_fields.items()]

@@ -32,18 +32,18 @@ from serve.uploads import Uploads
 from serve.videos import Videos
 
 _DRAIN_S = 60.0
-"""A replica that is stopped finishes what it has accepted, so long."""
+"""How long a stopped replica has to finish accepted requests."""
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
-"""Names by which this machine calls itself."""
+"""Names of this machine for itself."""
 _BATCH_WAIT_S = 0.01
-"""For which a batch waits for more."""
+"""How long a batch waits for more requests."""
 _NEVER_FULL = 4096
 """Requests of an ingress. Its proxies count them, each for itself; health and metrics must find room beside those."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Settings, resolved and checked: what a service will be."""
+    """The resolved and checked settings of a service."""
 
     lake: Lake
     settings: ServeSettings
@@ -52,7 +52,7 @@ class Plan:
     world_size: int | None
     device: str
     session: Key | None
-    """What counts while the lake has no key. None where other machines can reach the service."""
+    """The only valid key while the lake has none. None if other machines can reach the service."""
 
 
 def plan(lake: Lake, settings: ServeSettings, session: Key | None) -> Plan:
@@ -78,9 +78,9 @@ def _best_device() -> str:
 
 
 def session(lake: Lake, host: str) -> tuple[Key, str] | None:
-    """A key for this run of a service, and its token; None where the lake has keys.
+    """Return a key for this run of a service, and its token; None if the lake has keys.
 
-    Raises Refused where it has none and other machines can reach this address.
+    Raises Refused if it has none and other machines can reach this address.
     """
     if Keys(lake).read():
         return None
@@ -117,11 +117,11 @@ class Ingress:
         )
 
     async def keys(self) -> list[Key]:
-        """The keys that count now, for proxies."""
+        """Return the valid keys, for proxies."""
         return await self._services.guard.keys()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        """What Ray Serve hands requests to."""
+        """Return the application that Ray Serve calls."""
         return build_app(self._services)
 
 
@@ -134,14 +134,14 @@ def start(plan: Plan, host: str, port: int) -> None:
 
 
 def stop(*, cluster_stays: bool) -> None:
-    """Finish what was accepted, and end the application; where the cluster goes on without it, all of Serve."""
+    """Finish accepted requests and stop the application; if the cluster stays, also Ray Serve."""
     serve.delete(NAME)
     if cluster_stays:
         serve.shutdown()
 
 
 def bound(plan: Plan) -> Any:
-    """The deployments, bound to each other: what Ray Serve runs."""
+    """Return the deployments, bound to each other, for Ray Serve."""
     settings = plan.settings
     shared: dict[str, Any] = {
         "ray_actor_options": {"num_cpus": 0, "num_gpus": 1 if plan.device == "cuda" else 0},

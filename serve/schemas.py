@@ -1,4 +1,4 @@
-"""What goes in and out of the API, with examples: the OpenAPI document is made of these."""
+"""Requests and responses of the API, with examples, from which the OpenAPI document is made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class _Base64(EncoderProtocol):
 
     @classmethod
     def decode(cls, data: bytes) -> bytes:
-        """The bytes. Raises ValueError for what is no base64."""
+        """Return the bytes. Raises ValueError for what is not base64."""
         if data[:5].lower() == b"data:":
             about, comma, data = data.partition(b",")
             if not comma or not about.lower().endswith(b";base64"):
@@ -75,7 +75,7 @@ def encoded(content: bytes) -> str:
 
 
 class Label(BaseModel):
-    """What happened between two frames, how sure the model is, and what the policy says of it."""
+    """The action between two frames, the scores of the model, and the verdict of the policy."""
 
     triple_id: str = Field(
         examples=["0c0f3c5e-0d5f-5f0f-8d0e-6d1f0c7b2a11"],

@@ -1,4 +1,4 @@
-"""What endpoints work with; handed to each of them when the application is built."""
+"""The dependencies of endpoints, passed to each of them when the application is built."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ class Models(Protocol):
 
 
 class Writing(Protocol):
-    """Whoever writes into the lake."""
+    """Writes into the lake."""
 
     async def write(self, rows: Rows) -> Rows:
-        """See `writing.LiveWriter.write`, of one request."""
+        """See `live_writer.LiveWriter.write`, of one request."""
         ...
 
 
 @dataclass(frozen=True)
 class Services:
-    """`world_size` is None where no world model is served. `write_here` writes without `writer`, and blocks."""
+    """`world_size` is None if no world model is served. `write_here` writes without `writer`, and blocks."""
 
     lake: Lake
     models: Models
@@ -73,7 +73,7 @@ class Services:
     write_here: Callable[[Rows], object] | None = None
 
     async def label(self, rows: Rows) -> Rows:
-        """Label and verify pairs (`stream.SAMPLES`): the same rows with action, scores and `reasons`."""
+        """Label and verify pairs (`stream.SAMPLES`); returns the rows with action, scores, and `reasons`."""
         # Under ids that nothing else in a batch has: the same pair may be asked for twice at once.
         ids = {str(uuid4()): row["triple_id"] for row in rows}
         asked = [{**row, "triple_id": own} for own, row in zip(ids, rows, strict=True)]
@@ -84,7 +84,7 @@ class Services:
         ]
 
     async def write(self, rows: Rows, mode: WriteMode) -> Rows:
-        """Write labeled rows; returns them as they are in the lake. Raises Problem where they cannot be written."""
+        """Write labeled rows; returns them as they are in the lake. Raises Problem if they cannot be written."""
         labeled = [row for row in rows if not row["error_type"]]
         if mode == "no" or not labeled:
             return rows
@@ -103,7 +103,7 @@ class Services:
             raise busy(str(failed).splitlines()[0], 5) from None
 
     async def drain(self) -> None:
-        """Write what is promised to be written soon, because the service is about to end."""
+        """Write pending `write=soon` rows, because the service is about to end."""
         await self._soon.drain()
 
     @cached_property
@@ -111,14 +111,14 @@ class Services:
         return Soon(self.writer.write, self.write_here)
 
     async def within(self, asked_s: float | None, work: Callable[[], Awaitable[Answer]]) -> Answer:
-        """The answer, within the deadline. Raises Problem where there is none in time, or nobody to give it."""
+        """Return the answer. Raises Problem if the deadline passes first or no replica can answer."""
         limit = min(asked_s or self.limits.deadline_s, self.limits.deadline_s)
         try:
             async with asyncio.timeout(limit):
                 return await work()
         except TimeoutError:
             raise Problem(
-                HTTPStatus.GATEWAY_TIMEOUT, "deadline", f"there was no answer within {limit:g} s: ask for less"
+                HTTPStatus.GATEWAY_TIMEOUT, "deadline", f"no answer within {limit:g} s: send a smaller request"
             ) from None
         except BackPressureError:
             raise busy("too many requests wait for the model") from None

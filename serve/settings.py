@@ -1,4 +1,4 @@
-"""What a service is: which models it answers with, and how much it takes on."""
+"""The settings of a service: its models and how they are run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What many ask for at the same time, computed once."""
+"""Answers to concurrent requests, computed once."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any, Generic, TypeVar
 Result = TypeVar("Result")
 
 KEPT_S = 1.0
-"""For which an answer is given to others as well."""
+"""How long an answer is shared."""
 
 
 class Shared(Generic[Result]):
-    """One answer for all who ask while it is computed, and for a moment after that; also where it is an error."""
+    """One answer, or error, for all requests that come while it is computed or shortly after."""
 
     def __init__(self) -> None:
         self._task: asyncio.Task[Result] | None = None
         self._began = -math.inf
 
     async def get(self, compute: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-        """What `compute` returned a moment ago, or returns now. Raises what it raises."""
+        """Return what `compute` returned a moment ago, or returns now. Raises what it raises."""
         if self._task is None or (self._task.done() and time.monotonic() - self._began > KEPT_S):
             self._began = time.monotonic()
             self._task = asyncio.create_task(compute())

@@ -1,4 +1,4 @@
-"""Labels that are acknowledged before they are in the lake (`?write=soon`): written with patience, or counted."""
+"""Pending `write=soon` rows: acknowledged first, then written to the lake with retries, or counted as lost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lake.tables import Rows
 from serve.problems import busy
 
 _MOST = 4096
-"""Rows that wait: a lake that is away must not fill the memory."""
+"""Maximum number of pending rows: a lake that is unavailable must not fill the memory."""
 _WHILE_SERVING = Schedule((0.5, 1, 2, 4, 8, 15), patience_s=600)
 """A forget of a large lake, or an outage of its store, may take minutes."""
 _DRAIN_S = 10.0
@@ -28,7 +28,7 @@ log = logging.getLogger("serve.soon")
 
 
 class Soon:
-    """The rows of one ingress that wait to be written. They do not survive a kill of this process."""
+    """The pending rows of one ingress. They do not survive a kill of this process."""
 
     def __init__(self, write: Callable[[Rows], Awaitable[object]], write_here: Callable[[Rows], object] | None) -> None:
         """`write` asks the writer of the service; `write_here` blocks, and does without it once the service ends."""
@@ -36,7 +36,7 @@ class Soon:
         self._tasks: dict[asyncio.Task[None], Rows] = {}
 
     def add(self, rows: Rows) -> None:
-        """Take on rows that are about to be acknowledged. Raises Problem where too many wait."""
+        """Add rows that are about to be acknowledged. Raises Problem if too many are pending."""
         waiting = sum(map(len, self._tasks.values()))
         if waiting + len(rows) > _MOST:
             raise busy("too many labels wait to be written", 5)
@@ -46,7 +46,7 @@ class Soon:
         task.add_done_callback(self._ended)
 
     async def drain(self) -> None:
-        """Write what waits, because this process is about to end. What cannot be written is counted as lost."""
+        """Write pending rows, because this process is about to end. Rows that cannot be written are counted as lost."""
         if not self._tasks:
             return
         await asyncio.wait(self._tasks, timeout=_DRAIN_S)
@@ -68,7 +68,7 @@ class Soon:
 
 
 async def _written(rows: Rows, write: Callable[[], Awaitable[object]], schedule: Schedule) -> None:
-    """Write rows, or count them as lost. Whatever is not refused may pass, also errors of Ray: it restarts writers."""
+    """Write rows, or count them as lost. Retries all errors but Refused, also those of Ray, which restarts writers."""
     try:
         await retry_async(write, schedule, lambda error: not isinstance(error, Refused), _warn)
     except Exception as error:

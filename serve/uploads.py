@@ -1,4 +1,4 @@
-"""Uploaded images, looked at where a hang or a crash of a decoder can be survived."""
+"""Uploaded images, decoded in processes that can be killed."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Result = TypeVar("Result")
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 TIMEOUT_S = 10.0
-"""For a request's images: a photograph takes some ten milliseconds."""
+"""For the images of a request: a photograph takes some ten milliseconds."""
 PROCESSES = 4
-"""Of an ingress. A file that hangs a decoder keeps one of them; others go on."""
+"""Of an ingress. A file that hangs a decoder occupies one of them only."""
 _PIXEL_BYTES, _TABLE_BYTES = 6, 4096
 """Of a JPEG that stays as it is. Noise at the best quality has less; what has more carries something along."""
 
@@ -55,11 +55,11 @@ class Uploads:
         self._processes = Processes([Isolated(TIMEOUT_S, 2 << 30) for _ in range(PROCESSES)])
 
     async def pairs(self, contents: list[tuple[bytes, bytes]]) -> list[Pair]:
-        """Frame pairs of uploaded files. Raises Problem for what is no image, or too large a one."""
+        """Return frame pairs of uploaded files. Raises Problem for a file that is not an image or is too large."""
         return await self._call(_pairs, contents)
 
     async def images(self, contents: list[bytes]) -> list[bytes]:
-        """Uploaded files as square JPEGs. Raises Problem likewise."""
+        """Return uploaded files as square JPEGs. Raises Problem as `pairs` does."""
         return await self._call(_images, contents)
 
     async def _call(self, function: Callable[..., list[Result]], contents: Sequence[object]) -> list[Result]:
@@ -73,7 +73,7 @@ class Uploads:
             raise bad_request("image", "an image could not be decoded in time: send a plain JPEG") from None
 
     def close(self) -> None:
-        """End the processes."""
+        """Stop the processes."""
         self._processes.close()
 
 
@@ -93,9 +93,9 @@ def _images(contents: list[bytes], size: int, quality: int, max_pixels: int) -> 
 
 
 def _normalized(content: bytes, name: str, size: int, quality: int, max_pixels: int) -> bytes:
-    """As the lake keeps images. What came out of the lake stays as it is, so that it gets the label it has there.
+    """Return an image as the lake stores it. An image from a lake is not changed, so that it gets the same label.
 
-    Of another file that looks like one from there, the picture stays as it is, and nothing else.
+    Of any other file that looks like one from a lake, only the picture itself is kept.
     """
     try:
         with warnings.catch_warnings():
@@ -110,7 +110,7 @@ def _normalized(content: bytes, name: str, size: int, quality: int, max_pixels: 
     except Image.DecompressionBombError:
         raise TooLarge(f"{name} has more than {max_pixels:,} pixels: send a smaller picture") from None
     except Exception:
-        raise DecodeError(f"{name} is no image: send JPEG, PNG or WebP") from None
+        raise DecodeError(f"{name} is not an image: send JPEG, PNG or WebP") from None
     if width * height > max_pixels:
         raise TooLarge(f"{name} has {width} x {height} pixels, more than {max_pixels:,}: send a smaller picture")
     picture = picture_only(content) if is_ours else None

@@ -1,4 +1,4 @@
-"""Videos that requests bring or name: checked by their header, then sampled as a labeling run samples, live."""
+"""Videos in requests: checked by their header, then sampled live as in a labeling run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Videos:
     """Samples a few videos at once, each in a process of its own that can be killed."""
 
     def __init__(self, lake: Lake, labeler: Labeler, limits: Limits, sources: tuple[str, ...]) -> None:
-        """`sources`: `s3://` prefixes; what a request names must lie under one of them."""
+        """`sources` are `s3://` prefixes; requests may name objects under one of them only."""
         self._lake, self._labeler, self._limits = lake, labeler, limits
         self._sources = tuple(normalize(source) for source in sources)
         self._free = limits.videos
@@ -60,11 +60,11 @@ class Videos:
 
     @contextmanager
     def place(self, who: str) -> Iterator[Path]:
-        """A folder for one video, from before it is received until its last pair. Raises Problem where all are taken.
+        """Yield a folder for one video, from before it is received until its last pair. Raises Problem if none is free.
 
-        The last one is for a key that has none: two slow uploads of one key would keep all others out for long.
-        So the videos of all requests together take no more disk than `videos` times `video_bytes`, and as much again
-        for a moment while a form is saved.
+        The last one is reserved for a key that has none, so that two slow uploads of one key do not block all others.
+        All videos together take at most `videos` times `video_bytes` of disk, and briefly twice that while a form is
+        saved.
         """
         if not self._free or (self._free == 1 and self._held[who]):
             raise busy(f"{self._limits.videos - self._free} videos are being received or sampled", 5)
@@ -80,11 +80,11 @@ class Videos:
                 del self._held[who]
 
     async def run(self, function: Callable[..., Result], *args: object) -> Result:
-        """What a function returns that may block, on a thread for videos."""
+        """Call a function that may block on a thread for videos."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
     def find(self, uri: str) -> Entry:
-        """The object that a request names. Raises Problem where it may not, or there is none."""
+        """Return the object that a request names. Raises Problem if it is not allowed or does not exist."""
         if not is_s3(uri) or not any(uri == root or uri.startswith(f"{root}/") for root in self._sources):
             # One answer for all, so that nobody learns what else the service could read.
             where = ", ".join(self._sources) or "none, until the service is started with --allow s3://bucket/folder"
@@ -102,7 +102,7 @@ class Videos:
         return entry
 
     def fetch(self, entry: Entry, path: Path) -> Path:
-        """Download it. Raises Problem where it is gone or changed meanwhile."""
+        """Download an object. Raises Problem if it was deleted or changed."""
         try:
             return self._lake.storage.fetch(entry.uri, entry.etag, path)
         except SourceChanged as error:
@@ -111,13 +111,13 @@ class Videos:
             raise busy("the store of this video does not answer", 5) from None
 
     def cataloged(self, entry: Entry) -> str | None:
-        """The id of the video in the catalog; None where this state of it is not there."""
+        """Return the id of the video in the catalog; None if this state of it is not there."""
         mine = (pc.field("uri") == entry.uri) & (pc.field("etag") == entry.etag)
         found = self._lake.read("videos", ["video_id"], mine)["video_id"].to_pylist()
         return found[0] if found else None
 
     def decided(self, video_id: str) -> Rows | None:
-        """What the labeler has said of a cataloged video; None where it has not finished it."""
+        """Return the decided rows of a cataloged video; None if the labeler has not finished it."""
         mine = (pc.field("video_id") == video_id) & (pc.field("labeler_id") == self._labeler.id)
         if not self._lake.read("progress", ["video_id"], mine).num_rows:
             return None
@@ -126,12 +126,12 @@ class Videos:
         return sorted(({**missing, **row} for row in rows), key=lambda row: row["obs_pts"])
 
     def check(self, path: Path) -> None:
-        """Look at the header. Raises Problem for what is no video, or too large or too long a one."""
+        """Check the header. Raises Problem if it is not a video, or is too large or too long."""
         entry = Entry(str(path), path.stat().st_size, local_etag(path))
         with prober(self._lake.storage) as probing:
             header = next(iter(probing.probe([entry])))
         if isinstance(header, ProbeError):
-            raise bad_request("video", f"this is no video that can be read: {header.message}")
+            raise bad_request("video", f"this is not a video that can be read: {header.message}")
         self._refuse(header)
 
     def _refuse(self, header: Header) -> None:
@@ -144,7 +144,7 @@ class Videos:
         return bad_request("too-long", f"a video has at most {self._limits.video_seconds:g} seconds: cut it")
 
     async def sample(self, path: Path) -> AsyncGenerator[Rows, None]:
-        """Rows of `stream.SAMPLES`, a segment at a time, under the id of the video's content."""
+        """Yield rows of `stream.SAMPLES`, one segment at a time, under the id of the video's content."""
         upload = await self.run(_upload, path)
         stopped = threading.Event()
         sampler = SampleVideos(self._labeler, self._lake.storage, _Stopped(stopped), SEGMENT_TIMEOUT_S)

@@ -15,6 +15,9 @@ from tests.seaweed import Seaweed
 from tests.skips import pytest_make_collect_report as pytest_make_collect_report
 from tests.skips import pytest_runtest_makereport as pytest_runtest_makereport
 
+# Lakes of tests may be lost with the machine, and a slow disk takes longer to flush than a test to run.
+os.environ.setdefault("WORLDLAKE_FSYNC", "off")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put what starts Ray first: it takes longest, and processes that each take the next file should end together."""

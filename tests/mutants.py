@@ -49,7 +49,7 @@ PER_FILE = 20
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one mutant of a file."""
+    """Result of one mutant of a file."""
 
     path: str
     survived: bool

@@ -129,7 +129,7 @@ def rows(lake: Lake, name: str) -> int:
 
 
 def decisions(lake: Lake) -> dict[str, list[dict[str, Any]]]:
-    """What was decided, by table, sorted by id, without what differs from run to run."""
+    """Return decisions by table, sorted by id, without what differs from run to run."""
     return {name: _stable(lake.dataset(name).to_table()) for name in ("triples", "rejections")}
 
 

@@ -33,7 +33,7 @@ EXPECTED = (
 
 
 def is_expected(reason: str) -> bool:
-    """Whether a machine may lack what the test needs."""
+    """Return whether a machine may lack what the test needs."""
     return reason.startswith(EXPECTED)
 
 

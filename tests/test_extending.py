@@ -61,6 +61,7 @@ def run(tree: Path, *words: str) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", recipes(), ids=lambda recipe: recipe.title)
 def test_a_recipe_works_and_is_one_file_and_one_entry(recipe: Recipe, tmp_path: Path) -> None:
     for place in _PLACES:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = ("python", "pip", "ruff", "mypy", "lint-imports", "worldlake")
+PROGRAMS = ("python", "pip", "ruff", "codespell", "mypy", "lint-imports", "worldlake")
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is missing")
 

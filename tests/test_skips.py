@@ -19,6 +19,8 @@ def outcome(folder: Path, test: str, *options: str, strict: str = "1") -> tuple[
     (folder / "test_it.py").write_text(f"import pytest\n{test}\n")
     command = [sys.executable, "-m", "pytest", "-p", "tests.skips", "-rs", "--rootdir", str(folder), *options]
     environment = {**os.environ, VARIABLE: strict, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    # Plugins of others take seconds.
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     environment.pop("PYTEST_ADDOPTS", None)
     done = subprocess.run([*command, str(folder)], capture_output=True, text=True, cwd=folder, env=environment)
     return done.returncode, done.stdout
@@ -43,7 +45,9 @@ def test_an_unexpected_skip_fails_where_skips_are_strict(tmp_path: Path, how: st
 
 
 def test_processes_of_their_own_report_it_too(tmp_path: Path) -> None:
-    code, output = outcome(tmp_path, SKIPS["inside"].format(reason="some program is missing"), "--numprocesses", "1")
+    code, output = outcome(
+        tmp_path, SKIPS["inside"].format(reason="some program is missing"), "-p", "xdist", "--numprocesses", "1"
+    )
     assert code == 1
     assert "some program is missing" in output
 

@@ -1,4 +1,4 @@
-"""Checkpoints in the lake's storage: what a training needs to go on, in one form for any number of workers.
+"""Checkpoints in the lake's storage: what a training needs to resume, in one form for any number of workers.
 
     <run>/checkpoint-0001-00000500/weights.safetensors     the weights that are trained, whole, by name
                                    optimizer.safetensors   AdamW's moments: <name>/exp_avg and <name>/exp_avg_sq
@@ -145,7 +145,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 def _refusal(error: Exception, step: int, uri: str) -> Refused | None:
     """The one line for a checkpoint that this machine has no room for."""
-    # What has no number is no matter of this machine's disks; safetensors writes it into its text.
+    # An error without a number is not about this machine's disks; safetensors writes the number into its text.
     if getattr(error, "errno", None) is None and "os error" not in str(error):
         return None
     return Refused(

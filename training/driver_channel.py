@@ -1,4 +1,4 @@
-"""Where workers and driver meet while a training goes on: log lines one way, the wish to stop the other."""
+"""The channel between workers and driver during a training: log lines one way, the stop request the other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ray.actor import ActorHandle
 
 @dataclass
 class News:
-    """What the workers told since the driver looked last."""
+    """News from the workers since the driver last looked."""
 
     lines: list[dict[str, Any]] = field(default_factory=list)
     refusal: Exception | None = None
@@ -50,7 +50,7 @@ def new_board() -> ActorHandle:
 
 
 class StopSign:
-    """Whether the driver wishes to stop, asked without waiting for the answer."""
+    """The driver's stop request, read without waiting for the answer."""
 
     def __init__(self, board: ActorHandle) -> None:
         self._board = board

@@ -25,7 +25,7 @@ from training.settings import TrainingSettings
 Forward = Callable[..., Any]
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What AdamW remembers of each weight, beside the number of steps."""
+"""AdamW's state of each weight, besides the number of steps."""
 
 
 class Task(Protocol):
@@ -46,17 +46,17 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step came to, the same on every worker. Nothing was changed when `is_finite` is false."""
+    """Result of a step, the same on every worker. Nothing was changed when `is_finite` is false."""
 
     loss: float
     grad_norm: float
     lr: float
     stop: bool
-    """Whether a worker wishes to stop after this step."""
+    """True if a worker requests a stop after this step."""
 
     @property
     def is_finite(self) -> bool:
-        """Whether loss and gradient are numbers."""
+        """Return whether loss and gradient are finite."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 

@@ -1,8 +1,8 @@
-"""Which pair comes when: a pure function of the seed, the pairs and their factors, whatever reads or trains.
+"""The order of pairs: a pure function of the seed, the pairs and their factors, independent of readers and workers.
 
-A training is a walk along one endless row of epochs. Step s takes the places [s * batch, (s + 1) * batch) of it; its
-micro-batch m, whichever worker computes it, the places from s * batch + m * micro_batch on. So nothing has to be
-remembered to go on in the middle of an epoch, and the number of workers changes nothing.
+Training iterates over an endless concatenation of epochs. Step s takes its places [s * batch, (s + 1) * batch); its
+micro-batch m, on any worker, the places from s * batch + m * micro_batch. So a run can resume in the middle of an
+epoch without saved state, and the number of workers changes nothing.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Order:
 def micro_batches(
     order: Order, step: int, *, batch_size: int, micro_batch_size: int, rank: int, workers: int
 ) -> Iterator[tuple[int, Indices]]:
-    """What one worker computes in a step: numbers of micro-batches, which count over all steps, and their indices.
+    """Yield the micro-batches of one worker in a step: their numbers, which count over all steps, and indices.
 
     Micro-batches go round the workers. A worker that the last round leaves without one gets that of the step's first,
     with the number -1: collectives want every worker to take part, and it counts for nothing.

@@ -22,7 +22,7 @@ from models.protocols import Images
 from training.order import Indices
 
 Arrays = dict[str, Any]
-"""What a decoder makes of rows: arrays or lists of texts by name, each with one entry a row."""
+"""Decoded rows: arrays or lists of texts by name, each with one entry per row."""
 
 AHEAD = 8
 """Micro-batches that are asked for before they are needed: some seconds of a GPU's work."""
@@ -39,7 +39,7 @@ class Rows:
 
 
 class Feeder:
-    """Holds the rows of a training where they lie in shared memory, and decodes those it is asked for."""
+    """Holds the rows of a training in shared memory, and decodes the requested ones."""
 
     def __init__(self, rows: Rows) -> None:
         cv2.setNumThreads(1)
@@ -105,7 +105,7 @@ class DecodePairs:
 
 
 def decode_images(encoded: pa.ChunkedArray, size: int) -> Images:
-    """Encoded images as uint8 RGB, shape (rows, size, size, 3). ValueError for bytes that are no image."""
+    """Decode images to uint8 RGB, shape (rows, size, size, 3). Raises ValueError for bytes that are not an image."""
     return np.stack([_image(data.as_buffer(), size) for data in encoded])
 
 

@@ -1,11 +1,11 @@
-"""A training run: the driver that pins what is read, starts the workers, keeps the log and the books.
+"""A training run: the driver that pins what is read, starts the workers, and keeps the log and the counts.
 
     <lake>/models/<run>/run.json        what decides the weights: settings, hashes of the model to start from, versions
                         checkpoint-*    see `training.checkpoint`
                         log/            see `training.train_log`
                         model/          the trained model, or its adapter, as `models` loads it
 
-The same command goes on where it stopped: from the newest checkpoint, at the versions of the tables that were pinned
+The same command resumes where it stopped: from the newest checkpoint, at the versions of the tables that were pinned
 when the run began.
 """
 
@@ -56,7 +56,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass
 class Summary:
-    """What a run did. `status` is `finished`, `drained` (asked to stop) or `nothing to do` (it had finished before)."""
+    """Summary of a run. `status` is `finished`, `drained` (asked to stop) or `nothing to do` (finished before)."""
 
     run: str
     status: str
@@ -79,7 +79,7 @@ class Summary:
             for name in ("loss", "samples_per_s", "data_wait")
             if name in self.last
         )
-        where = f"model in {self.model}" if self.status == "finished" else "the same command goes on from there"
+        where = f"model in {self.model}" if self.status == "finished" else "run the same command to resume"
         return (
             f"run {self.run} {self.status} at step {self.step:,} of {self.steps:,} over {self.triples:,} triples in "
             f"{self.seconds:.1f} s{figures}; {where}"
@@ -101,7 +101,7 @@ class _Base:
 
 @dataclass
 class _Record:
-    """`run.json`: what a run that goes on has in common with the one that began."""
+    """`run.json`: what a resumed run has in common with its start."""
 
     lake: str
     identity: dict[str, Any]
@@ -120,14 +120,14 @@ def train(
     progress: Progress = lambda line: None,
     warn: Callable[[str], None] = lambda message: None,
 ) -> Summary:
-    """Train a model on the triples of a lake, or go on where the run of this name stopped.
+    """Train a model on the triples of a lake, or resume the run of this name.
 
     `run` defaults to a name that the same settings always have, `out` to `<lake>/models`. Set `stop` to end after the
     step at hand, with a checkpoint.
 
     Raises:
-        Refused: no triple is chosen, a version is gone, the run was begun otherwise or is at work, the
-            cluster is too small, the disk is full, or the loss is not finite any more.
+        Refused: no triple is chosen, a version is gone, the run has other settings or is live, the
+            cluster is too small, the disk is full, or the loss is no longer finite.
         Superseded: another process took over the run, or videos were forgotten.
     """
     started = time.monotonic()
@@ -191,7 +191,7 @@ def _read_record(storage: StorageConfig, uri: str) -> _Record | None:
     try:
         return _Record(**json.loads(content)) if content is not None else None
     except (TypeError, ValueError):
-        raise Refused(f"{join(uri, _RECORD)} is no record of a run: use another --run, or remove {uri}") from None
+        raise Refused(f"{join(uri, _RECORD)} is not a record of a run: use another --run, or remove {uri}") from None
 
 
 def _refuse_other(run: str, record: _Record, base: _Base, lake: Lake) -> None:

@@ -23,7 +23,7 @@ from lake.sql import sql_reason
 from lake.tables import Lake
 
 BY_PEOPLE = "labeler_id LIKE 'human:%'"
-"""A condition on triples: their actions are no model's."""
+"""A condition on triples: people named their actions."""
 
 _PIXELS = ("obs", "next_obs")
 _TABLES = ("videos", "triples")

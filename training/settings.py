@@ -1,4 +1,4 @@
-"""What a training is: every setting that decides the weights, and the few that only decide how they are computed."""
+"""Settings of a training: those that decide the weights, and a few that only decide how they are computed."""
 
 from __future__ import annotations
 
@@ -116,7 +116,9 @@ class TrainingSettings(Settings):
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of --epochs and --steps")
         if self.batch_size % self.micro_batch_size:
-            raise ValueError(f"batch_size {self.batch_size} is no multiple of micro_batch_size {self.micro_batch_size}")
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
+            )
         least, most = self.worker_range
         if not 1 <= least <= most:
             raise ValueError(f"workers {self.workers} are not a number or (least, most), both at least 1")
@@ -141,7 +143,7 @@ class TrainingSettings(Settings):
         return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
 
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the weights: what a resumed run must have in common with the one it goes on from."""
+        """Everything that decides the weights: what a resumed run must have in common with its start."""
         return {"task": self.task} | self.model_dump(mode="json", exclude=set(_HOW))
 
     def default_run(self) -> str:

@@ -1,4 +1,4 @@
-"""Ray Train at work: the workers of a run, from their start to the error that ended them."""
+"""The thread of Ray Train: the workers of a run, from their start to the error that ended them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lake.errors import Refused
 from training.settings import TrainingSettings
 from training.worker import Job, work
 
-# Workers that die are replaced so often; then the run ends, and the same command goes on.
+# Dead workers are replaced this many times; then the run ends, and the same command resumes it.
 _FAILURES = 3
 
 
@@ -45,7 +45,7 @@ class Fitting:
         self._thread.start()
 
     def wait(self, seconds: float | None) -> bool:
-        """Whether it has ended, waiting so long for it."""
+        """Wait up to N seconds; return whether it has ended."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
@@ -82,7 +82,7 @@ def _cpus_each(settings: TrainingSettings) -> float:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What went wrong on a worker in one line, out of what Ray Train wraps it in."""
+    """Unwrap a worker's error from Ray Train's."""
     failures = getattr(error, "worker_failures", None)
     if not failures:
         return error

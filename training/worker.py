@@ -1,4 +1,4 @@
-"""What every worker of a training runs: go on from the newest checkpoint, step, log, save, and write the model."""
+"""The function of every worker of a training: resume from the newest checkpoint, step, log, save, write the model."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def save(trainer: Trainer, checkpoints: Checkpoints, step: int) -> None:
     weights: Tensors = {}
     moments: Tensors = {}
     for name, weight in trainer.trained.items():
-        # One at a time, lest a sharded model lie whole on every GPU.
+        # One at a time, so that a sharded model is never whole on every GPU.
         _keep(weights, name, weight)
         for moment in MOMENTS:
             _keep(moments, f"{name}/{moment}", trainer.optimizer.state[weight][moment])
@@ -269,7 +269,7 @@ def together(call: Callable[[], T]) -> T:
 
 
 def _from_first(call: Callable[[], T]) -> T:
-    """What the call returns on the first worker."""
+    """Return the call's result on the first worker."""
     values = [call() if _rank() == 0 else None]
     if _workers() > 1:
         dist.broadcast_object_list(values, 0)

@@ -16,45 +16,66 @@ if TYPE_CHECKING:
     from labeling.samplers.motion import MotionSampler
     from labeling.samplers.uniform import UniformSampler
     from labeling.settings import RunSettings, SamplingSettings
+    from lake.errors import Refused, WorldlakeError
     from lake.storage import StorageConfig
     from lake.tables import Lake
-    from models.settings import ModelSettings
+    from models.loading import load_dynamics
+    from models.settings import ModelSettings, TokenSampling, WorldSettings
+    from models.verification import predict
+    from models.world_loading import load_world
+    from serve.client import Client
     from training.settings import DynamicsTraining, Source, WorldTraining
     from worldlake.api import evaluate, ingest, label, query, train
 
 # Imported at first use: torch and Ray take seconds.
 _HOMES = {
+    "Client": "serve.client",
     "DynamicsTraining": "training.settings",
     "Lake": "lake.tables",
     "ModelSettings": "models.settings",
     "MotionSampler": "labeling.samplers.motion",
+    "Refused": "lake.errors",
     "RunSettings": "labeling.settings",
     "SamplingSettings": "labeling.settings",
     "Source": "training.settings",
     "StorageConfig": "lake.storage",
+    "TokenSampling": "models.settings",
     "UniformSampler": "labeling.samplers.uniform",
+    "WorldSettings": "models.settings",
     "WorldTraining": "training.settings",
+    "WorldlakeError": "lake.errors",
     "evaluate": "worldlake.api",
     "ingest": "worldlake.api",
     "label": "worldlake.api",
+    "load_dynamics": "models.loading",
+    "load_world": "models.world_loading",
+    "predict": "models.verification",
     "query": "worldlake.api",
     "train": "worldlake.api",
 }
 
 __all__ = [
+    "Client",
     "DynamicsTraining",
     "Lake",
     "ModelSettings",
     "MotionSampler",
+    "Refused",
     "RunSettings",
     "SamplingSettings",
     "Source",
     "StorageConfig",
+    "TokenSampling",
     "UniformSampler",
+    "WorldSettings",
     "WorldTraining",
+    "WorldlakeError",
     "evaluate",
     "ingest",
     "label",
+    "load_dynamics",
+    "load_world",
+    "predict",
     "query",
     "train",
 ]
@@ -63,7 +84,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    from worldlake.extras import needed_by
+
+    with needed_by("serve" if name == "Client" else name):
+        return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

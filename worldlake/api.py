@@ -1,18 +1,22 @@
 """The commands as functions, with the same defaults and errors: `from worldlake import label`.
 
-Every function takes a lake as a `Lake`, or as a uri. Errors are those of `lake.errors`: one line with the remedy.
+Every function takes a lake as a `Lake`, or as a uri. Errors are `WorldlakeError`s: one line with the remedy.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lake.errors import Refused
 from lake.tables import Lake
+from lake.timer import after
 from worldlake.extras import needed_by
 
 if TYPE_CHECKING:
@@ -22,11 +26,12 @@ if TYPE_CHECKING:
     from labeling.run import Summary as LabelSummary
     from labeling.settings import RunSettings, SamplingSettings
     from lake.catalog import IngestCounts
-    from models.settings import ModelSettings
+    from models.settings import ModelSettings, WorldSettings
     from training.run import Summary as TrainSummary
     from training.settings import TrainingSettings
-    from worldlake.evaluation import Outcome, WorldOptions
-    from worldlake.evaluation_pairs import Choice
+    from worldlake.evaluation import Outcome
+
+log = logging.getLogger("worldlake")
 
 # What a function needs is imported when it runs: torch and Ray take seconds, and a query needs neither.
 
@@ -40,7 +45,7 @@ def _ignore(done: int, counts: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Ingested:
-    """What an ingest found: videos, and rows that people labeled where the format has any."""
+    """Result of an ingest: videos, and rows that people labeled if the format has any."""
 
     videos: IngestCounts
     rows: LabeledCounts | None = None
@@ -112,12 +117,14 @@ def label(
     max_hours: float | None = None,
     retry_failed: bool = False,
     take_over: bool = False,
+    stop: threading.Event | None = None,
     progress: Progress = _ignore,
-    warn: Callable[..., None] = lambda message, **_: None,
 ) -> LabelSummary:
     """Label every pending video of a lake, and commit the outcome as it comes.
 
-    Ctrl-C and SIGTERM drain: what was begun is finished and committed. The same call resumes.
+    Ctrl-C and SIGTERM drain: what was begun is finished and committed. A second one raises KeyboardInterrupt. The same
+    call resumes. Ray runs on this machine, or on the cluster of ``RAY_ADDRESS``, and stays for the next call. Warnings
+    go to the logger ``worldlake``.
 
     Args:
         model: settings of a dynamics model, or its name.
@@ -129,25 +136,25 @@ def label(
         max_hours: stop gracefully after this many hours.
         retry_failed: also try again what failed.
         take_over: end a live run of the same labeler first.
+        stop: set it to drain. Then signals are left alone, as they are outside the main thread.
+        progress: called with how many videos are done, and with counts by name.
 
     Raises:
         Refused: the model, the policy or `where` cannot be used, or another run of the labeler is alive.
         Superseded: another run took over.
     """
-    from cluster.signals import draining
     from labeling.labeler import LabelerSettings, resolve_labeler
     from labeling.policy import load_policy
     from labeling.run import label as run_labeler
     from labeling.settings import RunSettings, SamplingSettings
-    from models.settings import ModelSettings
 
     target = _lake(lake)
     target.storage.check(target.uri)
-    settings = ModelSettings(name=model) if isinstance(model, str) else model
+    settings = _dynamics(model, 64)
     rules = load_policy(policy or ("builtin" if settings.name == "builtin" else "default"))
     run = run or RunSettings()
     labeler = resolve_labeler(LabelerSettings(model=settings, sampling=sampling or SamplingSettings()), _device(run))
-    with draining(max_hours) as stop:
+    with _stopping(stop, max_hours) as stopping:
         return run_labeler(
             target,
             labeler,
@@ -157,10 +164,23 @@ def label(
             limit=limit,
             retry_failed=retry_failed,
             take_over=take_over,
-            stop=stop,
+            stop=stopping,
             progress=lambda counts: progress(counts["videos_finished"] + counts["videos_failed"], counts),
-            warn=warn,
+            warn=log.warning,
         )
+
+
+@contextmanager
+def _stopping(stop: threading.Event | None, max_hours: float | None) -> Iterator[threading.Event]:
+    """The caller's event, or one that signals set; the time limit sets either."""
+    from cluster.signals import draining, interrupt
+
+    if stop is None:
+        with draining(max_hours, interrupt) as own:
+            yield own
+    else:
+        with after(None if max_hours is None else max_hours * 3600, stop.set):
+            yield stop
 
 
 def _device(run: RunSettings) -> str | None:
@@ -200,8 +220,8 @@ def train(
     run: str | None = None,
     out: str | None = None,
     max_hours: float | None = None,
+    stop: threading.Event | None = None,
     progress: Callable[[dict[str, Any]], None] = lambda line: None,
-    warn: Callable[[str], None] = lambda message: None,
 ) -> TrainSummary:
     """Train a dynamics or a world model on the triples of a lake, or resume the run of this name.
 
@@ -210,49 +230,92 @@ def train(
         run: name of the run. Default: one that the same settings always have.
         out: where checkpoints and the model go. Default: ``LAKE/models``.
         max_hours: stop with a checkpoint after this many hours.
+        stop: set it to drain. Then signals are left alone, as they are outside the main thread.
+        progress: called with every line of the training log.
 
     Raises:
         Refused: no triple is chosen, a pinned version is gone, or the cluster is too small.
         Superseded: another process took over the run.
     """
-    from cluster.signals import draining
-
     with needed_by("train"):
         from training.run import train as run_training
 
-    with draining(max_hours) as stop:
-        return run_training(_lake(lake), settings, run=run, out=out, stop=stop, progress=progress, warn=warn)
+    with _stopping(stop, max_hours) as stopping:
+        return run_training(_lake(lake), settings, run=run, out=out, stop=stopping, progress=progress, warn=log.warning)
 
 
 def evaluate(
     lake: Lake | str,
-    what: ModelSettings | WorldOptions | str = "builtin",
-    choice: Choice | None = None,
+    model: ModelSettings | str = "builtin",
     *,
+    world: WorldSettings | str | None = None,
+    n: int = 8,
+    split: str = "test",
+    datasets: Sequence[str] = (),
+    labelers: Sequence[str] = (),
+    where: str | None = None,
+    limit: int = 1000,
+    seed: int = 0,
+    referee: ModelSettings | str | None = None,
+    oracle: bool = False,
+    features: Sequence[str] = (),
+    judge: str | None = None,
+    judge_model: str = "gpt-4o",
     report: Path | None = None,
 ) -> Outcome:
     """Evaluate a model on pairs whose action is known. The figures also go to the table `runs`.
 
     Args:
-        what: a dynamics model (settings or a name), or the options of a world model.
-        choice: which pairs. Default: up to 1,000 of the split test that people labeled.
+        model: the dynamics model to evaluate, or, beside `world`, the one that chooses among candidates.
+        world: a world model to evaluate in its place.
+        n: candidates per pair that the world model draws.
+        split: train, validation, test or all.
+        datasets: names of data sets. Default: all.
+        labelers: whose labels are the truth. Default: people's (``human:...``).
+        where: SQL condition on the columns of `triples` and ``class_label``.
+        limit: evaluate at most this many pairs, always the same ones.
+        seed: of random actions, and of what the world model draws.
+        referee: another dynamics model, to name what the predictions show.
+        oracle: the videos are of the sample world: let its oracle say what is shown.
+        features: CLIP or DINO models to compare images by, ``hf:<folder>``.
+        judge: endpoint of a judge, ``https://host/v1`` (key: ``OPENAI_API_KEY``).
+        judge_model: name of the judge at its endpoint.
         report: HTML file to write.
 
     Raises:
         Refused: no pair is chosen, or a model cannot be used.
     """
-    from models.settings import ModelSettings
-
     with needed_by("evaluate"):
-        from worldlake.evaluation import evaluate_dynamics, evaluate_world
+        from worldlake.evaluation import WorldOptions, evaluate_dynamics, evaluate_world
         from worldlake.evaluation_pairs import Choice
 
-    choice = choice or Choice.of("test", None, None, None, 1000, 0, 16)
-    if isinstance(what, str):
-        what = ModelSettings(name=what)
-    if isinstance(what, ModelSettings):
-        return evaluate_dynamics(_lake(lake), choice, what, report)
-    return evaluate_world(_lake(lake), choice, what, report)
+    model = _dynamics(model)
+    choice = Choice.of(split, datasets, labelers, where, limit, seed, model.batch_size)
+    if world is None:
+        return evaluate_dynamics(_lake(lake), choice, model, report)
+    options = WorldOptions(
+        _world(world),
+        model,
+        n,
+        referee=_dynamics(referee) if referee is not None else None,
+        oracle=oracle,
+        features=tuple(features),
+        judge=judge,
+        judge_model=judge_model,
+    )
+    return evaluate_world(_lake(lake), choice, options, report)
+
+
+def _dynamics(model: ModelSettings | str, batch_size: int = 16) -> ModelSettings:
+    from models.settings import ModelSettings
+
+    return ModelSettings(name=model, batch_size=batch_size) if isinstance(model, str) else model
+
+
+def _world(world: WorldSettings | str) -> WorldSettings:
+    from models.settings import WorldSettings
+
+    return WorldSettings(name=world) if isinstance(world, str) else world
 
 
 def _lake(lake: Lake | str) -> Lake:

@@ -93,7 +93,7 @@ def run(words: Sequence[str]) -> int:
         return _say("interrupted; committed work is kept. Run the same command to resume", 1)
     except SystemExit:
         raise
-    except BaseException as error:  # a panic in a library that is written in Rust is no Exception
+    except BaseException as error:  # a panic in a Rust library is not an Exception
         return _unexpected(error, words)
     # Help was asked for, or there was nothing else to show.
     return code or 0

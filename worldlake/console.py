@@ -1,4 +1,4 @@
-"""What the command says: results on standard output, progress and log lines on standard error."""
+"""Output of the command: results on standard output, progress and log lines on standard error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from lake.errors import plain
 
-# File names and actions are shown as they are: `:car:` is no picture.
+# File names and actions are shown as they are: `:car:` is not an emoji.
 out = Console(soft_wrap=True, highlight=False, emoji=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 log = logging.getLogger("worldlake")

@@ -54,7 +54,7 @@ def run_demo(folder: Path, videos: list[Path], clips: int, seed: int) -> dict[st
     if videos:
         ingest(lake, [str(path) for path in videos], dataset="your-videos", layout="folder")
     with console.counter("label") as counter:
-        run = label(lake, progress=counter, warn=console.log.warning)
+        run = label(lake, progress=counter)
     console.out.print(run.text(), markup=False)
     found = lake_status(lake)
     print_status(found)

@@ -1,4 +1,4 @@
-"""What of this machine would stop a run, and how to mend it."""
+"""Find problems of this machine that would stop a run, and fixes."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _memory() -> Iterator[Finding]:
 def _disk() -> Iterator[Finding]:
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
-    found = f"{free / 2**30:.1f} GiB free in {folder} (videos from S3 lie here while they are decoded)"
+    found = f"{free / 2**30:.1f} GiB free in {folder} (videos from S3 are stored here while they are decoded)"
     if free < _MIN_DISK:
         yield Finding("note", "disk", found, "set TMPDIR to a larger disk")
     else:

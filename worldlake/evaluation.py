@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from evaluation.dynamics import dynamics_figures, judge_dynamics
 from evaluation.features import ImageFeatures
@@ -19,7 +19,7 @@ from lake.ids import content_id
 from lake.runs import Run, new_run_id
 from lake.tables import Lake
 from models.loading import ResolvedModel, load_dynamics, resolve
-from models.settings import ModelSettings, TokenSampling, WorldSettings
+from models.settings import ModelSettings, WorldSettings
 from models.verification import resized
 from models.world_loading import load_world, world_folder
 from worldlake import console
@@ -32,7 +32,7 @@ _SHOWN = 24
 
 @dataclass(frozen=True)
 class WorldOptions:
-    """What `worldlake evaluate world` is told beside the pairs; see `evaluation.world.WorldTest`."""
+    """Options of `worldlake evaluate world` beside the pairs; see `evaluation.world.WorldTest`."""
 
     world: WorldSettings
     model: ModelSettings
@@ -46,7 +46,7 @@ class WorldOptions:
 
 @dataclass
 class Outcome:
-    """What an evaluation found. `figures` by method (of a dynamics model there is one) and name."""
+    """Result of an evaluation. `figures` by method (of a dynamics model there is one) and name."""
 
     kind: str
     run_id: str
@@ -98,43 +98,6 @@ def side_by_side(figures: dict[str, dict[str, Figure]]) -> list[list[str]]:
 def plain_figures(figures: dict[str, dict[str, Figure]]) -> dict[str, dict[str, Any]]:
     """Figures as JSON has them."""
     return {method: {name: plain(figure) for name, figure in own.items()} for method, own in figures.items()}
-
-
-Dtype = Literal["auto", "float32", "bfloat16"]
-
-
-def model_settings(
-    name: str,
-    adapter: str | None,
-    dtype: Dtype,
-    batch_size: int,
-    *,
-    image_size: int | None = None,
-    prompt: str | None = None,
-) -> ModelSettings:
-    """Settings of a dynamics model from options. Raises ModelRefused where a value is impossible."""
-    return ModelSettings(
-        name=name, adapter=adapter, dtype=dtype, batch_size=batch_size, image_size=image_size, prompt=prompt
-    )
-
-
-def world_settings(
-    name: str,
-    adapter: str | None,
-    dtype: Dtype,
-    batch_size: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float,
-) -> WorldSettings:
-    """Settings of a world model from options that were checked."""
-    return WorldSettings(
-        name=name,
-        adapter=adapter,
-        dtype=dtype,
-        batch_size=batch_size,
-        sampling=TokenSampling(temperature=temperature, top_k=top_k, top_p=top_p),
-    )
 
 
 def evaluate_dynamics(lake: Lake, choice: Choice, settings: ModelSettings, report: Path | None) -> Outcome:

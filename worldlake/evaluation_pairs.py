@@ -156,7 +156,7 @@ class Oracles:
             )
 
     def of(self, row: dict[str, Any]) -> Shows:
-        """What says which action a predicted picture shows. Raises Refused for a clip that is not of that world."""
+        """Return the judge of predicted pictures of a row. Raises Refused for a clip of another world."""
         name = PurePosixPath(row["uri"]).name
         match = re.fullmatch(r"sample-(\d+)\.mp4", name)
         frames = self._frames.get(row["video_id"])

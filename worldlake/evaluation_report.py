@@ -29,7 +29,7 @@ class Picture:
 
 @dataclass
 class Sample:
-    """What is shown of one pair. `notes` are (text, whether that is good, None: neither)."""
+    """One pair in the report. `notes` are (text, whether that is good, None: neither)."""
 
     action: str
     source: str

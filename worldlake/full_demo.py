@@ -54,7 +54,7 @@ class Amounts:
 
 
 def run_full_demo(folder: Path, seed: int, amounts: Amounts = Amounts()) -> dict[str, Any]:
-    """Label, train, verify and compare; returns the figures. Running it again goes on where it stopped."""
+    """Label, train, verify and compare; returns the figures. Running it again resumes."""
     started = time.monotonic()
     # Another seed has other clips and other models: nothing of one may be taken for the other's.
     folder = folder / f"seed-{seed}"
@@ -69,7 +69,7 @@ def run_full_demo(folder: Path, seed: int, amounts: Amounts = Amounts()) -> dict
     _say("3. it labels the unlabeled clips, and every label is verified before it is written")
     where = f"dataset = '{_UNLABELED}'"
     with console.counter("label") as counter:
-        labels = label(lake, model=dynamics, where=where, progress=counter, warn=console.log.warning)
+        labels = label(lake, model=dynamics, where=where, progress=counter)
     console.out.print(labels.text(), markup=False)
     found = Source(labelers=(labels.labeler_id,), datasets=(_UNLABELED,), splits=())
     _say("4. world models learn what an action leads to: from the labeled pairs alone, and from the verified ones too")
@@ -132,7 +132,7 @@ def _ingest(lake: Lake, folder: Path, first: int, amounts: Amounts) -> None:
 
 
 def _rows(seed: int, split: str) -> list[dict[str, Any]]:
-    """What a person would write about a clip: each action, and a moment before and after it."""
+    """Return a person's notes about a clip: each action, and a moment before and after it."""
     clip = make_clip(seed)
     ends = [0, *(event.end_frame for event in clip.events)]
     starts = [*(event.start_frame for event in clip.events), clip.frames - 1]
@@ -152,7 +152,7 @@ def _rows(seed: int, split: str) -> list[dict[str, Any]]:
 def _train(lake: Lake, settings: TrainingSettings) -> str:
     """Train, or find what was trained; the name of the model."""
     with console.counter("train") as counter:
-        summary = train(lake, settings, progress=lambda line: show(line, counter), warn=console.log.warning)
+        summary = train(lake, settings, progress=lambda line: show(line, counter))
     console.out.print(summary.text(), markup=False)
     if summary.status == "drained":
         raise KeyboardInterrupt

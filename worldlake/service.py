@@ -85,7 +85,7 @@ def _refuse_taken(host: str, port: int) -> None:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
-        raise Refused(f"--host {host} is no address of this machine ({error})") from None
+        raise Refused(f"--host {host} is not an address of this machine ({error})") from None
 
     def check() -> None:
         if taken := _taken(found):

@@ -1,4 +1,4 @@
-"""What a lake holds and what is pending, with sums that balance."""
+"""Contents of a lake and pending work, with sums that balance."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ class Seed:
 
 
 def pretrain(work: Path) -> None:
-    """The world model that all start from: trained to foretell next_obs with no action named, as no label is needed."""
+    """The world model that all start from: trained to predict next_obs without an action, so it needs no labels."""
     base, out = work / "untrained world", work / "pretrained"
     once(base, lambda: new_world(base))
     settings = world_settings(base, PRETRAINING_STEPS, 1.5e-3, None)

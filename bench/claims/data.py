@@ -1,4 +1,4 @@
-"""What one seed of the claims works with: labeled pairs, pairs without labels, and questions to be tested with.
+"""Data of one seed of the claims: labeled pairs, pairs without labels, and questions to be tested with.
 
 No clip is in two of the sets, within a seed or among seeds, and none was seen by the image tokenizer or the pretrained
 model.

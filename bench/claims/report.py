@@ -1,4 +1,4 @@
-"""What the claims come to: a figure for every seed, means with intervals over the seeds, and a plot of each claim."""
+"""Results of the claims: a figure for every seed, means with intervals over the seeds, and a plot of each claim."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ CONTROL = f"{MAIN}, true names"
 
 @dataclass(frozen=True)
 class Found:
-    """What `run` left of a seed."""
+    """Files that `run` left for a seed."""
 
     seed: int
     folder: Path
 
     def has(self, world: str) -> bool:
-        """Whether there are predictions of this world model."""
+        """Return whether there are predictions of this world model."""
         return (self.folder / f"predictions {world}.npz.done").exists()
 
     def predictions(self, world: str) -> dict[str, npt.NDArray[Any]]:
@@ -76,7 +76,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Claim:
-    """What is claimed, and the figures, by name, that say so: the last is to be above the one at `against`."""
+    """A claim, and the figures, by name, that show it: the last is to be above the one at `against`."""
 
     claim: str
     unit: str

@@ -66,7 +66,7 @@ def train_dynamics(base: Path, out: Path, pairs: Pairs, settings: DynamicsTraini
 
 
 def train_world(base: Path, out: Path, pairs: Pairs, settings: WorldTraining) -> None:
-    """As `train_dynamics`, to foretell next_obs. Pairs without a nameable action are left out."""
+    """As `train_dynamics`, to predict next_obs. Pairs without a nameable action are left out."""
     images = load_image_tokenizer(base, None, "cpu")
 
     def batch_of(drawn: Pairs) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def _fit(
 
 @dataclass(frozen=True)
 class Labels:
-    """What a dynamics model says of pairs, with its scores as labeling computes them."""
+    """A dynamics model's answers for pairs, with scores as labeling computes them."""
 
     actions: list[str]
     scores: list[dict[str, float | None]]
@@ -194,7 +194,7 @@ def foretell(
 
 
 def exact_match(folder: Path, asked: list[Question], obs: Images, after: Images) -> list[bool]:
-    """Whether a dynamics model names each event."""
+    """Return whether a dynamics model names each event."""
     dynamics = load_dynamics(ModelSettings(name=f"hf:{folder}", max_new_tokens=16, batch_size=64), "cpu")
     return [
         annotation.action == question.action

@@ -5,7 +5,7 @@
 Every server runs on core 0, all its processes; clients run on core 1. A request is one frame pair, as JSON, of as
 many pixels as the model sees. What the model does by itself on the servers' core, in batches and with nothing around
 it, is measured in the same run.
-First so many clients at once, each with its next request when it has its answer; then requests that come by chance
+First N clients at once, each with its next request when it has its answer; then requests that come by chance
 (Poisson) at multiples of what was answered at best, whose latency counts from when they were due. Last of all ten
 times the capacity for a minute, and what becomes of memory. `larger` is a model of the builtin one's class and with
 five times its work: real models are larger still, and the service around them costs the same. On a machine with a
@@ -98,7 +98,7 @@ def _of_model(name: str, folder: Path, options: argparse.Namespace) -> Iterator[
 
 
 def _alone(model: str, options: argparse.Namespace) -> dict[str, Any]:
-    """What batches take on the servers' cores, and the best rate of them."""
+    """Return the time of batches on the servers' cores, and the best rate."""
     command = [sys.executable, "-m", "bench.serving.peers", "model", "--model", model]
     process = subprocess.Popen(
         command,

@@ -16,7 +16,7 @@ FIRST_SEED = 8_000_000
 
 
 def bodies(count: int, size: int = 64) -> list[bytes]:
-    """So many requests, each with a pair of its own: images of `size` pixels."""
+    """Return N requests, each with its own pair: images of `size` pixels."""
     made: list[bytes] = []
     seed = FIRST_SEED
     while len(made) < count:

@@ -1,4 +1,4 @@
-"""Clients of a service: so many at once, each with one request at a time, or as they come by chance."""
+"""Clients of a service: N at once, each with one request at a time, or as they come by chance."""
 
 from __future__ import annotations
 

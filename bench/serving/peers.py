@@ -35,7 +35,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Work:
-    """What a request wants done."""
+    """The work of a request."""
 
     def __init__(self, model: str, batch_size: int) -> None:
         self.model = load_dynamics(ModelSettings(name=model, batch_size=batch_size), answers_few=True)
@@ -76,7 +76,7 @@ def plain(model: str, port: int) -> None:
 
 
 class Batching(litserve.LitAPI):  # type: ignore[misc]
-    """What LitServe wants: a request decoded, requests of a batch predicted, an answer encoded."""
+    """LitServe's interface: a request decoded, requests of a batch predicted, an answer encoded."""
 
     def __init__(self, model: str, log: Path) -> None:
         super().__init__(max_batch_size=BATCH, batch_timeout=WAIT_S, api_path="/v1/label")
@@ -91,7 +91,7 @@ class Batching(litserve.LitAPI):  # type: ignore[misc]
         return self._work.decode(LabelIn.model_validate(request))
 
     def batch(self, inputs: list[Pair]) -> list[Pair]:
-        """What `predict` takes."""
+        """Return the input of `predict`."""
         return inputs
 
     def predict(self, inputs: list[Pair]) -> list[dict[str, Any]]:
@@ -101,7 +101,7 @@ class Batching(litserve.LitAPI):  # type: ignore[misc]
         return self._work.label(inputs)
 
     def unbatch(self, output: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """What each request gets."""
+        """Return the answer of each request."""
         return output
 
     def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:

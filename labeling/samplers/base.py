@@ -1,4 +1,4 @@
-"""What a sampler decides."""
+"""The protocol of samplers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class BaseSampler(Settings, ABC):
     """
 
     measures_motion: ClassVar[bool] = False
-    """Whether `choose` needs the motion that led up to each candidate; measuring it costs a millisecond."""
+    """True if `choose` needs the motion before each candidate, which costs a millisecond to measure."""
 
     @property
     @abstractmethod

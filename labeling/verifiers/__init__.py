@@ -15,7 +15,7 @@ from lake.scores import NAMES
 
 
 class Verifier(Protocol):
-    """What a module in this package provides."""
+    """The protocol of the modules in this package."""
 
     def score(self, evidence: Evidence) -> Values:
         """Return the score of each pair, shape (batch,)."""

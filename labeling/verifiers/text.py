@@ -31,7 +31,7 @@ def is_usable(action: str) -> bool:
 
 
 def _repeats(words: list[str]) -> bool:
-    """Whether some phrase of one to four words stands three times in a row: greedy decoding got caught in a loop."""
+    """Return whether a phrase of one to four words occurs three times in a row: greedy decoding loops."""
     return any(
         words[start : start + size]
         == words[start + size : start + 2 * size]

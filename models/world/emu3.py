@@ -68,7 +68,7 @@ class Emu3(WorldFamily):
 
 
 def emu3_layout(model: Any, text_tokenizer: Any, images: Emu3Images) -> SequenceLayout:
-    """Lay triples out for an Emu3. Raises ValueError where the text tokenizer cannot write the size of the images."""
+    """Lay triples out for an Emu3. Raises ValueError if the text tokenizer cannot write the size of the images."""
     mapping, side = model.model.vocabulary_mapping, images.side
     start, mark = text_tokenizer.boi_token, text_tokenizer.image_wrapper_token
     begin = text_ids(text_tokenizer, f"{start}{side}*{side}{mark}")

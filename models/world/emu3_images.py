@@ -38,7 +38,7 @@ class Emu3Images:
             "std": list(std),
             "hold": hold,
         }
-        """What decides the codes of a pair, beside the weights."""
+        """The version of everything but the weights that decides the codes of a pair."""
         self.hold = hold
         self.vq = vq
         self._mean = torch.tensor(mean, dtype=torch.float32, device=vq.device).view(3, 1, 1)
@@ -54,7 +54,7 @@ class Emu3Images:
         return (tensor.float() / 255 - self._mean) / self._std
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What is quantized, before it is: float, shape (batch, rows * columns, channels)."""
+        """Return the features before quantization: float, shape (batch, rows * columns, channels)."""
         hidden = self.vq.encoder(pixels.to(self.vq.dtype).unsqueeze(1))
         latents = self.vq.quant_conv(hidden.permute(0, 2, 1, 3, 4))
         features: torch.Tensor = latents.squeeze(2).flatten(2).transpose(1, 2)

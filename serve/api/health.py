@@ -14,7 +14,7 @@ from serve.shared import Shared
 
 
 def router(services: Services) -> APIRouter:
-    """The endpoints."""
+    """Return the endpoints."""
     api = APIRouter(tags=["health"])
     # A thread of its own, so that a lake that does not answer takes none of those that read it for keys.
     thread = ThreadPoolExecutor(1, thread_name_prefix="ready")

@@ -29,7 +29,7 @@ Write = Annotated[
 
 
 def router(services: Services) -> APIRouter:
-    """The endpoints."""
+    """Return the endpoints."""
     api = APIRouter(tags=["label"], dependencies=[Depends(services.guard.require("label"))])
 
     @api.post(
@@ -69,7 +69,7 @@ def router(services: Services) -> APIRouter:
 
 
 def write_mode(request: Request, write: WriteMode | None) -> WriteMode:
-    """What the request asks for, else what goes for its key."""
+    """Return the mode that the request asks for, else the default of its key."""
     key: Key | None = getattr(request.state, "key", None)
     return write or ("durable" if key and key.write else "no")
 
@@ -108,12 +108,12 @@ async def _contents(request: Request, services: Services) -> list[tuple[bytes, b
 
 
 def media_type(request: Request) -> str:
-    """The content type of a request, without parameters."""
+    """Return the content type of a request without parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def unsupported(request: Request) -> Problem:
-    """A request of another content type than the two that are read."""
+    """Return the problem for a request whose content type is not supported."""
     return Problem(
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
         "media-type",
@@ -143,7 +143,7 @@ def _row(pair: Pair, digests: tuple[bytes, bytes], services: Services) -> dict[s
 
 
 def as_label(row: dict[str, Any]) -> Label:
-    """A labeled and verified row as the API has it."""
+    """Return a labeled and verified row as the API has it."""
     scores = {name: row[name] for name in NAMES}
     common: dict[str, Any] = {"triple_id": row["triple_id"], "scores": scores}
     if row["error_type"]:

@@ -42,7 +42,7 @@ _EVENTS: dict[int | str, dict[str, Any]] = {
 
 
 def router(services: Services) -> APIRouter:
-    """The endpoint."""
+    """Return the endpoint."""
     api = APIRouter(tags=["label"], dependencies=[Depends(services.guard.require("label"))])
 
     async def place(request: Request) -> AsyncIterator[_Place]:

@@ -77,7 +77,7 @@ UNION ALL SELECT 'rejected', count(*), count(*) FILTER ({keep}) FROM rejections 
 
 
 def router(guard: Guard, reading: Reading) -> APIRouter:
-    """The endpoints."""
+    """Return the endpoints."""
     api = APIRouter(tags=["lake"], dependencies=[Depends(guard.require("read"))])
     errors = responses(401, 403, 422, 429, 503)
 
@@ -86,7 +86,7 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
         labeler: LabelerId = None,
     ) -> OverviewOut:
         found = await _kept(reading, labeler)
-        # Runs that are at work change without a commit.
+        # Active runs change without a commit.
         runs = await reading.ask(lambda: newest(reading.lake))
         deciding = [run for run in runs if run.pairs and labeler in (None, run.labeler_id)]
         return OverviewOut(lake=reading.lake.uri, runs=deciding[:_RUNS][::-1], **found)
@@ -114,7 +114,7 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
 
 
 async def prepare(reading: Reading) -> None:
-    """Have the overview ready, and the tables open, before anybody asks."""
+    """Compute the overview and open the tables before the first request."""
     await _kept(reading, None)
 
 
@@ -123,7 +123,7 @@ async def _kept(reading: Reading, labeler: str | None) -> dict[str, Any]:
 
 
 async def counted(reading: Reading, labeler: str | None) -> dict[str, Any]:
-    """Everything of an overview but the runs."""
+    """Return everything of an overview but the runs."""
     found = (await reading.rows(_OVERVIEW, {"labeler": labeler}))[0]
     datasets = [DatasetOut(**row) for row in found["datasets"] or []]
     return {

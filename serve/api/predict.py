@@ -17,7 +17,7 @@ from serve.services import Services
 
 
 def router(services: Services) -> APIRouter:
-    """The endpoints."""
+    """Return the endpoints."""
     api = APIRouter(tags=["predict"], dependencies=[Depends(services.guard.require("predict"))])
 
     @api.post(
@@ -41,7 +41,7 @@ async def _predict(asked: PredictIn, services: Services) -> PredictOut:
     obs = decode_images(await services.uploads.images([asked.image]))
     small = resized(obs, services.world_size)[0]
     shown, candidates = await services.models.sample(small, asked.action, asked.n, asked.seed)
-    # As `models.verification.predict`, whose two calls lie on two replicas here.
+    # As `models.verification.predict`, whose two calls go to two replicas here.
     before, after = (resized(images, services.dynamics_size) for images in (shown[None], candidates))
     scores = await services.models.score(before[0], after, asked.action)
     # NaN would win: to numpy it is the largest of all.

@@ -28,7 +28,7 @@ ORDER BY key DESC LIMIT $limit
 
 
 def router(guard: Guard, reading: Reading) -> APIRouter:
-    """The endpoints."""
+    """Return the endpoints."""
     api = APIRouter(tags=["lake"], dependencies=[Depends(guard.require("read"))])
     errors = responses(401, 403, 422, 429, 503)
 

@@ -21,7 +21,7 @@ _MOST_READERS = 50
 
 
 def router(guard: Guard, reading: Reading) -> APIRouter:
-    """The endpoints."""
+    """Return the endpoints."""
     api = APIRouter(tags=["lake"], dependencies=[Depends(guard.require("read"))])
     errors = responses(401, 403, 422, 429, 503)
 
@@ -45,7 +45,7 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
 
 
 def newest(lake: Lake) -> list[RunOut]:
-    """All runs, newest first."""
+    """Return all runs, newest first."""
     return [RunOut(**_common(state)) for state in reversed(states(lake))]
 
 

@@ -1,4 +1,4 @@
-"""`/v1/sql`, `/v1/labelers`: what is in the lake, in the words of whoever asks. Nothing here writes."""
+"""`/v1/sql`, `/v1/labelers`: SQL of clients, read only, and the labelers of a lake."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GROUP BY labeler_id ORDER BY labeler_id
 
 
 def router(guard: Guard, reading: Reading) -> APIRouter:
-    """The endpoints."""
+    """Return the endpoints."""
     api = APIRouter(tags=["lake"], dependencies=[Depends(guard.require("read"))])
     errors = responses(401, 403, 422, 429, 503)
 

@@ -30,7 +30,7 @@ _ORDERS = {"id": "triple_id", "newest": NEWEST, "unsure": "coalesce(confidence, 
 
 
 def router(guard: Guard, reading: Reading) -> APIRouter:
-    """The endpoints."""
+    """Return the endpoints."""
     api = APIRouter(tags=["lake"], dependencies=[Depends(guard.require("read"))])
     errors = responses(401, 403, 422, 429, 503)
 
@@ -83,7 +83,7 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
 async def page_of(
     reading: Reading, table: str, filters: Filters, after: str | None, limit: int, key: str, *, images: bool = False
 ) -> tuple[list[Decided], str | None]:
-    """Rows after one, in the order of `key` and id; and the id to go on after."""
+    """Return the rows after an id, in the order of `key` and id, and the id to ask for the next page with."""
     given = filters.parameters | {"limit": limit + 1}
     condition = filters.sql
     if after is not None:
@@ -103,7 +103,7 @@ async def page_of(
 
 
 def decided(lake: KeptLake, table: str, where: pc.Expression, *, images: bool = False) -> list[Decided]:
-    """The few rows of `triples` or `rejections` that satisfy a condition, in no order."""
+    """Return the few rows of `triples` or `rejections` that satisfy a condition, in no order."""
     is_rejected = table == "rejections"
     columns = [*_COLUMNS, *(["reasons"] if is_rejected else []), *(_IMAGES.values() if images else [])]
     # As JSON has them: bytes as base64, and no NaN.

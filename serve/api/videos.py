@@ -42,7 +42,7 @@ _Id = Annotated[str, Path(description="a video id")]
 
 
 def router(guard: Guard, reading: Reading) -> APIRouter:
-    """The endpoints."""
+    """Return the endpoints."""
     api = APIRouter(tags=["lake"], dependencies=[Depends(guard.require("read"))])
     errors = responses(401, 403, 422, 429, 503)
 
@@ -96,14 +96,14 @@ def _pairs(lake: KeptLake, video_id: str) -> list[Decided]:
 
 
 def _of_pairs(lake: KeptLake, video_id: str) -> dict[str, list[dict[str, Any]]]:
-    """What its accepted and its rejected pairs know of a video."""
+    """Return what the accepted and the rejected pairs of a video say about it."""
     columns = ["uri", "dataset", "split", "time_base"]
     of_video = pc.field("video_id") == video_id
     return {table: lake.find(table, columns, of_video).to_pylist() for table in DECISIONS}
 
 
 def _in_time(failure: dict[str, Any], time_base: str | None) -> FailureInTime:
-    """With seconds, where a pair of the same video tells how long a tick is."""
+    """Add seconds if a pair of the same video has its time base."""
     seconds: dict[str, float | None] = {"start_s": None, "end_s": None}
     if time_base is not None:
         for name, pts in (("start_s", failure["start_pts"]), ("end_s", failure["end_pts"])):

@@ -106,5 +106,5 @@ def _router(services: Services) -> APIRouter:
 
 
 def _within(path: str) -> str:
-    """A path on this site; the front page for anything that would lead elsewhere."""
+    """Return the path if it is on this site, else the front page."""
     return path if path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable() else "/"

@@ -36,6 +36,7 @@ def test_few_wrong_labels_say_nothing_about_a_score() -> None:
     }
 
 
+@pytest.mark.slow
 def test_photographs_in_motion_are_videos_with_pairs_that_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ WORLDS = ["labeled", MAIN, f"{MAIN}, plain loss", "few", "few + verified", "few 
 
 
 def leave(work: Path, seed: int) -> Found:
-    """What `run` leaves of a seed, with random contents."""
+    """Write the files that `run` leaves for a seed, with random contents."""
     folder = work / f"seed-{seed}"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)

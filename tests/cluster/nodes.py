@@ -27,7 +27,7 @@ RAY = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.load_shedding:middlewares",  # as the manifests have it
-    "RAY_TMPDIR": "/tmp/wlray",  # short, as sockets lie there
+    "RAY_TMPDIR": "/tmp/wlray",  # short, for the paths of sockets
 }
 """The environment of nodes and of what connects to them."""
 
@@ -35,7 +35,7 @@ MISSING = "network namespaces need root and iproute2 (Debian: apt-get install ip
 
 
 def can_run() -> bool:
-    """Whether this machine lets us make network namespaces."""
+    """Return whether this machine lets us make network namespaces."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return False
     return subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False).returncode == 0
@@ -223,7 +223,7 @@ def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
 
 
 def _clean() -> None:
-    """What an earlier test left when it was killed itself."""
+    """Remove what an earlier test left when it was killed."""
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False).stdout
     for name in (line.split()[0] for line in listed.splitlines() if re.match(r"wl\d+\b", line)):
         # A namespace, and its cable with it, is there for as long as something runs in it.

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.alone, pytest.mark.long, pytest.mark.
 
 VIDEOS = 144
 MULTIPLE = 6
-"""No disturbed run may take longer than so many undisturbed ones: a run that hangs is not one that survives."""
+"""No disturbed run may take longer than N undisturbed ones: a run that hangs does not survive."""
 STALL = ("--stall-timeout", "45")
 # Of each stage one actor on each of two nodes, so that every node is needed.
 WORKERS = ("--decode-workers", "2", "--label-workers", "2", "--worker-cpus", "0.4", *STALL)

@@ -24,7 +24,7 @@ def scene(row: int = 12, column: int = 12) -> Image:
 
 
 def after(obs: Image, action: str) -> Image:
-    """What the action makes of a scene; an unknown one nothing."""
+    """Return a scene after an action; an unknown one changes nothing."""
     rows, columns = np.nonzero(obs[..., 0] > 128)
     match = re.search("left|right|up|down", action)
     down, right = _STEPS[match.group()] if match else (0, 0)

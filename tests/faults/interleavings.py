@@ -197,7 +197,7 @@ class World:
             change()
 
     def change(self, do: Callable[[], Any]) -> Any:
-        """What a change to the store becomes that the process of this thread wants."""
+        """Decide the fate of a change to the store by this thread's process."""
         process = threading.current_thread()
         if not isinstance(process, Process):
             return do()
@@ -301,7 +301,7 @@ def _every(*contexts: Any) -> Iterator[None]:
 
 
 class _Headers:
-    """Stands for the processes that read the headers of videos, which are no matter here."""
+    """Stands for the processes that read the headers of videos, which do not matter here."""
 
     def probe(self, entries: list[Any]) -> list[Header]:
         return [Header("h264", 64, 48, 10.0, 20, 2.0) for _ in entries]

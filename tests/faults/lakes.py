@@ -32,7 +32,7 @@ _NUMBERED = (("videos", "video_id"), *((name, "triple_id") for name in DECISIONS
 @dataclass
 class Videos:
     """A folder of videos: `back` is again as it was before the newest state that a lake has of it, `other` in a state
-    that it does not have, `new` not in it at all; `broken`, which it has, and `bad` are no videos."""
+    that it does not have, `new` not in it at all; `broken`, which it has, and `bad` are not videos."""
 
     folder: Path
     back: str = field(init=False)
@@ -125,7 +125,7 @@ class Command:
         assert self._process.stdout.readline() == "waiting\n", self.wait()
 
     def wait_until_paused(self, timeout_s: float = 60) -> bool:
-        """Whether it has paused itself; False where it ended before."""
+        """Return whether it has paused itself; False if it ended before."""
         until = time.monotonic() + timeout_s
         while self._process.poll() is None:
             if psutil.Process(self.pid).status() == psutil.STATUS_STOPPED:

@@ -198,7 +198,7 @@ def faketime() -> str:
 
 
 def clock(faketime: str, offset: str) -> tuple[str, ...]:
-    """What a command starts with whose clock is off; that by which it waits is not."""
+    """Return a prefix that shifts a command's clock, but not the clock by which it waits."""
     return "env", "FAKETIME_DONT_FAKE_MONOTONIC=1", faketime, "-f", offset
 
 

@@ -66,7 +66,7 @@ class Clients:
 
 
 def assert_each_is_there_once(lake: Lake, acknowledged: dict[int, dict[str, Any]]) -> None:
-    """What was said to be accepted is in `triples`, what was said to be rejected in `rejections`, and nothing twice."""
+    """Acknowledged pairs are in `triples` if accepted, in `rejections` if rejected, and nothing is there twice."""
     written = {
         name: Counter(map(tuple, lake.read(name, ["triple_id", "action"]).to_pandas().to_numpy().tolist()))
         for name in ("triples", "rejections")

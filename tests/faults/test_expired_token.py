@@ -1,4 +1,4 @@
-"""Credentials that expire while a lake in S3 is written: one line, soon, and the same command goes on with new ones."""
+"""Credentials that expire while a lake in S3 is written: one line, soon, and the same command resumes with new ones."""
 
 from __future__ import annotations
 

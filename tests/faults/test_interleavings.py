@@ -43,6 +43,7 @@ def run(lakes: Path | Bucket, source: Path, count: int) -> None:
     print(f"{count} interleavings: {dict(sorted(ends.items()))}")
 
 
+@pytest.mark.slow
 def test_a_few_interleavings(tmp_path: Path, source: Path) -> None:
     run(tmp_path, source, FEW)
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.ray
 
 VIDEOS = 144
 ROLES = ("driver", "raylet", "label", "decode")
-# The long suite goes on until so many processes were killed.
+# The long suite continues until this many processes were killed.
 LONG_KILLS = int(os.environ.get("WORLDLAKE_KILLS", "200"))
 
 
@@ -63,7 +63,7 @@ def undisturbed(
 
 
 def has_begun(run: Labeling, lake: Lake, rows_before: int | None) -> bool:
-    """Whether a run decodes, or, given a count, has committed more rows; or has ended."""
+    """Return whether a run decodes, or, given a count, has committed more rows; or has ended."""
     if run.process.poll() is not None:
         return True
     return bool(run.find("decode")) if rows_before is None else rows(lake, "rejections") > rows_before

@@ -94,7 +94,7 @@ class Victim(Protocol):
 
 
 def under_load(url: str, victim: Victim, key: str | None, timeout_s: float = 45) -> list[Sample]:
-    """What became of every request of eight clients while a victim was killed, until all was well again."""
+    """Return the outcome of every request of eight clients while a victim was killed, until recovery."""
     load = Load(f"{url}/v1/label", bodies(BODIES), key=key)
     thread = threading.Thread(target=lambda: asyncio.run(load.closed(CLIENTS, timeout_s)))
     thread.start()

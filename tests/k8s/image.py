@@ -12,7 +12,7 @@ CONTAINERFILE = ROOT / "k8s" / "Containerfile"
 
 
 def _host() -> list[str]:
-    """What lets pip find packages on this machine, whichever way it does."""
+    """Return the settings that let pip find packages on this machine."""
     said = subprocess.run([sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True)
     own = {
         match

@@ -26,7 +26,7 @@ KUBECTL = Path(sys.executable).with_name("kubectl")
 
 
 def build(folder: Path) -> list[Object]:
-    """What `kubectl apply -k` would send."""
+    """Return what `kubectl apply -k` would send."""
     done = subprocess.run([KUBECTL, "kustomize", str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [document for document in yaml.safe_load_all(done.stdout) if document]

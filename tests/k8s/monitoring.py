@@ -1,4 +1,4 @@
-"""What is watched: the monitoring component as it would be applied, and the metrics that its expressions name."""
+"""The monitoring component as it would be applied, and the metrics that its expressions name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What we ask of our own manifests beyond that an API server takes them."""
+"""Requirements for our own manifests beyond those of an API server."""
 
 from __future__ import annotations
 

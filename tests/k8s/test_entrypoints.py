@@ -1,4 +1,4 @@
-"""What the manifests start, worldlake understands."""
+"""worldlake accepts the commands of the manifests."""
 
 import shlex
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Ray runs what the manifests start as KubeRay would have it run; nodes and heads end in good order."""
+"""Ray runs what the manifests start as KubeRay would have it run; nodes and heads end gracefully."""
 
 import json
 import shlex

@@ -1,4 +1,4 @@
-"""A Prometheus that scrapes a Ray at work finds what dashboards and alerts name; what is logged meanwhile is JSON."""
+"""A Prometheus that scrapes a running Ray finds what dashboards and alerts name; what is logged meanwhile is JSON."""
 
 from __future__ import annotations
 
@@ -121,5 +121,5 @@ def test_log_lines_say_which_run_and_which_video(watched: Watched) -> None:
     [lost] = [line for line in watched.workers if line["message"] == "sampling failed"]
     assert (lost["run_id"], lost["video_id"]) == (run, failed["video_id"])
     assert "SourceChanged" in lost["exc_text"]
-    # The command's own lines are no exception.
+    # So are the command's own lines.
     assert of["commit of failures failed, trying again in 0.2 s"]["run_id"] == "watched"

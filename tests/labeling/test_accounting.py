@@ -1,4 +1,4 @@
-"""Laws of the books: whatever the order of the reports, a video is finished exactly when its sum balances."""
+"""Laws of the accounting: whatever the order of the reports, a video is finished exactly when its sum balances."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ def test_epic_kitchens(root: Path, lake: Lake) -> None:
 
 
 def stays_away_until_asked_for(lake: Lake, root: Path, layout: str, triples: int) -> None:
-    """What was just forgotten, with so many triples, comes back with `bring_back` only."""
+    """A deleted source with N triples comes back with `bring_back` only."""
     before = lake.dataset("triples").count_rows()
     for _ in range(2):
         counts = ingest_labeled(lake, [str(root)], layout)[1]
@@ -301,10 +301,10 @@ def test_classes_of_a_manifest(root: Path, lake: Lake, tmp_path: Path) -> None:
 
 
 class Killed(BaseException):
-    """What stands for a kill -9: nothing handles it, and nothing more is committed."""
+    """Stands for a kill -9: nothing handles it, and nothing more is committed."""
 
 
-@pytest.mark.parametrize("after", range(4))
+@pytest.mark.parametrize("after", [0, *(pytest.param(later, marks=pytest.mark.slow) for later in (1, 2, 3))])
 def test_a_run_that_was_killed_is_resumed(after: int, root: Path, lake: Lake, tmp_path: Path, monkeypatch: Any) -> None:
     """Killed before the commit of triples, of failures, or of progress, and in the second round of commits."""
     datasets.epic_kitchens(root)

@@ -1,4 +1,4 @@
-"""What a run refuses before anything is labeled."""
+"""A run refuses wrong input before anything is labeled."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_of_two_runs_that_start_at_once_one_is_refused(tmp_path: Path, monkeypat
 
     monkeypatch.setattr("labeling.run.start_ray", start_rival)
     with rivals, pytest.raises(Refused, match="rival of labeler"):
-        # Nobody is at work when the run looks for the first time; Ray takes seconds to start.
+        # No other run is live when the run looks for the first time; Ray takes seconds to start.
         label(lake, labeler, load_policy("default"), RunSettings(), stop=threading.Event())
     assert sorted((run.run_id == "rival", run.status) for run in states(lake)) == [
         (False, "refused"),

@@ -1,4 +1,4 @@
-"""What the motion and shot measures see."""
+"""The measures of motion and shots."""
 
 import cv2
 import numpy as np

@@ -111,6 +111,7 @@ def test_frames_are_kept_where_things_move(tmp_path: Path) -> None:
     assert pair.motion > 0
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_two_hours(tmp_path: Path) -> None:
     medium = make_long(tmp_path / "long.mp4")
     process, usage, frames = psutil.Process(), [], 0

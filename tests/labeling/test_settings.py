@@ -1,4 +1,4 @@
-"""What settings refuse, and what they fill in."""
+"""Settings refuse wrong values and fill in missing ones."""
 
 from __future__ import annotations
 

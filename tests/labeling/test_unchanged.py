@@ -73,6 +73,7 @@ def _accepted(labeled: pa.Table, policy: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["triple_id"] and not row["reasons"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", SHIPPED)
 def test_nothing_is_accepted_where_nothing_changes(labeled: pa.Table, policy: str) -> None:
     pairs = [row for row in labeled.to_pylist() if row["triple_id"]]

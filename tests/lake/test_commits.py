@@ -1,4 +1,4 @@
-"""Laws of the committer: a pair is decided once, by whoever fenced last, whatever dies or answers unclearly."""
+"""Laws of the committer: a pair is decided once, by the last to fence, whatever dies or answers unclearly."""
 
 from __future__ import annotations
 
@@ -355,9 +355,11 @@ def test_processes_that_claim_a_name_at_once_have_it_one_after_the_other(lake: L
 
 @pytest.mark.parametrize("switch", ["on", "off"])
 def test_a_commit_is_on_the_disk_before_it_is_acknowledged(
-    lake: Lake, switch: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, switch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLDLAKE_FSYNC", switch)
+    lake = Lake(str(tmp_path))
+    lake.create()
     flushed: list[str] = []
     real = os.fsync
 

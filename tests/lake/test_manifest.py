@@ -49,7 +49,7 @@ def read(folder: Path, mapping: dict[str, Any]) -> Manifest:
 
 
 def told(found: Manifest) -> list[Any]:
-    """What was read, without the manifest's own name."""
+    """Return what was read, without the manifest's own name."""
     usable = [(row.origin.number, row.files, row.moments, row.action, row.place) for row in found.rows]
     return [usable, [(origin.number, str(reason)) for origin, reason in found.unusable], found.places]
 

@@ -18,6 +18,7 @@ from lake.store_errors import is_transient, outage
 from tests.conftest import Bucket
 
 
+@pytest.mark.slow
 def test_an_outage_of_twenty_seconds_is_waited_out(bucket: Bucket, tmp_path: Path) -> None:
     storage = StorageConfig()
     uri = f"{bucket.uri}/table"

@@ -1,4 +1,4 @@
-"""Upkeep that stands still between what it read and what it changes, while others go on."""
+"""Upkeep that stands still between what it read and what it changes, while others continue."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_of_two_compactions_one_counts(
     # The first is taken for dead.
     monkeypatch.setattr("lake.runs.find_alive", lambda *_: None)
     name = "z_order" if cluster else "compact"
-    # Behind the reading of the table: the call is made with a handle that is old when it goes on.
+    # After the reading of the table: the call resumes with an old handle.
     paused = Paused(
         monkeypatch, TableOptimizer, name, lambda: maintain(lake, cluster=cluster), lambda table, *_, **__: is_of(table)
     )
@@ -168,6 +168,7 @@ def test_what_cleans_a_log_leaves_no_name_in_it_that_was_forgotten_meanwhile(
 
 def test_a_commit_is_on_the_disk_with_all_before_it(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once only those were flushed that came after the version which a writer had opened."""
+    monkeypatch.setenv("WORLDLAKE_FSYNC", "on")
     flushed: list[str] = []
     real = durable.flush
     monkeypatch.setattr(durable, "flush", lambda path: (flushed.append(path.name), real(path)))

@@ -93,7 +93,7 @@ def digest(images):
     return hashlib.sha256(b"".join(images)).hexdigest()
 found = [{triple: digest(images) for triple, *images in rows(condition)} for condition in conditions]
 print(json.dumps(found), flush=True)
-# Some engines do not end in good order.
+# Some engines do not end cleanly.
 os._exit(0)
 """
 

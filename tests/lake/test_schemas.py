@@ -1,4 +1,4 @@
-"""What the column spec promises to those who are made of it."""
+"""Promises of the column spec to what is made of it."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ def test_a_broken_download_goes_on_where_it_stopped(tmp_path: Path, bucket: Buck
 
 
 class cutting_proxy:
-    """A TCP proxy to a local port that drops every connection after so many bytes of the answer."""
+    """A TCP proxy to a local port that drops every connection after N bytes of the answer."""
 
     def __init__(self, target: int, after: int, requests: list[bytes]) -> None:
         self.target, self.after, self.requests = target, after, requests

@@ -1,4 +1,4 @@
-"""What errors of boto3, pyarrow and deltalake mean, from real ones: stores that answer, disks that are full."""
+"""The meaning of errors of boto3, pyarrow and deltalake, from real ones: stores that answer, disks that are full."""
 
 import errno
 import os
@@ -282,4 +282,4 @@ def test_a_command_ends_with_one_line(status: int, code: str, exit_code: int, li
 def test_an_empty_bucket_is_refused(tmp_path: Path) -> None:
     code, line = worldlake("ingest", "s3://b/v", "--lake", str(tmp_path / "lake"), "--anonymous", "")
     assert code == 2
-    assert "--anonymous names no bucket" in line
+    assert "--anonymous: give a bucket" in line

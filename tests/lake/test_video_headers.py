@@ -40,6 +40,7 @@ def signal_probers(number: int) -> int:
     return sent
 
 
+@pytest.mark.slow
 def test_killed_processes_cost_nothing_but_what_was_killed_twice(entries: list[Entry]) -> None:
     entries = entries * 40
     killed = 0
@@ -70,6 +71,7 @@ def test_a_process_that_hangs_costs_its_own_video(entries: list[Entry], tmp_path
     assert all(isinstance(one, Header) for one in found)
 
 
+@pytest.mark.slow
 def test_processes_that_are_stopped_are_replaced(entries: list[Entry]) -> None:
     with prober(StorageConfig(), timeout_s=10.0) as probing:
         results = probing.probe(entries * 20)

@@ -205,7 +205,7 @@ def adapter_pickled(folder: Path) -> dict[str, object]:
         (shard_missing, "lacks model-00002-of-00002.safetensors.*download it again"),
         (weight_missing, "lacks 1 weights .*download it again"),
         (text_only, "llama is not an image-text-to-text model.*use one that takes two images"),
-        (own_code, "my_vlm is no image.*never run; use one"),
+        (own_code, "my_vlm is not an image.*never run; use one"),
         (no_tokenizer, "tokenizer .* has no video token .*download it again"),
         (no_place_for_a_video, "leaves 0 places for 1 video.*try pair_layout images"),
         (not_json, "config.json is not valid JSON"),

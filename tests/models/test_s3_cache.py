@@ -44,7 +44,7 @@ def test_a_model_and_an_adapter_in_a_store_are_copied_to_this_machine_once(
     config = json.loads((folder / "config.json").read_text())
     bucket.put("models/model/config.json", json.dumps(config, indent=1).encode())
     assert resolve(there, "cpu").identity != here.identity
-    # A run goes on with what it began with, where that is here, and is refused where it is not.
+    # A run resumes with its initial files if they are here, and is refused otherwise.
     assert resolve(found[0].settings, "cpu").identity == here.identity
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
     with pytest.raises(ModelRefused, match="has been replaced"):

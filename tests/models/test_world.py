@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     tokenizer = new_tokenizer()
     model = new_model(tokenizer)
-    # Features of an untrained encoder lie in one place; spread codes among them, so that images have different tokens.
+    # Features of an untrained encoder are all alike; spread codes among them, so that images have different tokens.
     model.model.vqmodel.quantize.embedding.weight.data.normal_(std=0.5)
     path = tmp_path_factory.mktemp("world")
     write_folder(model, path)

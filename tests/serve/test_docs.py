@@ -1,4 +1,4 @@
-"""What the documentation tells people to type works as it stands, against one service."""
+"""Commands of the documentation work as they stand, against one service."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ ANSWERS = {
     "/v1/triples?order=newest&limit=3": "triples",
     "/v1/sql": "rows",
 }
-"""What the answer to each documented request holds, beside the stream of a video."""
+"""Keys of the answer to each documented request, except the stream of a video."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,18 @@ def test_every_curl_of_the_documentation_is_answered(service: Service, pairs: Pa
         else:
             assert json.loads(done.stdout)[ANSWERS[path]], (command, done.stdout)
     assert asked == {*ANSWERS, "/v1/label/video"}
+
+
+def test_the_example_asks(service: Service, pairs: Pairs, tmp_path: Path) -> None:
+    for name, content in zip(("before.jpg", "after.jpg"), pairs[0][:2], strict=True):
+        (tmp_path / name).write_bytes(content)
+    words = [str(ROOT / "examples/ask_a_service.py"), service.environment["WORLDLAKE_URL"], "before.jpg", "after.jpg"]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=tmp_path, env=service.environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{pairs[0][2]} (")
+    assert (tmp_path / "predicted.png").stat().st_size > 100
 
 
 def test_the_notebook_runs_from_its_first_cell_to_its_last(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def content(kind: str, method: str, path: str, key: str | None) -> bytes:
-    """What one of the crowd sends: half of its headers, a byte of its body, or a request that is all."""
+    """Return one client's request: half of its headers, a byte of its body, or all of it."""
     lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1"]
     lines += [f"Authorization: Bearer {key}"] if key else []
     lines += ["Content-Type: application/json"] if path != "/login" else []

@@ -263,7 +263,7 @@ def test_the_triples_of_a_video_arrive(page: Page, explorer: Explorer, tmp_path:
     assert int(sums[2]) > 0
     expect(cards.first.locator("img").first).to_have_js_property("naturalWidth", 64)
     upload.set_input_files({"name": f"{HOSTILE}.mp4", "mimeType": "video/mp4", "buffer": b"no video"})
-    expect(page.get_by_role("alert").filter(has_text="this is no video")).to_be_visible()
+    expect(page.get_by_role("alert").filter(has_text="this is not a video")).to_be_visible()
     expect(cards).to_have_count(0)
     explorer.complaints[:] = [text for text in explorer.complaints if "422" not in text]
 

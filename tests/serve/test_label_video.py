@@ -81,9 +81,7 @@ def test_a_video_that_is_written_twice_is_there_once(client: TestClient, lake: L
         assert all(row["uri"].startswith("upload:") and row["time_base"] for row in written)
 
 
-def test_what_is_no_short_video_is_refused_in_one_line(
-    client: TestClient, tmp_path: Path, corpus: dict[str, Medium]
-) -> None:
+def test_what_is_no_short_video_is_refused_in_one_line(client: TestClient, tmp_path: Path) -> None:
     text = tmp_path / "text.mp4"
     text.write_text("no video")
     long = tmp_path / "long.mp4"
@@ -95,6 +93,10 @@ def test_what_is_no_short_video_is_refused_in_one_line(
     for path, kind in ((text, "video"), (long, "too-long"), (wide, "too-many-pixels")):
         answer = upload(client, path)
         assert (answer.status_code, answer.json()["type"]) == (422, f"urn:worldlake:problem:{kind}")
+
+
+@pytest.mark.slow
+def test_a_video_of_any_kind_is_answered(client: TestClient, corpus: dict[str, Medium]) -> None:
     for medium in corpus.values():
         answer = upload(client, medium.path)
         assert answer.status_code in (200, 422), (medium.path, answer.text)

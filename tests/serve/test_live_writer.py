@@ -1,4 +1,4 @@
-"""Live labels in the lake: once, under their own ids, whoever else writes or forgets meanwhile."""
+"""Live labels in the lake: once, under their own ids, even while others write or forget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a proxy lets in, with small applications behind it."""
+"""Load shedding in a proxy, with small applications behind it."""
 
 from __future__ import annotations
 
@@ -308,7 +308,7 @@ def test_what_is_none_of_http_is_closed(kind: str) -> None:
 
 
 def test_a_proxy_makes_one_handle_however_often_it_asks_for_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a handle of Ray Serve makes to follow its deployment stays when the handle is dropped."""
+    """Ray Serve keeps what a handle made to follow its deployment after the handle is dropped."""
     made: list[MagicMock] = []
 
     def handle(*_: str) -> MagicMock:

@@ -1,4 +1,4 @@
-"""What the explorer's pages are made of."""
+"""The data of the explorer's pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Queries in other people's words: nothing is written, and one that hangs costs nobody but whoever has sent it."""
+"""Queries from requests: nothing is written, and one that hangs costs only its sender."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ async def ask(asked: Reading, statement: str, asker: str = "") -> list[dict[str,
     return await asked.rows(statement, {}, asker=asker)
 
 
+@pytest.mark.slow
 def test_no_statement_of_any_type_is_answered_or_leaves_a_file(
     served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

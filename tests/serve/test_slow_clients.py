@@ -52,7 +52,7 @@ def sent(port: int, content: bytes) -> socket.socket:
 
 
 def until_closed(connection: socket.socket) -> tuple[bytes, float]:
-    """What came until the other side closed, and after how many seconds that was."""
+    """Return what came until the other side closed, and the seconds until then."""
     began, found = time.monotonic(), bytearray()
     with contextlib.suppress(ConnectionResetError):
         while part := connection.recv(1 << 16):

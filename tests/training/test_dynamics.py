@@ -95,6 +95,7 @@ def test_a_run_makes_an_adapter_that_names_what_it_was_shown(ray_cluster: str, t
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_run_whose_image_size_the_model_decides_goes_on(ray_cluster: str, tmp_path: Path) -> None:
     model = save_tiny("qwen2_vl", tmp_path / "model")
     lake = Lake(str(tmp_path / "lake"))

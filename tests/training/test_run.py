@@ -1,4 +1,4 @@
-"""Runs on a small lake with Ray in this process: what they leave behind, how they go on, and what they refuse."""
+"""Runs on a small lake with Ray in this process: what they leave behind, how they resume, and what they refuse."""
 
 from __future__ import annotations
 
@@ -113,6 +113,7 @@ def test_a_finished_run_has_nothing_to_do(lake: Lake, model: Path, undisturbed: 
     assert run(lake, settings(model), "undisturbed").status == "nothing to do"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_in_the_middle_of_an_epoch(
     lake: Lake, model: Path, undisturbed: Summary
 ) -> None:
@@ -187,6 +188,7 @@ def test_tokens_are_made_once(lake: Lake, model: Path, undisturbed: Summary) -> 
     assert not told
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_what_was_good(tmp_path: Path, model: Path) -> None:
     lake = Lake(str(tmp_path))
     ids = sorted(add_triples(lake, 20))
@@ -298,7 +300,7 @@ def test_a_run_goes_on_with_the_lake_it_was_begun_on(
 def test_a_record_that_was_cut_off_is_refused_in_one_line(lake: Lake, model: Path, tmp_path: Path) -> None:
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "run.json").write_text('{"lake": "')
-    with pytest.raises(Refused, match="no record of a run"):
+    with pytest.raises(Refused, match="not a record of a run"):
         run(lake, settings(model), "cut", out=str(tmp_path))
 
 

@@ -57,7 +57,7 @@ def save_tiny_world(folder: Path, *, hidden: int = 32) -> Path:
     )
     config = Emu3Config(vq_config=vq.to_dict(), text_config=text.to_dict(), vocabulary_map=vocabulary)
     model = Emu3ForConditionalGeneration(config)
-    # Features of an untrained encoder lie in one place; spread codes among them, so that images have different tokens.
+    # Features of an untrained encoder are all alike; spread codes among them, so that images have different tokens.
     model.model.vqmodel.quantize.embedding.weight.data.normal_(std=0.5)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

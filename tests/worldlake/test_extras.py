@@ -1,4 +1,4 @@
-"""What is not installed is named in one line, with the command that installs it."""
+"""A missing package is named in one line, with the command that installs it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from lake.tables import Lake
 
-# A package that cannot be imported, as if it were not installed.
+# Commands, apart by semicolons, where packages cannot be imported, as if they were not installed.
 PROGRAM = """
 import sys
 
@@ -21,35 +21,38 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 from worldlake.cli import run
-sys.exit(run(sys.argv[2:]))
+sys.exit(max(run(words.split()) for words in sys.argv[2].split(";")))
 """
+
+
+def without(packages: str, commands: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-c", PROGRAM, packages, commands]
+    return subprocess.run(words, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
     ("package", "named", "command", "extra"),
     [
-        ("fastapi", "fastapi", ["serve", "--lake", "LAKE"], "serve"),
+        ("fastapi", "fastapi", "serve --lake LAKE", "serve"),
         # transformers looks for it as well, and does not say what it missed.
-        ("tensorboard", "", ["train", "world", "--lake", "LAKE", "--steps", "1"], "train"),
-        ("rouge_score", "rouge_score", ["evaluate", "dynamics", "--lake", "LAKE"], "eval"),
+        ("tensorboard", "", "train world --lake LAKE --steps 1", "train"),
+        ("rouge_score", "rouge_score", "evaluate dynamics --lake LAKE", "eval"),
     ],
 )
 def test_an_absent_package_is_named_with_its_extra(
-    package: str, named: str, command: list[str], extra: str, tmp_path: Path
+    package: str, named: str, command: str, extra: str, tmp_path: Path
 ) -> None:
     Lake(str(tmp_path)).create()
-    words = [word.replace("LAKE", str(tmp_path)) for word in command]
-    done = subprocess.run([sys.executable, "-c", PROGRAM, package, *words], capture_output=True, text=True, check=False)
+    done = without(package, command.replace("LAKE", str(tmp_path)))
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith(f"worldlake: {command[0]} needs a package that is not installed (")
+    assert done.stderr.startswith(f"worldlake: {command.split()[0]} needs a package that is not installed (")
     assert named in done.stderr
     assert done.stderr.endswith(f"): pip install 'worldlake[{extra}]'\n")
 
 
 def test_the_base_needs_no_extra() -> None:
     packages = "fastapi,tensorboard,rouge_score,sacrebleu,skimage,httpx,multipart,prometheus_client"
-    for command in ("ingest", "label", "status", "sql", "demo", "maintain"):
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, packages, command, "--help"], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+    commands = ("ingest", "label", "status", "sql", "demo", "maintain")
+    done = without(packages, ";".join(f"{command} --help" for command in commands))
+    assert done.returncode == 0, done.stderr
+    assert all(f"Usage: worldlake {command}" in done.stdout for command in commands)

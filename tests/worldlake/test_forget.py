@@ -1,4 +1,4 @@
-"""What was forgotten stays away, and what cannot be read is seen: as their user meets both."""
+"""Deleted videos stay away, and unreadable ones are visible, as a user sees both."""
 
 from __future__ import annotations
 

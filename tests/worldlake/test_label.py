@@ -57,7 +57,7 @@ def only_labeler(lake: Lake) -> dict[str, Any]:
 
 
 def pairs_of(path: Path) -> set[tuple[int, int]]:
-    """What sampling finds in a file when nothing else is around."""
+    """Return the pairs that sampling finds in a file by itself."""
     segments = sample_video(str(path), SamplingSettings(), 64)
     return {(pair.obs_pts, pair.next_pts) for segment in segments for pair in segment.pairs}
 
@@ -113,6 +113,7 @@ def images_show_their_frames(lake: Lake, corpus: dict[str, Medium]) -> None:
     assert checked > 20
 
 
+@pytest.mark.slow
 def test_a_lake_grows_changes_and_recovers(tmp_path: Path, model: Path) -> None:
     videos, lake = tmp_path / "videos", Lake(str(tmp_path / "lake"))
     first, second, third = write_folder(videos, range(50_000, 50_003), frames=120)

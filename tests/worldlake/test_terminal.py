@@ -1,4 +1,4 @@
-"""What the commands show on a terminal."""
+"""Output of the commands on a terminal."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def test_help_names_the_settings_of_its_task(task: str, own: str, other: str) ->
     ("options", "message"),
     [
         ([], "give exactly one of --epochs and --steps"),
-        (["--steps", "5", "--batch-size", "5", "--micro-batch-size", "2"], "batch_size 5 is no multiple of"),
+        (["--steps", "5", "--batch-size", "5", "--micro-batch-size", "2"], "batch_size 5 is not a multiple of"),
         (["--steps", "5", "--workers", "two"], "--workers: give a number, or two with a dash such as 2-8"),
         (["--steps", "5", "--workers", "4-2"], "both at least 1"),
         (["--steps", "5", "--source", "{datasets: [nothing]}"], "no triple at version 1"),
@@ -67,7 +67,7 @@ def test_a_file_holds_the_same_options(lake: Lake, model: str, tmp_path: Path) -
     )
     code, output = worldlake("train", "world", "--lake", lake.uri, "--config", str(config))
     assert code == 2
-    assert "batch_size 5 is no multiple of micro_batch_size 2" in output
+    assert "batch_size 5 is not a multiple of micro_batch_size 2" in output
     code, output = worldlake(
         "train", "world", "--lake", lake.uri, "--config", str(config), "--batch-size", "4", "--triples-version", "9"
     )

@@ -45,7 +45,7 @@ def train(
     out: Path,
     every: int,
 ) -> None:
-    """Train a task on `batch(step)` from the checkpoint in `out`; print figures and write one every so many steps.
+    """Train a task on `batch(step)` from the checkpoint in `out`; print figures and write one every N steps.
 
     Raises RuntimeError where the loss or the gradient is not finite; the checkpoint before it is kept.
     """

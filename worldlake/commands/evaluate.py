@@ -11,8 +11,7 @@ from lake.storage import StorageConfig
 from models.settings import ModelSettings
 from worldlake import console
 from worldlake.api import evaluate
-from worldlake.evaluation import Outcome, WorldOptions
-from worldlake.evaluation_pairs import Choice
+from worldlake.evaluation import Outcome
 from worldlake.options import (
     SELECTION,
     ConfigFile,
@@ -77,8 +76,18 @@ def dynamics(
     The others are a random action, a counterfactual one, the two frames swapped, and the first frame twice. Every
     figure has a 95 % interval and the number of pairs behind it. The figures also go to the table runs.
     """
-    choice = Choice.of(split, dataset, labeler, where, limit, seed, model.batch_size)
-    return _say(evaluate(open_lake(lake, storage), model, choice, report=report), json)
+    outcome = evaluate(
+        open_lake(lake, storage),
+        model,
+        split=split,
+        datasets=dataset or (),
+        labelers=labeler or (),
+        where=where,
+        limit=limit,
+        seed=seed,
+        report=report,
+    )
+    return _say(outcome, json)
 
 
 def world(
@@ -126,18 +135,25 @@ def world(
     a 95 % interval and the number of pairs behind it. The figures also go to the table runs.
     """
     other = model.model_dump(include={"dtype", "batch_size"})
-    options = WorldOptions(
-        world,
+    outcome = evaluate(
+        open_lake(lake, storage),
         model,
-        n,
+        world=world,
+        n=n,
+        split=split,
+        datasets=dataset or (),
+        labelers=labeler or (),
+        where=where,
+        limit=limit,
+        seed=seed,
         referee=ModelSettings(name=referee, **other) if referee else None,
         oracle=oracle,
-        features=tuple(features or ()),
+        features=features or (),
         judge=judge,
         judge_model=judge_model,
+        report=report,
     )
-    choice = Choice.of(split, dataset, labeler, where, limit, seed, model.batch_size)
-    return _say(evaluate(open_lake(lake, storage), options, choice, report=report), json)
+    return _say(outcome, json)
 
 
 def _say(outcome: Outcome, json: bool) -> int:

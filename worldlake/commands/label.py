@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from cluster.signals import draining
 from labeling.settings import RunSettings
 from lake.storage import StorageConfig
 from lake.tables import Lake
@@ -83,7 +84,7 @@ def label(
         unread = any_failed(counts)
         for line in in_words(counts, target.uri):
             console.log.info("%s", line)
-    with console.counter("label") as counter:
+    with draining(max_hours) as stop, console.counter("label") as counter:
         summary = run_label(
             target,
             model=model,
@@ -92,11 +93,10 @@ def label(
             run=run,
             where=where,
             limit=limit,
-            max_hours=max_hours,
             retry_failed=retry_failed,
             take_over=take_over,
+            stop=stop,
             progress=counter,
-            warn=console.log.warning,
         )
     if json:
         console.print_json(vars(summary))

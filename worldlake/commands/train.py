@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from cyclopts import Group, Parameter
 
+from cluster.signals import draining
 from lake.storage import StorageConfig
 from training.settings import DynamicsTraining, TrainingSettings, WorldTraining
 from worldlake import console
@@ -91,16 +92,8 @@ def _train(
     json: bool,
 ) -> int:
     target = open_lake(lake, storage)
-    with console.counter("train") as counter:
-        summary = train(
-            target,
-            settings,
-            run=run,
-            out=out,
-            max_hours=max_hours,
-            progress=lambda line: show(line, counter),
-            warn=console.log.warning,
-        )
+    with draining(max_hours) as stop, console.counter("train") as counter:
+        summary = train(target, settings, run=run, out=out, stop=stop, progress=lambda line: show(line, counter))
     if json:
         console.print_json(vars(summary))
     else:

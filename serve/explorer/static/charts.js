@@ -51,7 +51,7 @@ export function throughput(element, runs) {
   );
 }
 
-// Where the scores of accepted and rejected pairs lie. `kept(value)` says what a threshold keeps; the rest is veiled.
+// The distribution of scores of accepted and rejected pairs. `kept(value)` says what a threshold keeps; the rest is veiled.
 export function histogram(element, scores, kept) {
   const width = (scores.high - scores.low) / scores.accepted.length;
   const middles = scores.accepted.map((_, bin) => scores.low + (bin + 0.5) * width);
