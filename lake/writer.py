@@ -97,7 +97,7 @@ def add_columns(lake: Lake, name: str, on_retry: Note = lambda message: None) ->
 
 
 class Writer:
-    """Commits rows and files under one application id. Made anew, it goes by what the lake holds at that moment.
+    """Commits rows and files under one application id. A new one reads the state of the lake at that moment.
 
     Every commit carries a transaction of the id with a version that only this writer gives out: after an unclear
     answer, that version in the reloaded table says that the commit went through.

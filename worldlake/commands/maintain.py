@@ -7,13 +7,12 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from lake.errors import Refused
-from lake.maintenance import KEEP_HOURS
-from lake.maintenance import maintain as run_maintenance
 from lake.storage import StorageConfig
 from lake.tables import Lake
-from lake.upgrade import upgrade as upgrade_lake
 from worldlake import console
 from worldlake.options import ConfigFile, Json, LakeUri, Storage, number, open_lake
+
+_KEEP_HOURS = 24
 
 
 def maintain(
@@ -25,16 +24,18 @@ def maintain(
     cluster: Annotated[bool, Parameter(help="Also sort pairs by data set and video: a rewrite.")] = False,
     keep_hours: Annotated[
         int, Parameter(validator=number(24, 87_600), help="Keep files that were needed in the last N hours.")
-    ] = KEEP_HOURS,
+    ] = _KEEP_HOURS,
     storage: Storage = StorageConfig(),
     json: Json = False,
     config: ConfigFile = None,
 ) -> int:
     """Compact the tables and delete files that are no longer needed. While a run is alive, only compact."""
     if upgrade:
-        if cluster or keep_hours != KEEP_HOURS:
+        if cluster or keep_hours != _KEEP_HOURS:
             raise Refused("--upgrade only adds columns: leave out --cluster and --keep-hours")
         return _upgrade(open_lake(lake, storage), json)
+    from lake.maintenance import maintain as run_maintenance
+
     done = run_maintenance(open_lake(lake, storage), cluster=cluster, keep_hours=keep_hours)
     if json:
         console.print_json({name: vars(table) for name, table in done.items()})
@@ -50,7 +51,9 @@ def maintain(
 
 
 def _upgrade(lake: Lake, json: bool) -> int:
-    added = upgrade_lake(lake)
+    from lake.upgrade import upgrade
+
+    added = upgrade(lake)
     if json:
         console.print_json(added)
     elif added:
