@@ -54,7 +54,7 @@ lint: .venv/installed-dev  ## Style, wording, types and the direction of imports
 
 docs: .venv/installed-dev  ## Write docs/reference anew, and build the site in build/site
 	$(BIN)/python -m docs.generate
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 bench: .venv/installed-dev  ## Every benchmark; figures go to bench/results
 	$(BIN)/python -m bench.decoders

@@ -10,7 +10,8 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 from lake.errors import Refused
@@ -24,7 +25,7 @@ _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 
 
 def start_ray() -> None:
-    """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine; once per process.
+    """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine; once per process, from any thread.
 
     Signal handlers stay as they were.
 
@@ -44,7 +45,8 @@ def start_ray() -> None:
         _refuse_dead_address(address)
     try:
         with _kept_handlers(), _without_greeting():
-            ray.init(
+            _in_a_thread_that_stays(
+                ray.init,
                 # Not a cluster that happens to run on this machine, which `ray start` leaves a note about.
                 address=address or "local",
                 include_dashboard=None if address else False,
@@ -61,6 +63,27 @@ def start_ray() -> None:
             raise
         raise Refused(f"the path of Ray's sockets is too long ({error}): set TMPDIR to a shorter path") from None
     _silence_ray_data()
+
+
+def _in_a_thread_that_stays(call: Callable[..., object], **arguments: object) -> None:
+    """Call in the main thread, or else in one that never ends.
+
+    Ray's processes die with the thread that started them, and this process with Ray's.
+    """
+    if threading.current_thread() is threading.main_thread():
+        call(**arguments)
+        return
+    called: Future[object] = Future()
+
+    def run() -> None:
+        try:
+            called.set_result(call(**arguments))
+        except BaseException as error:
+            called.set_exception(error)
+        threading.Event().wait()
+
+    threading.Thread(target=run, name="ray", daemon=True).start()
+    called.result()
 
 
 def _silence_ray_data() -> None:

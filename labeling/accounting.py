@@ -1,4 +1,4 @@
-"""The driver's books: what was decided about every pair of every video, and which videos are thereby finished."""
+"""Tracks, per video, which pairs are decided, and which videos are finished."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class LabelPairs:
         return block(rows, LABELED)
 
     def _label(self, pairs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Columns to set, by the id of the pair. A pair that fails takes no neighbor with it.
+        """Columns to set, by the id of the pair. A failed pair never affects other pairs.
 
         Raises whatever the model raises when no pair goes through alone, and a black one does not either: then the
         model is at fault.

@@ -124,7 +124,7 @@ class DecordDecoder:
                 last = pts
                 yield DecordFrame(pts, image, self._sample_aspect)
         except DECORDError:
-            # After an error decord refuses everything or numbers what comes next anew, so it has no say any more.
+            # After an error decord refuses everything or restarts its numbering, so it is not used any more.
             yield from self._rest(start_pts, last)
 
     def _images(self, first: int) -> Iterator[RGB]:

@@ -1,4 +1,4 @@
-"""A wish to stop that every worker can see: they finish what they have begun and begin nothing else."""
+"""Cluster-wide stop flag: workers finish what they have begun and begin nothing else."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ class Log:
         return {version: actions for version, actions in cleaned.items() if actions != self.commits[version]}
 
     def clean(self) -> int:
-        """Write the `unclean` commits anew, and drop the checkpoints that repeat them; how many commits that were."""
+        """Rewrite the `unclean` commits, and drop the checkpoints that repeat them; how many commits that were."""
         unclean = self.unclean()
         for version, actions in unclean.items():
             content = "\n".join(json.dumps(action, separators=(",", ":")) for action in actions)

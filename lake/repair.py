@@ -162,7 +162,7 @@ def _logs(lake: Lake, name: str) -> Iterator[Damage]:
 
 
 _FROM_BACKUP = "what it held is lost but for a backup"
-_BY_A_RUN = "`worldlake label` decides anew what it held; labels of a service or of people are lost but for a backup"
+_BY_A_RUN = "`worldlake label` decides again what it held; labels of a service or of people are lost but for a backup"
 # By table, what becomes of what was in a commit or a table that is gone.
 _LOST = {
     "videos": "run `worldlake ingest` again for what it held",
@@ -170,7 +170,7 @@ _LOST = {
     "rejections": _BY_A_RUN,
     "progress": _BY_A_RUN,
     "failures": "what failed is tried again, and what was forgotten is unknown: forget it again",
-    "tokens": "the next training makes them anew",
+    "tokens": "the next training makes them again",
     "reviews": _FROM_BACKUP,
     "runs": _FROM_BACKUP,
 }

@@ -162,7 +162,7 @@ SPEC: tuple[Table, ...] = (
             Column("triple_id", STRING, "The triple.", nullable=False),
             Column("verdict", STRING, "What the person says of the label."),
             Column("corrected_action", STRING, "What the action should be called."),
-            Column("reviewer", STRING, "Who says so."),
+            Column("reviewer", STRING, "Name of the person."),
             Column("note", STRING, "Anything else."),
             Column("reviewed_at", TIME, "When."),
         ),

@@ -194,7 +194,7 @@ def sql_reason(error: Exception, limit: int | None = None) -> str:
 
 
 def too_long(seconds: float | None) -> str:
-    """Return what is said of a query that was stopped."""
+    """Return the message for a query that was stopped."""
     return f"the query exceeded {seconds:g} s and was stopped: narrow the query"
 
 

@@ -63,7 +63,7 @@ def raise_fences(lake: Lake, on_retry: Note = lambda message: None) -> None:
 
 
 class Writer:
-    """Commits rows and files under one application id. Made anew, it goes by what the lake holds at that moment.
+    """Commits rows and files under one application id. A new one reads the state of the lake at that moment.
 
     Every commit carries a transaction of the id with a version that only this writer gives out: after an unclear
     answer, that version in the reloaded table says that the commit went through.

@@ -1,7 +1,7 @@
 """Live labels into the lake: one writer for a service, which gathers what many requests decided into one commit.
 
 It goes beside labeling runs of the same labeler without ever racing one: uploads are videos of their own, and its
-commits carry an application id of their own. A second writer, or a `forget`, fences it; it then starts anew.
+commits carry an application id of their own. A second writer, or a `forget`, fences it; it then starts again.
 """
 
 from __future__ import annotations

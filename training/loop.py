@@ -92,7 +92,7 @@ class Trainer:
     ) -> StepResult:
         """One update from this worker's micro-batches; the number of each counts over the training, -1 for none."""
         rounds = math.ceil(self.settings.micro_batches / self.workers)
-        # What all workers have to know of each other: the loss, and whether one wishes to stop.
+        # Shared by all workers: the loss, and whether one requests a stop.
         total = torch.tensor([0.0, wish_to_stop], device=self.device)
         for round_, (number, batch) in enumerate(micro_batches):
             # What dropout draws depends on the micro-batch alone: not on who computes it, nor on what came before.

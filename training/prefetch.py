@@ -1,4 +1,4 @@
-"""Micro-batches off the training process: a process of its own finds the rows, decodes them and is some ahead.
+"""Micro-batches off the training process: a separate process finds the rows, decodes them and prefetches.
 
 It needs no torch, so nothing in here imports any.
 """

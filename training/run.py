@@ -123,7 +123,7 @@ def train(
     """Train a model on the triples of a lake, or resume the run of this name.
 
     `run` defaults to a name that the same settings always have, `out` to `<lake>/models`. Set `stop` to end after the
-    step at hand, with a checkpoint.
+    current step, with a checkpoint.
 
     Raises:
         Refused: no triple is chosen, a version is gone, the run has other settings or is live, the

@@ -1,4 +1,4 @@
-"""Which triples to train on: the likeliest of every class in turns, as one SQL statement over ids and scores.
+"""Selects triples to train on: the most likely of every class in turn, as one SQL statement over ids and scores.
 
 Qiu et al., arXiv 2506.06006: the dynamics model's labels are sorted by likelihood within each class of a data set, and
 taken from the classes in turns until there are K of the data set (K = 7000 there), so that neither the labels that the

@@ -55,7 +55,7 @@ class Job:
 
 
 def work(config: dict[str, Any]) -> None:
-    """Train to the end of the job, or to the step at which the driver wishes to stop."""
+    """Train to the end of the job, or to the step at which the driver requests a stop."""
     job: Job = ray.get(config["job"])
     try:
         _train(job)

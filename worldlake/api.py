@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lake.errors import Refused
-from lake.tables import Lake
 from lake.timer import after
 from worldlake.extras import needed_by
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from labeling.run import Summary as LabelSummary
     from labeling.settings import RunSettings, SamplingSettings
     from lake.catalog import IngestCounts
+    from lake.tables import Lake
     from models.settings import ModelSettings, WorldSettings
     from training.run import Summary as TrainSummary
     from training.settings import TrainingSettings
@@ -319,4 +319,6 @@ def _world(world: WorldSettings | str) -> WorldSettings:
 
 
 def _lake(lake: Lake | str) -> Lake:
+    from lake.tables import Lake
+
     return Lake(lake) if isinstance(lake, str) else lake

@@ -167,7 +167,7 @@ def _check_drawing(options: WorldOptions) -> None:
     """Nothing that is asked for may do nothing."""
     drawing = options.world.sampling
     if drawing.temperature == 0 and (drawing.top_k is not None or drawing.top_p < 1):
-        raise Refused("--temperature 0 takes the likeliest token always: leave --top-k and --top-p out")
+        raise Refused("--temperature 0 always takes the most likely token: leave --top-k and --top-p out")
     if drawing.temperature == 0 and options.n > 1:
         raise Refused(f"at --temperature 0 all {options.n} candidates are the same: use -n 1, or a temperature above 0")
 

@@ -16,8 +16,10 @@ from pydantic import Field, create_model
 from labeling.settings import SamplingSettings
 from lake.settings import Settings
 from lake.storage import StorageConfig
-from lake.tables import Lake
 from models.settings import ModelSettings, WorldSettings
+
+if TYPE_CHECKING:
+    from lake.tables import Lake
 
 _MODEL = Group("Model", sort_key=2)
 _WORLD = Group("World model", sort_key=3)
@@ -108,6 +110,8 @@ def open_lake(uri: str, config: StorageConfig) -> Lake:
     Raises:
         Refused: there is none.
     """
+    from lake.tables import Lake
+
     lake = Lake(uri, config)
     lake.storage.check(lake.uri)
     lake.table("videos")

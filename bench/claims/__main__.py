@@ -183,7 +183,7 @@ def once(path: Path, make: Callable[[], None]) -> None:
 
 
 def done(path: Path) -> Path:
-    """The file that says so."""
+    """Return the file that marks it as done."""
     return path.with_name(path.name + ".done")
 
 

@@ -13,4 +13,4 @@ from labeling.samplers.motion import MotionSampler
 from labeling.samplers.uniform import UniformSampler
 
 Sampler = Annotated[MotionSampler | UniformSampler, Field(discriminator="method")]
-"""Any sampler, told apart by its `method`."""
+"""Any sampler; `method` selects the class."""

@@ -208,7 +208,7 @@ def _mixed(seed: int, row: int) -> int:
 def filtered(logprobs: torch.Tensor, settings: TokenSampling) -> torch.Tensor:
     """Log-probabilities, shape (batch, codes), after temperature, top-k and top-p; what is ruled out is -inf.
 
-    Top-p keeps the smallest set of likeliest tokens whose probabilities reach `top_p` (Holtzman et al.,
+    Top-p keeps the smallest set of most likely tokens whose probabilities reach `top_p` (Holtzman et al.,
     arXiv 1904.09751, section 3.1).
     """
     logprobs = (logprobs / settings.temperature).log_softmax(-1)

@@ -1,4 +1,4 @@
-"""`/v1/label/video`: what happens in a video, told while it is being found out."""
+"""`/v1/label/video`: labels of a video, streamed as events."""
 
 from __future__ import annotations
 

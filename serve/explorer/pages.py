@@ -29,7 +29,7 @@ _PAGES = {
     "/live": "live",
 }
 _SCORES = [{"name": score.name, "label": score.label, "keep": score.keep} for score in SCORES]
-# Asked for anew every time, which costs a 304: otherwise a browser guesses how long it may keep an old version.
+# Revalidated every time, which costs a 304: otherwise a browser guesses how long it may keep an old version.
 _NO_CACHE = {"Cache-Control": "no-cache"}
 
 _Key = Annotated[str, Form(max_length=200)]

@@ -1,7 +1,7 @@
 """The builtin models as they were before anybody named an action to them: what `worldlake demo --full` starts from.
 
 A vision-language model has seen much and does not know how a team calls what happens in its videos. The builtin models
-know every name of the sample world; with the embeddings of all words drawn anew they see as well as before, and have to
+know every name of the sample world; with new random embeddings of all words they see as well as before, and have to
 be taught the names.
 """
 

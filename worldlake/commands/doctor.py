@@ -8,7 +8,6 @@ from cyclopts import Parameter
 
 from lake.storage import StorageConfig
 from worldlake import console
-from worldlake.doctor import examine
 from worldlake.options import ConfigFile, Json, Storage
 
 
@@ -22,6 +21,8 @@ def doctor(
     config: ConfigFile = None,
 ) -> int:
     """Check this machine for problems that would stop a run, and print fixes. Exit code 2 when there is one."""
+    from worldlake.doctor import examine
+
     findings = examine(lake, storage)
     if json:
         console.print_json([vars(finding) for finding in findings])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Group, Parameter
 
@@ -11,7 +11,6 @@ from lake.storage import StorageConfig
 from models.settings import ModelSettings
 from worldlake import console
 from worldlake.api import evaluate
-from worldlake.evaluation import Outcome
 from worldlake.options import (
     SELECTION,
     ConfigFile,
@@ -26,6 +25,9 @@ from worldlake.options import (
     number,
     open_lake,
 )
+
+if TYPE_CHECKING:
+    from worldlake.evaluation import Outcome
 
 _JUDGING = Group("Judging", sort_key=4)
 

@@ -6,7 +6,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from lake.forget import forget as run_forget
 from lake.storage import StorageConfig
 from worldlake import console
 from worldlake.options import ConfigFile, Json, LakeUri, Storage, TakeOver, open_lake
@@ -27,6 +26,8 @@ def forget(
     (`worldlake ingest SRC --forgotten` brings it back). Lists the models trained on it, and the trainings whose pinned
     versions it takes away. Refused while a run is alive.
     """
+    from lake.forget import forget as run_forget
+
     gone = run_forget(open_lake(lake, storage), what, take_over=take_over)
     trained = [run.run_id for run in gone.trained]
     if json:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from lake.catalog import IngestCounts
 from lake.storage import StorageConfig
-from lake.tables import Lake
 from worldlake import console
 from worldlake.api import ingest as run_ingest
 from worldlake.options import ConfigFile, Json, LakeUri, Storage, filled, number
+
+if TYPE_CHECKING:
+    from lake.catalog import IngestCounts
 
 UNREAD = "SELECT uri, error_type, message FROM failures WHERE stage IN ('probe', 'list') ORDER BY failed_at DESC"
 
@@ -49,6 +50,8 @@ def ingest(
     Rows that people labeled also become triples, of the labeler human:<data set>. Running it again adds only what is
     new or changed. What cannot be read is in the table `failures` with its reason.
     """
+    from lake.tables import Lake
+
     target = Lake(lake, storage)
     with console.counter("ingest") as counter:
         done = run_ingest(

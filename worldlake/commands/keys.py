@@ -8,7 +8,6 @@ from cyclopts import Parameter
 
 from lake.errors import Refused
 from lake.storage import StorageConfig
-from serve.keys import Keys
 from worldlake import console
 from worldlake.options import ConfigFile, Json, LakeUri, Storage, number, open_lake
 
@@ -30,6 +29,8 @@ def create(
     config: ConfigFile = None,
 ) -> int:
     """Make a key and print it, once: only its hash is kept, in the lake."""
+    from serve.keys import Keys
+
     if days == 0:
         raise Refused("--days 0: the key would have expired already")
     made, token = Keys(open_lake(lake, storage)).create(
@@ -50,6 +51,8 @@ def revoke(
     config: ConfigFile = None,
 ) -> int:
     """Revoke a key for good. A running service refuses it within ten seconds."""
+    from serve.keys import Keys
+
     Keys(open_lake(lake, storage)).revoke(name)
     console.out.print(f"revoked {name}: running services refuse it within ten seconds", markup=False)
     return 0
@@ -57,6 +60,8 @@ def revoke(
 
 def list_(*, lake: LakeUri, storage: Storage = StorageConfig(), json: Json = False, config: ConfigFile = None) -> int:
     """Show the keys of a lake, without their secrets."""
+    from serve.keys import Keys
+
     found: list[dict[str, Any]] = [
         key.model_dump(mode="json", exclude={"digest"}) for key in Keys(open_lake(lake, storage)).read()
     ]

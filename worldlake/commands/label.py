@@ -9,7 +9,6 @@ from cyclopts import Parameter
 from cluster.signals import draining
 from labeling.settings import RunSettings
 from lake.storage import StorageConfig
-from lake.tables import Lake
 from worldlake import console
 from worldlake.api import ingest
 from worldlake.api import label as run_label
@@ -76,6 +75,8 @@ def label(
     Ctrl-C or SIGTERM drains: what was begun is finished and committed. A second one ends at once. The same command
     resumes. Ray runs on this machine, or on the cluster of RAY_ADDRESS.
     """
+    from lake.tables import Lake
+
     target = Lake(lake, storage)
     unread = False
     if sources:

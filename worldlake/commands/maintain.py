@@ -6,7 +6,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from lake.maintenance import maintain as run_maintenance
 from lake.storage import StorageConfig
 from worldlake import console
 from worldlake.options import ConfigFile, Json, LakeUri, Storage, number, open_lake
@@ -24,6 +23,8 @@ def maintain(
     config: ConfigFile = None,
 ) -> int:
     """Compact the tables and delete files that are no longer needed. While a run is alive, only compact."""
+    from lake.maintenance import maintain as run_maintenance
+
     done = run_maintenance(open_lake(lake, storage), cluster=cluster, keep_hours=keep_hours)
     if json:
         console.print_json({name: vars(table) for name, table in done.items()})

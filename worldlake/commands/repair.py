@@ -6,10 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from lake.repair import check as find_damage
-from lake.repair import repair as run_repair
 from lake.storage import StorageConfig
-from lake.tables import Lake
 from worldlake import console
 from worldlake.options import ConfigFile, Json, LakeUri, Storage, TakeOver
 
@@ -29,6 +26,10 @@ def repair(
     cannot be read, rows that share an id, pairs that are accepted and rejected, sums that do not balance, deleted
     videos that are still there, and files that killed runs left. Refused while a run is alive; `--check` is not.
     """
+    from lake.repair import check as find_damage
+    from lake.repair import repair as run_repair
+    from lake.tables import Lake
+
     opened = Lake(lake, storage)
     opened.storage.check(opened.uri)
     found = find_damage(opened) if check else run_repair(opened, take_over=take_over)

@@ -9,8 +9,6 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from lake.sql import query as stream
-from lake.sql import write_result
 from lake.storage import StorageConfig
 from worldlake.options import ConfigFile, LakeUri, Storage, open_lake
 
@@ -37,6 +35,9 @@ def sql(
     are read only when a query names obs or next_obs; CSV and JSON show them as base64. Read a query from a file, also
     one that begins with a comment, with: worldlake sql - --lake LAKE < query.sql
     """
+    from lake.sql import query as stream
+    from lake.sql import write_result
+
     if query == "-":
         query = sys.stdin.read()
     with stream(open_lake(lake, storage), query) as result:

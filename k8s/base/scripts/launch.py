@@ -50,7 +50,7 @@ def call_once(path: str, body: dict[str, Any] | None) -> dict[str, Any]:
     request = urllib.request.Request(  # noqa: S310 - the cluster's own API server
         f"{address}/apis/ray.io/v1/namespaces/{namespace}/rayjobs{path}",
         None if body is None else json.dumps(body).encode(),
-        # Read anew each time: it changes every hour.
+        # Read each time: it changes every hour.
         {"Authorization": f"Bearer {(ACCOUNT / 'token').read_text().strip()}", "Content-Type": "application/json"},
     )
     trusted = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt")) if address.startswith("https") else None

@@ -10,7 +10,7 @@ export function page(name, parts) {
     async init() {
       await this.attempt(() => this.load());
     },
-    // What goes wrong is said in words; nobody is left with half a page and no reason.
+    // Show every error as text, so that no page stays half empty without a reason.
     async attempt(work) {
       this.busy = true;
       this.problem = "";
