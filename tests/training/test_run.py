@@ -313,7 +313,7 @@ def test_a_record_that_was_cut_off_is_refused_in_one_line(lake: Lake, model: Pat
         ({"device": "cuda"}, "1 workers need a GPU each and the cluster has 0"),
         ({"model": "hf:/nowhere"}, "no folder"),
         ({"workers": 3}, "3 workers share 2 micro-batches"),
-        ({"batch_size": 3}, "no multiple of micro_batch_size"),
+        ({"batch_size": 3}, "not a multiple of micro_batch_size"),
         ({"epochs": 1}, "exactly one of --epochs and --steps"),
         ({"lora_rank": 8}, "lora_rank does nothing with method full"),
         ({"flor": 0.1}, "flor"),
