@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from lake.errors import Refused
 from lake.storage import StorageConfig
-from lake.tables import Lake
 from worldlake import console
 from worldlake.options import ConfigFile, Json, LakeUri, Storage, number, open_lake
+
+if TYPE_CHECKING:
+    from lake.tables import Lake
 
 _KEEP_HOURS = 24
 
