@@ -87,10 +87,13 @@ def label(
     started, or connected to, only when there is work. `warn` is called as a logger's `warning` is, with `extra`.
 
     Raises:
-        Refused: another run of the labeler is alive, another policy is active, or `where` is wrong.
+        Refused: another run of the labeler is alive, another policy is active, `where` is wrong, or the lake has to be
+            upgraded.
         ModelRefused: the model does not load.
         Superseded: another run took over.
     """
+    # Before Ray starts, which takes seconds.
+    lake.writable("runs")
     refuse_other_policy(lake, labeler.id, policy.id)
     list_again = partial(list_work, lake, labeler.id, where=where, limit=limit, retry_failed=retry_failed)
     run_id = new_run_id()

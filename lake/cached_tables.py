@@ -20,7 +20,7 @@ import pyarrow.dataset as pads
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from lake.schemas import TABLES
+from lake.schemas import TABLES, completed
 from lake.tables import Lake
 
 _OPEN_FOR_S = 300.0
@@ -106,6 +106,6 @@ class KeptLake(Lake):
             path: before.get(path) or form.make_fragment(path, filesystem, file_size=size)
             for path, size in zip(actions["path"].to_pylist(), actions["size_bytes"].to_pylist(), strict=True)
         }
-        schema = pa.schema(table.schema().to_arrow())
+        schema = completed(pa.schema(table.schema().to_arrow()), name)
         dataset = pads.FileSystemDataset(list(fragments.values()), schema, form, filesystem)
         return _Open(table, opened_at, table.version(), fragments, dataset)

@@ -248,7 +248,7 @@ def _delete_rows(lake: Lake, writer: Writer, name: str, column: str, values: lis
         mine = pc.field(column).isin(values)
         kept = []
         if name == "runs":
-            rows = lake.dataset(name, table).to_table(filter=mine).to_pylist()
+            rows = lake.dataset(name, table).to_table(TABLES[name].names, filter=mine).to_pylist()
             kept = [{**row, "config": tombstones.redacted(row["config"], away)} for row in rows]
         count = lake.dataset(name, table).scanner(columns=[column], filter=mine).count_rows()
         if not count:

@@ -329,7 +329,7 @@ def _twice(ids: Any) -> list[str]:
 def _keep_first(lake: Lake, name: str, column: str, time: str, ids: list[str]) -> None:
     # Its fences first: what is read from here on is what may be written.
     writer = Writer(lake)
-    rows = lake.dataset(name).to_table(filter=pc.field(column).isin(ids)).to_pylist()
+    rows = lake.read(name, TABLES[name].names, pc.field(column).isin(ids)).to_pylist()
     first: dict[str, dict[str, Any]] = {}
     for row in sorted(rows, key=lambda row: row[time]):
         first.setdefault(row[column], row)
@@ -367,7 +367,7 @@ def _sums(lake: Lake) -> Iterator[Damage]:
 
 def _reopen(lake: Lake, found: set[tuple[str, str]]) -> None:
     writer, videos = Writer(lake), sorted({video for video, _ in found})
-    rows = lake.dataset("progress").to_table(filter=pc.field("video_id").isin(videos)).to_pylist()
+    rows = lake.read("progress", TABLES["progress"].names, pc.field("video_id").isin(videos)).to_pylist()
     kept = [row for row in rows if (row["video_id"], row["labeler_id"]) not in found]
     writer.write("progress", kept, replacing=("video_id", videos))
 

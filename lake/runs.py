@@ -164,6 +164,12 @@ def refuse_second_run(lake: Lake, labeler_id: str, stop: threading.Event) -> Non
         raise _at_work(run, _ALONE)
 
 
+def refuse_beside_a_run(lake: Lake, kind: str) -> None:
+    """Raise Refused where any run is alive, a service apart. For what cannot have a record of its own yet."""
+    if run := find_alive(lake, lambda run: True):
+        raise _at_work(run, f"{kind} when it has ended")
+
+
 def _at_work(run: RunState, remedy: str) -> Refused:
     of_whom = f" of labeler {run.labeler_id}" if run.labeler_id else ""
     return Refused(f"run {run.run_id}{of_whom} is alive on {run.host} (pid {run.pid}): {remedy}")
@@ -239,7 +245,7 @@ class Run:
             return False
         # A forget ends every open writer, and a run that begins beside it may have to begin again.
         both = {self.kind, other.kind}
-        return bool({"forget", "repair"} & both) or both == {"maintain"} or self._is_second_to(other)
+        return bool({"forget", "repair", "upgrade"} & both) or both == {"maintain"} or self._is_second_to(other)
 
     def _is_second_to(self, other: RunState) -> bool:
         return self.alone and other.labeler_id == self.labeler_id

@@ -1,6 +1,7 @@
 """The tables of a lake, column by column. Arrow schemas, statistics, API models, and the reference are made of this.
 
-The order is that of the columns.
+To add a column, add one line with `since` one above the newest. A new lake has it, and one that exists gets it by
+`worldlake maintain --upgrade`.
 """
 
 from __future__ import annotations
@@ -221,6 +222,16 @@ TABLES: dict[str, pa.Schema] = {
 def spec(table: str) -> Table:
     """Look a table up by its name."""
     return next(one for one in SPEC if one.name == table)
+
+
+def missing_columns(schema: pa.Schema, table: str) -> list[pa.Field]:
+    """Columns that an older table lacks, in their order."""
+    return [field for field in TABLES[table] if field.name not in schema.names]
+
+
+def completed(schema: pa.Schema, table: str) -> pa.Schema:
+    """Add what an older table lacks to its schema: a dataset that is read with it has nulls there."""
+    return pa.schema([*schema, *missing_columns(schema, table)])
 
 
 def stats_columns(table: str) -> list[str]:

@@ -21,7 +21,7 @@ from deltalake.transaction import AddAction
 
 from lake import durable
 from lake.errors import Refused
-from lake.schemas import DECISIONS, SCHEMA_VERSION, TABLES, stats_columns
+from lake.schemas import DECISIONS, SCHEMA_VERSION, TABLES, completed, missing_columns, stats_columns
 from lake.storage import StorageConfig, is_s3, join, lake_uri
 
 Rows = list[dict[str, Any]]
@@ -29,7 +29,7 @@ Rows = list[dict[str, Any]]
 STATISTICS_BYTES = 1024
 """Of a text. All uris under a long prefix have the default, sixty-four, in common, and no file could be pruned."""
 
-_VERSION_KEY = "worldlake.schema_version"
+VERSION_KEY = "worldlake.schema_version"
 FENCE = "worldlake.fence"
 """The table property that ends open writers when it changes; see `lake.writer`."""
 
@@ -113,8 +113,7 @@ class Lake:
                 mode="ignore",
                 configuration={
                     **_CONFIGURATION,
-                    "delta.dataSkippingStatsColumns": ",".join(stats_columns(name)),
-                    _VERSION_KEY: str(SCHEMA_VERSION),
+                    **versioned(name),
                 },
                 storage_options=self.storage.delta_options(self.uri),
                 raise_if_key_not_exists=False,
@@ -144,10 +143,19 @@ class Lake:
             raise Refused(
                 f"no lake at {self.uri} (no table {name}): create it with `worldlake ingest SRC --lake {self.uri}`"
             ) from None
-        version = int(table.metadata().configuration.get(_VERSION_KEY, "0"))
-        if version > SCHEMA_VERSION:
+        if (version := _schema_version(table)) > SCHEMA_VERSION:
             raise Refused(
                 f"the lake at {self.uri} has schema version {version}, newer than {SCHEMA_VERSION}: upgrade worldlake"
+            )
+        return table
+
+    def writable(self, name: str) -> DeltaTable:
+        """As `table`; also refuses a table that an older worldlake made, which lacks columns."""
+        table = self.table(name)
+        if is_outdated(table, name):
+            raise Refused(
+                f"the lake at {self.uri} has schema version {_schema_version(table)}, older than {SCHEMA_VERSION}: run "
+                f"`worldlake maintain --upgrade --lake {self.uri}`"
             )
         return table
 
@@ -158,14 +166,15 @@ class Lake:
     def dataset(self, name: str, table: DeltaTable | None = None, prune: str | None = None) -> pads.Dataset:
         """A table (its newest version, or the one of a handle) as a pyarrow dataset: projection and filter pushdown.
 
-        `prune`, a SQL condition on `stats_columns`, leaves out files that hold no such row, and other rows of the rest
-        in: a millisecond for each file that need not be described to Arrow.
+        Columns that an older lake lacks are null. `prune`, a SQL condition on `stats_columns`, leaves out files that
+        hold no such row, and other rows of the rest in: a millisecond for each file not described to Arrow.
         """
         # With deltalake's own file system, which is written in Python, reads ahead that a LIMIT leaves behind deadlock
         # when the interpreter ends.
-        return (table or self.table(name)).to_pyarrow_dataset(
+        dataset = (table or self.table(name)).to_pyarrow_dataset(
             filesystem=self.storage.subtree(self.table_uri(name)), file_pruning_predicate=prune
         )
+        return dataset.replace_schema(completed(dataset.schema, name))
 
     def write_file(self, table: pa.Table, name: str, run_id: str) -> DataFile:
         """Write rows as one durable Parquet file under a table, for a committer to name in a commit.
@@ -236,6 +245,20 @@ class Lake:
 
     def _lacks(self, name: str) -> Refused:
         return Refused(f"the lake at {self.uri} lacks its table {name}: look with `worldlake repair --lake {self.uri}`")
+
+
+def versioned(name: str) -> dict[str, str]:
+    """The properties of a table that depend on its columns."""
+    return {"delta.dataSkippingStatsColumns": ",".join(stats_columns(name)), VERSION_KEY: str(SCHEMA_VERSION)}
+
+
+def is_outdated(table: DeltaTable, name: str) -> bool:
+    """Whether an older worldlake made the table."""
+    return _schema_version(table) < SCHEMA_VERSION or bool(missing_columns(pa.schema(table.schema().to_arrow()), name))
+
+
+def _schema_version(table: DeltaTable) -> int:
+    return int(table.metadata().configuration.get(VERSION_KEY, "0"))
 
 
 def _flushed_by_others(log: Path) -> int:

@@ -14,7 +14,16 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
-from deltalake import ColumnProperties, CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
+import pyarrow as pa
+from deltalake import (
+    ColumnProperties,
+    CommitProperties,
+    DeltaTable,
+    Schema,
+    Transaction,
+    WriterProperties,
+    write_deltalake,
+)
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 from pyarrow import fs
@@ -23,10 +32,10 @@ from lake.errors import Fenced, Superseded
 from lake.log import Log
 from lake.metrics import COMMIT_RETRIES
 from lake.retry import Schedule, retry
-from lake.schemas import IMAGES, TABLES
+from lake.schemas import IMAGES, TABLES, missing_columns
 from lake.storage import join
 from lake.store_errors import final_error
-from lake.tables import FENCE, STATISTICS_BYTES, DataFile, Lake, to_table
+from lake.tables import FENCE, STATISTICS_BYTES, DataFile, Lake, is_outdated, to_table, versioned
 
 # Together about ten minutes: longer than a restart of an object store, shorter than a night.
 COMMITS = Schedule((0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 60, 60, 120, 120, 120))
@@ -37,10 +46,13 @@ Fences = Mapping[str, str]
 
 
 def fences(lake: Lake, names: Iterable[str] = TABLES) -> Fences:
-    """Return the fences of tables now. Read them first, then what the writer goes by (tombstones, what is decided)."""
+    """Return the fences of tables now. Read them first, then what the writer goes by (tombstones, what is decided).
+
+    Raises Refused where an older worldlake made a table.
+    """
     names = list(names)
     with ThreadPoolExecutor(len(names)) as pool:
-        return dict(zip(names, pool.map(lambda name: fence_of(lake.table(name)), names), strict=True))
+        return dict(zip(names, pool.map(lambda name: fence_of(lake.writable(name)), names), strict=True))
 
 
 def raise_fences(lake: Lake, on_retry: Note = lambda message: None) -> None:
@@ -60,6 +72,28 @@ def raise_fences(lake: Lake, on_retry: Note = lambda message: None) -> None:
             lake.flush(name)
 
         _patiently(lake, name, write, on_retry, "maintenance")
+
+
+def add_columns(lake: Lake, name: str, on_retry: Note = lambda message: None) -> list[str]:
+    """Give a table the columns that it lacks, and end every writer that is open there; returns their names.
+
+    Raises as `raise_fences`.
+    """
+    added: list[str] = []
+
+    def change() -> None:
+        table = lake.table(name)
+        if missing := missing_columns(pa.schema(table.schema().to_arrow()), name):
+            table.alter.add_columns(Schema.from_arrow(pa.schema(missing)).fields)
+            added.extend(column.name for column in missing)
+            table = lake.table(name)
+        # Last, and in one commit: a table of this version has every column, and no writer from before.
+        if is_outdated(table, name):
+            table.alter.set_table_properties({**versioned(name), FENCE: uuid4().hex}, raise_if_not_exists=False)
+        lake.flush(name)
+
+    _patiently(lake, name, change, on_retry, "maintenance")
+    return added
 
 
 class Writer:
@@ -179,8 +213,8 @@ class Writer:
     def _refuse_fenced(self, name: str, table: DeltaTable) -> None:
         if fence_of(table) != self.fences[name]:
             raise Fenced(
-                "videos of this lake were forgotten or it was repaired meanwhile, which ends what was being written: "
-                "run the command again to resume"
+                "videos of this lake were forgotten, or it was repaired or upgraded meanwhile, which ends what was "
+                "being written: run the command again to resume"
             )
 
     def _check_files(self, name: str, files: Sequence[DataFile]) -> None:
@@ -204,9 +238,15 @@ def _overwrite(
     # `DeltaTable.delete` would leave files whose strings are views, and Arrow cannot filter those; what is overwritten
     # keeps its types.
     listed = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+    content = to_table(name, rows)
+    # An older worldlake may have made columns that are no longer in use; delta-rs refuses rows without them.
+    schema = pa.schema(table.schema().to_arrow())
+    for field in schema:
+        if field.name not in content.schema.names:
+            content = content.append_column(field, pa.nulls(len(content), field.type))
     write_deltalake(
         table,
-        to_table(name, rows),
+        content.select(schema.names),
         mode="overwrite",
         predicate=f"{column} IN ({listed})",
         writer_properties=rewritten(name),

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
         triple_id: str
         obs_time_s: float | None
 
+        def __getattr__(self, name: str) -> Any: ...
+
     class VideoColumns(BaseModel):
         """Likewise."""
 

@@ -70,7 +70,8 @@ def test_a_recipe_works_and_is_one_file_and_one_entry(recipe: Recipe, tmp_path: 
     recipe.apply(tmp_path)
     code = [name for name in recipe.written if not name.startswith("tests/")]
     tests = [name for name in recipe.written if name.startswith("tests/")]
-    assert (len(code), len(set(recipe.changed)), len(recipe.entries), bool(tests)) == (1, 1, 1, True)
+    # A column is an entry and no file.
+    assert (len(code), len(set(recipe.changed)), len(recipe.entries), bool(tests)) in ((1, 1, 1, True), (0, 1, 1, True))
     run(tmp_path, "ruff", "check", *recipe.written, *recipe.changed)
     run(tmp_path, "ruff", "format", "--check", *recipe.written, *recipe.changed)
     run(tmp_path, "pytest", "-p", "no:cacheprovider", "-n0", *tests)

@@ -113,23 +113,22 @@ class TrainingSettings(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        # Not a ValueError: this runs after `Settings` has turned those into one line.
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give exactly one of --epochs and --steps")
+            raise Refused("give exactly one of --epochs and --steps")
         if self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
-            )
+            raise Refused(f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}")
         least, most = self.worker_range
         if not 1 <= least <= most:
-            raise ValueError(f"workers {self.workers} are not a number or (least, most), both at least 1")
+            raise Refused(f"workers {self.workers} are not a number or (least, most), both at least 1")
         if most > self.micro_batches:
-            raise ValueError(
+            raise Refused(
                 f"{most} workers share {self.micro_batches} micro-batches a step; use a larger batch_size, a smaller "
                 "micro_batch_size or fewer workers"
             )
         lora_only = {"lora_rank", "lora_alpha", "lora_dropout"} & self.model_fields_set
         if self.method == "full" and lora_only:
-            raise ValueError(f"{min(lora_only)} does nothing with method full")
+            raise Refused(f"{min(lora_only)} does nothing with method full")
         return self
 
     @property

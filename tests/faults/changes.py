@@ -14,6 +14,7 @@ CHANGES: tuple[tuple[Any, str], ...] = (
     (DeltaTable, "create"),
     (DeltaTable, "create_write_transaction"),
     (DeltaTable, "create_checkpoint"),
+    (TableAlterer, "add_columns"),
     (TableAlterer, "set_table_properties"),
     (TableOptimizer, "compact"),
     (TableOptimizer, "z_order"),
