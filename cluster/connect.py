@@ -10,6 +10,7 @@ import socket
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -89,6 +90,8 @@ def _in_a_thread_that_stays(call: Callable[..., object], **arguments: object) ->
 def _silence_ray_data() -> None:
     # It logs the traceback of what it also raises.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    # It warns of more workers than there are videos.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.data\.")
     from ray.data import DataContext
 
     context = DataContext.get_current()
