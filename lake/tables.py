@@ -253,7 +253,7 @@ def versioned(name: str) -> dict[str, str]:
 
 
 def is_outdated(table: DeltaTable, name: str) -> bool:
-    """Whether an older worldlake made the table."""
+    """Return whether an older worldlake made the table."""
     return _schema_version(table) < SCHEMA_VERSION or bool(missing_columns(pa.schema(table.schema().to_arrow()), name))
 
 
