@@ -52,7 +52,7 @@ lint: .venv/installed-dev  ## Style, wording, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: .venv/installed-dev  ## Write docs/reference anew, and build the site in build/site
+docs: .venv/installed-dev  ## Generate docs/reference, and build the site in build/site
 	$(BIN)/python -m docs.generate
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
@@ -61,7 +61,7 @@ bench: .venv/installed-dev  ## Every benchmark; figures go to bench/results
 	$(BIN)/python -m bench.builtin
 	$(BIN)/python -m bench.labeling --out bench/results/labeling.json
 
-constraints:  ## Write constraints.txt anew from pyproject.toml
+constraints:  ## Regenerate constraints.txt from pyproject.toml
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-header --output-file constraints.txt
 

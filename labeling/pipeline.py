@@ -83,9 +83,8 @@ def workers(
     label_fit = {node["NodeID"]: _fit(node, "GPU" if gpus else "CPU", size) for node in nodes_with(label_on)}
     if label is None and not any(label_fit.values()) and (gpus or any(labeling.values())):
         raise Refused(
-            f"a process with this model takes {size / 1e9:.1f} GB with what goes with it, and no node that labels has "
-            "that and a tenth to spare: take a smaller model or larger nodes, or say how many there are to be with "
-            "--label-workers"
+            f"a process with this model needs {size / 1e9:.1f} GB of memory, and no node that labels has that and a "
+            "tenth to spare: use a smaller model or larger nodes, or set the number of processes with --label-workers"
         )
     # On the same cores there are as many of both stages; elsewhere decoding has what labeling leaves.
     decode_fit = label_fit if is_together else _beside(label_fit, label_bytes, decode_on)

@@ -23,7 +23,7 @@ from lake.store_errors import outage
 
 
 class StopSign(Protocol):
-    """A source of stop requests, such as `stop.Stop`."""
+    """A source of stop requests, such as `stop_flag.Stop`."""
 
     def requested(self) -> bool:
         """Return whether a stop was requested."""

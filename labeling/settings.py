@@ -43,16 +43,19 @@ def _node_label(text: str) -> str:
 
 
 NodeLabel = Annotated[str, AfterValidator(_node_label)]
+_AT_MOST = "as far as the memory of the nodes allows, and at most one per minute of video."
 
 
 class RunSettings(Settings):
     """How a run uses the cluster; nothing here changes what is labeled or how."""
 
     decode_workers: int | None = Field(
-        None, ge=1, description="Processes that decode and sample. Default: one per core."
+        None, ge=1, description=f"Processes that decode and sample. Default: one per core, {_AT_MOST}"
     )
     label_workers: int | None = Field(
-        None, ge=1, description="Processes that hold the model. Default: one per GPU, or per core without GPUs."
+        None,
+        ge=1,
+        description=f"Processes that hold the model. Default: one per GPU, or per core without GPUs, {_AT_MOST}",
     )
     worker_cpus: float | None = Field(
         None,

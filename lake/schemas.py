@@ -186,7 +186,7 @@ SPEC: tuple[Table, ...] = (
         "an event of a run: its start or its end",
         (
             Column("run_id", STRING, "Sorts by the time of the start.", nullable=False),
-            Column("kind", STRING, "ingest, label, serve, train, evaluate, maintain, forget, or repair."),
+            Column("kind", STRING, "ingest, label, serve, train, evaluate, maintain, forget, repair, or upgrade."),
             Column("status", STRING, "running, or how it ended."),
             Column("labeler_id", STRING, "The labeler, of a run that labels."),
             Column("policy_id", STRING, "The policy, of a run that labels."),

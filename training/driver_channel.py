@@ -11,7 +11,7 @@ from ray.actor import ActorHandle
 
 @dataclass
 class News:
-    """News from the workers since the driver last looked."""
+    """Messages of the workers since the driver last asked."""
 
     lines: list[dict[str, Any]] = field(default_factory=list)
     refusal: Exception | None = None

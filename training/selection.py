@@ -70,13 +70,14 @@ ORDER BY dataset, rank
 class SelectionSettings(Settings):
     """Which triples may be chosen, and how many are. An empty list of labelers, data sets or splits means all."""
 
-    labelers: tuple[str, ...] = Field((), description="labeler ids, e.g. human:aurora")
-    datasets: tuple[str, ...] = Field((), description="data sets")
-    splits: tuple[str, ...] = Field(("train",), description="train, validation, test")
-    where: str | None = Field(None, description="SQL condition on the columns of triples, and class_label")
-    per_dataset: int | None = Field(7000, ge=1, description="triples of a data set (the paper's K); None: all")
+    labelers: tuple[str, ...] = Field((), description="Labeler ids, such as human:aurora. Default: all.")
+    datasets: tuple[str, ...] = Field((), description="Data sets. Default: all.")
+    splits: tuple[str, ...] = Field(("train",), description="Splits: train, validation, test.")
+    where: str | None = Field(None, description="SQL condition on the columns of triples, and class_label.")
+    per_dataset: int | None = Field(7000, ge=1, description="Triples of a data set (the paper's K). None: all.")
     classes: Literal["auto", "label", "phrase"] = Field(
-        "auto", description="by class_label of the video, or by the action's words; auto: label where a data set has it"
+        "auto",
+        description="What is a class: label (class_label of the video) or phrase (words of the action); auto: label, if any.",
     )
 
 
