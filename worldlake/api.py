@@ -306,10 +306,10 @@ def evaluate(
     return evaluate_world(_lake(lake), choice, options, report)
 
 
-def _dynamics(model: ModelSettings | str, batch_size: int = 16) -> ModelSettings:
+def _dynamics(model: ModelSettings | str) -> ModelSettings:
     from models.settings import ModelSettings
 
-    return ModelSettings(name=model, batch_size=batch_size) if isinstance(model, str) else model
+    return ModelSettings(name=model) if isinstance(model, str) else model
 
 
 def _world(world: WorldSettings | str) -> WorldSettings:
