@@ -252,7 +252,7 @@ def _hidden_main() -> Iterator[None]:
     """Keep a new child from importing the main module: it would run a user's script once more, from the top."""
     with _starting:
         main = vars(sys.modules["__main__"])
-        found = {name: main[name] for name in ("__spec__", "__file__") if name in main}
+        found: dict[str, Any] = {name: main[name] for name in ("__spec__", "__file__") if name in main}
         main.update(dict.fromkeys(found))
         try:
             yield

@@ -150,7 +150,7 @@ def label(
 
     target = _lake(lake)
     target.storage.check(target.uri)
-    settings = _dynamics(model, 64)
+    settings = _dynamics(model)
     rules = load_policy(policy or ("builtin" if settings.name == "builtin" else "default"))
     run = run or RunSettings()
     labeler = resolve_labeler(LabelerSettings(model=settings, sampling=sampling or SamplingSettings()), _device(run))
