@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 
+from cluster.signals import diverted
 from lake.errors import Refused
 
 _HOST_PORT = re.compile(r"(?:ray://)?(?P<host>\[[\da-fA-F:.%]+\]|[^\s:/@]+):(?P<port>\d{1,5})")
@@ -23,6 +24,9 @@ _REMEDY = "give host:port of the cluster's head (10.0.0.1:6379), or unset RAY_AD
 _PROBE_S = 5.0
 # Ray speaks gRPC, which is HTTP/2: both sides begin with a SETTINGS frame, type 4 in its fourth byte.
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
+
+
+_connecting = threading.Lock()
 
 
 def start_ray() -> None:
@@ -37,6 +41,11 @@ def start_ray() -> None:
     # Ray's C++ core writes to this terminal past every logger; what matters of it comes back as an exception.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    with _connecting:
+        _start()
+
+
+def _start() -> None:
     import ray
 
     if ray.is_initialized():
@@ -116,16 +125,13 @@ def _without_greeting() -> Iterator[None]:
 
     Whatever else is written to standard error meanwhile comes out at the end.
     """
-    sys.stderr.flush()
-    terminal = os.dup(2)
     with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
         try:
-            yield
-        finally:
             sys.stderr.flush()
-            os.dup2(terminal, 2)
-            os.close(terminal)
+            with diverted(held.fileno()):
+                yield
+                sys.stderr.flush()
+        finally:
             held.seek(0)
             for line in held:
                 if b"RAY_BACKEND_LOG_LEVEL" not in line:

@@ -17,9 +17,26 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ENDED = b"\nworldlake: ended at once; committed work is kept. Run the same command to resume.\n"
 
 
+_terminal = 2
+
+
+@contextmanager
+def diverted(file: int) -> Iterator[None]:
+    """Let the descriptor `file` take what is written to standard error, but for the line of `end_process`."""
+    global _terminal
+    _terminal = os.dup(2)
+    os.dup2(file, 2)
+    try:
+        yield
+    finally:
+        os.dup2(_terminal, 2)
+        os.close(_terminal)
+        _terminal = 2
+
+
 def end_process(number: int) -> None:
     """End this process at once: what a command does at a second signal."""
-    os.write(2, _ENDED)
+    os.write(_terminal, _ENDED)
     os._exit(128 + number)
 
 

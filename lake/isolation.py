@@ -21,7 +21,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from lake.errors import ChildLost, Ending
@@ -251,12 +251,13 @@ class _Child:
 def _hidden_main() -> Iterator[None]:
     """Keep a new child from importing the main module: it would run a user's script once more, from the top."""
     with _starting:
-        main = sys.modules["__main__"]
-        sys.modules["__main__"] = ModuleType("__main__")
+        main = vars(sys.modules["__main__"])
+        found: dict[str, Any] = {name: main[name] for name in ("__spec__", "__file__") if name in main}
+        main.update(dict.fromkeys(found))
         try:
             yield
         finally:
-            sys.modules["__main__"] = main
+            main.update(found)
 
 
 class _Alarm:

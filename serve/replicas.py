@@ -44,7 +44,7 @@ class Dynamics:
         try:
             self._ask(1 if device == "cpu" else batch_pairs)
         except torch.OutOfMemoryError:
-            raise ModelRefused(f"the GPU has too little memory for {batch_pairs} pairs: lower --batch-pairs") from None
+            raise ModelRefused(f"the GPU has too little memory for {batch_pairs} pairs: lower --batch-size") from None
 
     @serve.batch(batch_size_fn=lambda requests: sum(map(len, requests)))  # type: ignore[untyped-decorator]
     async def label(self, requests: list[Rows]) -> list[Rows]:

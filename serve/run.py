@@ -154,12 +154,12 @@ def bound(plan: Plan) -> Any:
     } | _scaling(settings)
     # A request is never split, so that a batch takes the largest.
     limits = Limits()
-    pairs = max(settings.batch_pairs, limits.pairs, limits.candidates)
+    pairs = max(settings.labeler.model.batch_size, limits.pairs, limits.candidates)
     model = plan.labeler.settings.model
     dynamics = serve.deployment(Dynamics).options(**shared).bind(model, plan.device, pairs, _BATCH_WAIT_S)
     world = None
     if settings.world is not None:
-        drawn = max(settings.batch_pairs, limits.candidates)
+        drawn = max(settings.world.batch_size, limits.candidates)
         world = serve.deployment(World).options(**shared).bind(settings.world, plan.device, drawn, _BATCH_WAIT_S)
     # One: it alone decides about live pairs. A commit may have to wait for a lake that is away for minutes.
     writer = serve.deployment(LiveWriter).options(
@@ -181,5 +181,5 @@ def _scaling(settings: ServeSettings) -> dict[str, Any]:
     least, most = settings.replicas
     if least == most:
         return {"num_replicas": least}
-    wanted = settings.batch_pairs
+    wanted = settings.labeler.model.batch_size
     return {"autoscaling_config": {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": wanted}}

@@ -18,5 +18,4 @@ class ServeSettings(BaseModel):
     world: WorldSettings | None = Field(WorldSettings(), description="None: no predictions")
     device: str | None = Field(None, description="cpu or cuda; None: GPUs where the cluster has any")
     replicas: tuple[int, int] = Field((1, 1), description="(least, most) of each model")
-    batch_pairs: int = Field(64, ge=1, le=4096, description="frame pairs, or candidates, that a model sees at once")
     sources: tuple[str, ...] = Field((), description="s3:// prefixes under which requests may name videos")

@@ -150,7 +150,7 @@ def label(
 
     target = _lake(lake)
     target.storage.check(target.uri)
-    settings = _dynamics(model, 64)
+    settings = _dynamics(model)
     rules = load_policy(policy or ("builtin" if settings.name == "builtin" else "default"))
     run = run or RunSettings()
     labeler = resolve_labeler(LabelerSettings(model=settings, sampling=sampling or SamplingSettings()), _device(run))
@@ -306,10 +306,10 @@ def evaluate(
     return evaluate_world(_lake(lake), choice, options, report)
 
 
-def _dynamics(model: ModelSettings | str, batch_size: int = 16) -> ModelSettings:
+def _dynamics(model: ModelSettings | str) -> ModelSettings:
     from models.settings import ModelSettings
 
-    return ModelSettings(name=model, batch_size=batch_size) if isinstance(model, str) else model
+    return ModelSettings(name=model) if isinstance(model, str) else model
 
 
 def _world(world: WorldSettings | str) -> WorldSettings:

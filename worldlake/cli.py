@@ -14,7 +14,10 @@ from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 from lake.errors import WorldlakeError, one_line
 from worldlake import console
 from worldlake.config import in_words, read_config
-from worldlake.extras import missing
+from worldlake.extras import EXTRAS, missing
+
+# A flag is given or not.
+_DEFAULTS = Parameter(negative=(), show_default=lambda value: value or None)
 
 app = App(
     "worldlake",
@@ -24,8 +27,7 @@ app = App(
     help_format="plaintext",
     version=lambda: f"worldlake {version('worldlake')}",
     config=read_config,
-    # A flag is given or not.
-    default_parameter=Parameter(negative=(), show_default=lambda value: value or None),
+    default_parameter=_DEFAULTS,
 )
 
 # Commands by group, with the sentence that `worldlake --help` shows: a module is imported when its command runs.
@@ -66,10 +68,16 @@ _GROUPS = {
     ),
 }
 
+
+def command_lines() -> list[list[str]]:
+    """Return the words that call each command."""
+    return [[name] for name in _COMMANDS] + [[group, name] for group, (_, names) in _GROUPS.items() for name in names]
+
+
 for _name, _help in _COMMANDS.items():
     app.command(f"worldlake.commands.{_name}:{_name}", name=_name, help=_help)
 for _group, (_help, _commands) in _GROUPS.items():
-    _app = App(_group, help=_help)
+    _app = App(_group, help=_help, default_parameter=_DEFAULTS)
     for _name, _about in _commands.items():
         _app.command(f"worldlake.commands.{_group}:{_name}{'_' if _name == 'list' else ''}", name=_name, help=_about)
     app.command(_app)
@@ -84,6 +92,7 @@ def main() -> None:
 def run(words: Sequence[str]) -> int:
     """Run a command line; returns the exit code."""
     try:
+        explain(words)
         code: int | None = app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         return _wrong_usage(error, words)
@@ -99,6 +108,13 @@ def run(words: Sequence[str]) -> int:
     return code or 0
 
 
+def explain(words: Sequence[str]) -> None:
+    """Give a command its docstring for help: lists show a sentence of it, so that they import no command."""
+    for one in app.parse_commands(words)[1]:
+        if one.default_command:
+            one.help = None
+
+
 def _wrong_usage(error: CycloptsError, words: Sequence[str]) -> int:
     commands, *_ = app.parse_commands(words)
     command = " ".join(["worldlake", *commands])
@@ -109,7 +125,8 @@ def _wrong_usage(error: CycloptsError, words: Sequence[str]) -> int:
 
 def _unexpected(error: BaseException, words: Sequence[str]) -> int:
     # cyclopts imports a command's module, and wraps what that raises.
-    if isinstance(absent := error.__cause__ or error, ModuleNotFoundError):
+    absent = error.__cause__ or error
+    if isinstance(absent, ModuleNotFoundError) and next(iter(words), "") in EXTRAS:
         refusal = missing(absent, next(iter(words), "worldlake"))
         return _say(str(refusal), refusal.exit_code)
     from lake.store_errors import damage, final_error

@@ -53,8 +53,8 @@ class _Renamed(Settings):
     """Pickles as the settings model that it is made of: no other process knows the subclass."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        base: Any = type(self).__base__
-        return base.model_validate, (self.model_dump(),)
+        # Not by validation, which would take every field for one that was set.
+        return object.__new__, (type(self).__base__,), self.__getstate__()
 
 
 def renamed(model: type[Settings], **options: Parameter) -> Any:
@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     ModelOptions: TypeAlias = ModelSettings
     SamplingOptions: TypeAlias = SamplingSettings
     WorldModelOptions: TypeAlias = WorldSettings
+    LakeStorage: TypeAlias = StorageConfig
 else:
     ModelOptions = renamed(ModelSettings, name=Parameter(name="--model"))
     SamplingOptions = renamed(SamplingSettings, sampler=Parameter(name="*"))
@@ -85,11 +86,15 @@ else:
         },
     )
 
+    # Who reads no source has no bucket to read without credentials, or at their own cost.
+    LakeStorage = renamed(StorageConfig, anonymous=Parameter(parse=False), requester_pays=Parameter(parse=False))
+
 LakeUri = Annotated[str, Parameter(name="--lake", help="Lake: a folder, or s3://bucket/prefix.")]
 Model = Annotated[ModelOptions, Parameter(name="*", group=_MODEL)]
 World = Annotated[WorldModelOptions, Parameter(name="*", group=_WORLD)]
 Sampling = Annotated[SamplingOptions, Parameter(name="*", group=_SAMPLING)]
-Storage = Annotated[StorageConfig, Parameter(name="*", group=_STORAGE)]
+Storage = Annotated[LakeStorage, Parameter(name="*", group=_STORAGE)]
+SourceStorage = Annotated[StorageConfig, Parameter(name="*", group=_STORAGE)]
 Json = Annotated[bool, Parameter(name="--json", group=_OUTPUT, help="Print one JSON document instead of text.")]
 ConfigFile = Annotated[
     Path | None,

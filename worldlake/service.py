@@ -27,7 +27,6 @@ def service_settings(
     policy: str | None,
     world: WorldSettings,
     replicas: str,
-    batch_pairs: int,
     allow: list[str] | None,
 ) -> ServeSettings:
     """Return the settings of a service from options.
@@ -43,7 +42,6 @@ def service_settings(
         policy=policy or ("builtin" if model.name == "builtin" else "default"),
         world=None if world.name == "none" else world,
         replicas=(int(least), int(most or least)),
-        batch_pairs=batch_pairs,
         sources=tuple(allow or ()),
     )
 

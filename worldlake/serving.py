@@ -37,7 +37,7 @@ def application(args: dict[str, str]) -> Any:
     _, bound_arguments, _ = app.parse_args(given, exit_on_error=False, print_error=False)
     bound_arguments.apply_defaults()
     options = bound_arguments.arguments
-    names = ("model", "policy", "world", "replicas", "batch_pairs", "allow")
+    names = ("model", "policy", "world", "replicas", "allow")
     settings = service_settings(*(options[name] for name in names))
     lake = _lake_with_a_key(lambda: open_lake(options["lake"], options["storage"]))
     return bound(plan(lake, settings.model_copy(update={"device": device}), None))

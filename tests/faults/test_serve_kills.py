@@ -62,7 +62,7 @@ def served(folder: Path, port: int) -> Iterator[Server]:
     """A service of the lake in a folder, as its user starts it; nothing of it is left at the end."""
     command = [PROGRAM, "serve", "--lake", str(folder / "lake"), "--port", str(port), "--world", "none"]
     # Fewer than a request may have: it is answered nevertheless.
-    command += ["--batch-pairs", "8"]
+    command += ["--batch-size", "8"]
     token = key_of(folder)
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)

@@ -61,7 +61,7 @@ Report = Annotated[Path | None, Parameter(help="HTML file to write: figures, and
 def dynamics(
     *,
     lake: LakeUri,
-    model: Model = ModelOptions(batch_size=16),
+    model: Model = ModelOptions(),
     split: Split = "test",
     dataset: Datasets = None,
     labeler: Labelers = None,
@@ -99,7 +99,7 @@ def world(
     n: Annotated[
         int, Parameter(name="-n", validator=number(1, 1024), help="Candidates per pair, of which --model chooses one.")
     ] = 8,
-    model: Model = ModelOptions(batch_size=16),
+    model: Model = ModelOptions(),
     referee: Annotated[
         str | None,
         Parameter(

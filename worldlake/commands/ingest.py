@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from lake.storage import StorageConfig
 from worldlake import console
 from worldlake.api import ingest as run_ingest
-from worldlake.options import ConfigFile, Json, LakeUri, Storage, filled, number
+from worldlake.options import ConfigFile, Json, LakeUri, SourceStorage, filled, number
 
 if TYPE_CHECKING:
     from lake.catalog import IngestCounts
@@ -41,7 +41,7 @@ def ingest(
     retry_failed: Annotated[bool, Parameter(help="Try again what failed before.")] = False,
     forgotten: Annotated[bool, Parameter(help="Also take in what `worldlake forget` deleted from this lake.")] = False,
     strict: Annotated[bool, Parameter(help="Exit with 3 when a file or a row failed, now or before.")] = False,
-    storage: Storage = StorageConfig(),
+    storage: SourceStorage = StorageConfig(),
     json: Json = False,
     config: ConfigFile = None,
 ) -> int:

@@ -24,7 +24,7 @@ from worldlake.options import (
     ModelOptions,
     Sampling,
     SamplingOptions,
-    Storage,
+    SourceStorage,
     TakeOver,
     filled,
     number,
@@ -66,7 +66,7 @@ def label(
     strict: Annotated[bool, Parameter(group=VERIFICATION, help="Exit with 3 when a pair or a video failed.")] = False,
     run: Annotated[RunSettings, Parameter(name="*", group=RESOURCES)] = RunSettings(),
     take_over: TakeOver = False,
-    storage: Storage = StorageConfig(),
+    storage: SourceStorage = StorageConfig(),
     json: Json = False,
     config: ConfigFile = None,
 ) -> int:

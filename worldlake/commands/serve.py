@@ -13,7 +13,7 @@ from worldlake.options import (
     LakeUri,
     Model,
     ModelOptions,
-    Storage,
+    SourceStorage,
     World,
     WorldModelOptions,
     filled,
@@ -32,9 +32,6 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, Parameter(group=_SERVICE, validator=number(1, 65_535), help="Port to listen at.")] = 8000,
     replicas: Annotated[str, Parameter(group=_SERVICE, help="Replicas per model; 1-4 autoscales.")] = "1",
-    batch_pairs: Annotated[
-        int, Parameter(group=_SERVICE, validator=number(1, 4096), help="Pairs that a model sees at once, at most.")
-    ] = 64,
     allow: Annotated[
         list[str] | None,
         Parameter(group=_SERVICE, help="s3:// prefix under which a request may name videos; repeat for several."),
@@ -49,7 +46,7 @@ def serve(
         ),
     ] = None,
     world: World = WorldModelOptions(),
-    storage: Storage = StorageConfig(),
+    storage: SourceStorage = StorageConfig(),
     config: ConfigFile = None,
 ) -> int:
     """Answer over HTTP: label frame pairs, predict what actions lead to, and read the lake. Ctrl-C drains and ends.
@@ -60,6 +57,6 @@ def serve(
     """
     from worldlake.service import run_service, service_settings
 
-    settings = service_settings(model, policy, world, replicas, batch_pairs, allow)
+    settings = service_settings(model, policy, world, replicas, allow)
     run_service(open_lake(lake, storage), settings, host, port)
     return 0
