@@ -41,7 +41,6 @@ Answer with one JSON object alone: {{"reason": "one sentence", "editing_success"
 
 _TRANSIENT = (408, 409, 429, 500, 502, 503, 504)
 _WAITS_S = (1, 2, 4, 8, 16)
-_LONGEST_WAIT_S = 60.0
 _TIMEOUT = httpx.Timeout(120, connect=10)
 # Endpoints answer in seconds, and serve several clients at once.
 _AT_ONCE = 4
@@ -135,7 +134,7 @@ class _Busy(Exception):
 
     def __init__(self, answer: httpx.Response) -> None:
         super().__init__(f"HTTP {answer.status_code}")
-        self.retry_after_s = min(seconds_asked(answer.headers.get("Retry-After")), _LONGEST_WAIT_S)
+        self.retry_after_s = seconds_asked(answer.headers.get("Retry-After"))
 
 
 def parse(answer: str) -> Opinion:

@@ -27,7 +27,7 @@ from labeling.settings import RunSettings
 from labeling.stop_flag import Stop
 from labeling.stream import WORK
 from lake.commits import Committer
-from lake.errors import Fenced, Refused, Stalled, Unavailable
+from lake.errors import Fenced, Refused, Stalled, Unavailable, WorldlakeError
 from lake.failures import Failure
 from lake.forget import complete
 from lake.metrics import PAIRS, QUEUE, REFRESH_S, STAGE_WORKERS, VIDEOS
@@ -351,9 +351,10 @@ def _cause(error: BaseException) -> BaseException:
     """Unwrap an error that a worker raised on purpose from Ray's; return any other error as it is."""
     inner: BaseException | None = error
     while inner is not None:
-        for expected in (Unavailable, Refused):
-            if isinstance(inner, expected):
-                # The first line is all that it said; Ray adds advice of its own.
-                return expected(str(inner.args[0]).splitlines()[0])
+        if isinstance(inner, Unavailable | Refused):
+            # Ray derives a class of its own from that of the error.
+            kind = next(one for one in type(inner).__mro__ if one.__module__ == WorldlakeError.__module__)
+            # The first line is all that it said; Ray adds advice of its own.
+            return kind(str(inner.args[0]).splitlines()[0])
         inner = getattr(inner, "cause", None) or inner.__cause__
     return error

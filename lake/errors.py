@@ -3,6 +3,7 @@
     WorldlakeError
     ├── Refused             the input, the settings or the lake must change first
     │   ├── ModelRefused    a model cannot be used as asked
+    │   ├── Contradiction   settings exclude each other
     │   ├── BrokenLog       the log of a table is damaged
     │   └── TooMuchMemory   a query needs more memory than there is
     ├── Unavailable         the store or this machine lacks something that may come back
@@ -39,6 +40,10 @@ class Refused(WorldlakeError):
 
 class ModelRefused(Refused):
     """The model cannot be used as asked."""
+
+
+class Contradiction(Refused):
+    """Settings exclude each other. The text has the names of fields in backquotes."""
 
 
 class BrokenLog(Refused):

@@ -17,6 +17,9 @@ MayPass = Callable[[Exception], bool]
 OnWait = Callable[[Exception, float], object]
 """Called before every wait, with the error and the seconds."""
 
+_LONGEST_WAIT_S = 60.0
+"""However long a service asks to be left alone."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -89,5 +92,5 @@ def _wait(error: Exception, waits: Iterator[float], may_pass: MayPass) -> float 
 
 
 def seconds_asked(retry_after: str | None) -> float:
-    """Return the seconds that an HTTP header `Retry-After` asks for; 0 where there is none, or it is a date."""
-    return float(retry_after) if retry_after and retry_after.isdecimal() else 0.0
+    """Return the seconds, 60 at most, that a `Retry-After` header asks for; 0 where there is none, or it is a date."""
+    return min(float(retry_after), _LONGEST_WAIT_S) if retry_after and retry_after.isdecimal() else 0.0

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from lake.errors import Refused
+
+
+class WrongSetting(Refused):
+    """A value is impossible, or there is no such field; the cause is what pydantic says of it."""
+
+    def __init__(self, message: str, model: type[Settings] | None = None) -> None:
+        """`model` is the settings that it was meant for, where that is known."""
+        super().__init__(message)
+        self.model = model
 
 
 class Settings(BaseModel):
@@ -24,19 +34,23 @@ class Settings(BaseModel):
         try:
             return handler(values)
         except ValidationError as error:
-            raise Refused(in_words(error)) from error
+            raise WrongSetting(in_words(error, cls), cls) from error
 
 
-def in_words(error: ValidationError, option: str = "{}") -> str:
-    """Return the first error as one line. `option` says how a field is written, such as ``--{}`` on a command line."""
+def in_words(error: ValidationError, model: type[BaseModel], option: Callable[[str], str] = str) -> str:
+    """Return the first error as one line. `option` returns how a field of the model is written on a command line."""
     first = error.errors()[0]
     fields = [part for part in first["loc"] if isinstance(part, str)]
     message = first["msg"].removeprefix("Value error, ")
     if not fields:
         return message
-    name = option.format(fields[-1] if option == "{}" else fields[-1].replace("_", "-"))
+    name = option(fields[-1])
     if first["type"] == "extra_forbidden":
-        return f"{name} has no place beside the other settings given: leave it out"
-    if first["type"].startswith("union_tag"):
-        return f"method {first['ctx'].get('tag', '')!r}: use {first['ctx'].get('expected_tags', '')}"
-    return f"{name}: {message} (given: {first['input']!r})"
+        return f"{name} has no place here: use {', '.join(map(option, model.model_fields))}"
+    if first["type"] == "union_tag_invalid":
+        about = first["ctx"]
+        return (
+            f"{option(about['discriminator'].strip(chr(39)))}: use {about['expected_tags']} (given: {about['tag']!r})"
+        )
+    # A setting that has settings says itself which of them is wrong.
+    return f"{name}: {message}" if "(given: " in message else f"{name}: {message} (given: {first['input']!r})"

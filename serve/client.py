@@ -18,6 +18,7 @@ from typing import Any, Literal, Self, TypeVar
 import httpx
 from pydantic import BaseModel
 
+from lake.errors import WorldlakeError
 from lake.retry import Schedule, retry, seconds_asked
 from serve.lake_schemas import Decided, TriplesPage
 from serve.problems import ProblemDocument
@@ -29,7 +30,7 @@ _BUSY = frozenset({429, 502, 503})
 """Answers after which the same request may do later. Not 504: it was given up, and will be again."""
 
 
-class Refusal(Exception):
+class Refusal(WorldlakeError):
     """The service did not answer as asked; `problem` is what it said, and when to ask again, if it said that."""
 
     def __init__(self, problem: ProblemDocument, retry_after_s: float = 0) -> None:

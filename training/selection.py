@@ -77,7 +77,7 @@ class SelectionSettings(Settings):
     per_dataset: int | None = Field(7000, ge=1, description="Triples of a data set (the paper's K). None: all.")
     classes: Literal["auto", "label", "phrase"] = Field(
         "auto",
-        description="What is a class: label (class_label of the video) or phrase (words of the action); auto: label, if any.",
+        description="Classes: label (class_label of the video) or phrase (words of the action). auto: label, if any.",
     )
 
 

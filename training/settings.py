@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from lake.errors import Refused
+from lake.errors import Contradiction, Refused
 from lake.ids import content_id
 from lake.settings import Settings
 from models.settings import PAIR_LAYOUT
@@ -35,6 +35,10 @@ _SOURCE = (
     f"as key: value pairs in braces; repeat to mix sources. Keys: {', '.join(Source.model_fields)}. "
     "Example: '{datasets: [magicbrush], factor: 15}'."
 )
+
+
+_WORKERS: list[Any] = [{"type": "integer"}, {"type": "string", "format": "least-most"}]
+"""Types of `workers`, as JSON schemas."""
 
 
 class TrainingSettings(Settings):
@@ -77,7 +81,9 @@ class TrainingSettings(Settings):
         "for LoRA (adapters stay float32) and mixed for full on a GPU, float32 on a CPU.",
     )
 
-    workers: int | tuple[int, int] = Field(1, description="Workers, one per GPU; 2-8 is elastic.")
+    workers: int | tuple[int, int] = Field(
+        1, description="Workers, one per GPU; 2-8 is elastic.", json_schema_extra={"anyOf": _WORKERS}
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to train; auto: GPUs where the cluster has any."
     )
@@ -115,20 +121,22 @@ class TrainingSettings(Settings):
     def _consistent(self) -> Self:
         # Not a ValueError: this runs after `Settings` has turned those into one line.
         if (self.epochs is None) == (self.steps is None):
-            raise Refused("give exactly one of --epochs and --steps")
+            raise Contradiction("give exactly one of `epochs` and `steps`")
         if self.batch_size % self.micro_batch_size:
-            raise Refused(f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}")
+            raise Contradiction(
+                f"`batch_size` {self.batch_size} is not a multiple of `micro_batch_size` {self.micro_batch_size}"
+            )
         least, most = self.worker_range
         if not 1 <= least <= most:
-            raise Refused(f"workers {self.workers} are not a number or (least, most), both at least 1")
+            raise Contradiction(f"`workers` {least}-{most}: give a number, or the least and the most, both at least 1")
         if most > self.micro_batches:
-            raise Refused(
-                f"{most} workers share {self.micro_batches} micro-batches a step; use a larger batch_size, a smaller "
-                "micro_batch_size or fewer workers"
+            raise Contradiction(
+                f"{most} workers share {self.micro_batches} micro-batches a step; use a larger `batch_size`, a smaller "
+                "`micro_batch_size` or fewer `workers`"
             )
         lora_only = {"lora_rank", "lora_alpha", "lora_dropout"} & self.model_fields_set
         if self.method == "full" and lora_only:
-            raise Refused(f"{min(lora_only)} does nothing with method full")
+            raise Contradiction(f"`{min(lora_only)}` does nothing with `method` full")
         return self
 
     @property
@@ -152,9 +160,12 @@ class TrainingSettings(Settings):
 
 def _mapping(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{text!r} is not YAML ({str(error).splitlines()[0]}): write {{key: value, ...}}") from None
+        raise ValueError(f"this is not YAML ({str(error).splitlines()[0]}): write {{key: value, ...}}") from None
+    if not isinstance(value, dict):
+        raise ValueError("write {key: value, ...}")
+    return value
 
 
 class WorldTraining(TrainingSettings):

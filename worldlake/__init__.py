@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from models.settings import ModelSettings, TokenSampling, WorldSettings
     from models.verification import predict
     from models.world_loading import load_world
-    from serve.client import Client
+    from serve.client import Client, Refusal
     from training.settings import DynamicsTraining, Source, WorldTraining
     from worldlake.api import evaluate, ingest, label, query, train
 
@@ -34,6 +34,7 @@ _HOMES = {
     "Lake": "lake.tables",
     "ModelSettings": "models.settings",
     "MotionSampler": "labeling.samplers.motion",
+    "Refusal": "serve.client",
     "Refused": "lake.errors",
     "RunSettings": "labeling.settings",
     "SamplingSettings": "labeling.settings",
@@ -60,6 +61,7 @@ __all__ = [
     "Lake",
     "ModelSettings",
     "MotionSampler",
+    "Refusal",
     "Refused",
     "RunSettings",
     "SamplingSettings",
@@ -86,7 +88,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from worldlake.extras import needed_by
 
-    with needed_by("serve" if name == "Client" else name):
+    with needed_by("serve" if _HOMES[name] == "serve.client" else name):
         return getattr(import_module(_HOMES[name]), name)
 
 

@@ -283,8 +283,17 @@ def evaluate(
         report: HTML file to write.
 
     Raises:
-        Refused: no pair is chosen, or a model cannot be used.
+        Refused: no pair is chosen, a model cannot be used, or an argument is for a world model and there is none.
     """
+    if world is None:
+        _refuse_for_a_world(
+            n=n != 8,
+            referee=referee is not None,
+            oracle=oracle,
+            features=bool(features),
+            judge=judge is not None,
+            judge_model=judge_model != "gpt-4o",
+        )
     with needed_by("evaluate"):
         from worldlake.evaluation import WorldOptions, evaluate_dynamics, evaluate_world
         from worldlake.evaluation_pairs import Choice
@@ -304,6 +313,11 @@ def evaluate(
         judge_model=judge_model,
     )
     return evaluate_world(_lake(lake), choice, options, report)
+
+
+def _refuse_for_a_world(**given: bool) -> None:
+    if ignored := [name for name, is_given in given.items() if is_given]:
+        raise Refused(f"{', '.join(ignored)}: only a world model is evaluated so: give world, or leave it out")
 
 
 def _dynamics(model: ModelSettings | str) -> ModelSettings:

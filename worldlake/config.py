@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
-from cyclopts import App, ArgumentCollection, CycloptsError, MissingArgumentError
+from cyclopts import App, ArgumentCollection, CycloptsError, MissingArgumentError, Parameter
 from cyclopts.config import Dict
 from pydantic import ValidationError
 
 from lake import settings
-from lake.errors import Refused
+from lake.errors import Contradiction, Refused
+from lake.settings import Settings, WrongSetting
 
 
 class _Loader(yaml.BaseLoader):
@@ -72,16 +74,20 @@ def _as_typed(value: Any) -> Any:
 
 def in_words(error: Exception, command: str) -> str:
     """Return what is wrong with a command line as one line with the remedy."""
-    invalid = error.__cause__
-    if isinstance(error, MissingArgumentError) and error.argument:
-        text = f"{error.argument.name} is missing"
-    elif not isinstance(invalid, ValidationError):
-        text = str(error)
+    if isinstance(error, MissingArgumentError) and (missing := error.argument):
+        text = f"{missing.name if missing.index is None else missing.name.lstrip('-').upper()} is missing"
+    elif isinstance(error, Contradiction):
+        text = re.sub(r"`(\w+)`", lambda field: _option(Settings, field[1]), str(error))
+    elif isinstance(error, WrongSetting) and isinstance(invalid := error.__cause__, ValidationError):
+        model = error.model or Settings
+        text = settings.in_words(invalid, model, lambda field: _option(model, field))
     else:
-        field = next((part for part in reversed(invalid.errors()[0]["loc"]) if isinstance(part, str)), "")
-        text = settings.in_words(invalid, f"--{_OPTIONS.get(field) or '{}'}")
+        text = str(error)
     return f"{text} (see `{command} --help`)" if isinstance(error, CycloptsError) else text
 
 
-# Fields whose option has another name.
-_OPTIONS = {"name": "model", "sources": "source"}
+def _option(model: type[Settings], field: str) -> str:
+    """Return what a command line calls a field of a settings model, which may rename it: see `worldlake.options`."""
+    about = model.model_fields.get(field)
+    names = [one.name[0] for one in about.metadata if isinstance(one, Parameter) and one.name] if about else []
+    return names[0] if names and names[0] != "*" else f"--{field.replace('_', '-')}"

@@ -7,12 +7,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from labeling.labeler import Labeler, LabelerSettings
 from labeling.policy import load_policy
-from labeling.run import label
+from labeling.run import _cause, label
 from labeling.settings import RunSettings
-from lake.errors import Refused
+from lake.errors import ModelRefused, Refused, Unavailable
 from lake.runs import Run, states
 from lake.tables import Lake, now
 from lake.writer import Writer
@@ -36,3 +37,10 @@ def test_of_two_runs_that_start_at_once_one_is_refused(tmp_path: Path, monkeypat
         (False, "refused"),
         (True, "finished"),
     ]
+
+
+@pytest.mark.parametrize("kind", [ModelRefused, Refused, Unavailable])
+def test_what_a_worker_refuses_keeps_its_class_and_loses_the_advice_of_ray(kind: type[Exception]) -> None:
+    raised = _cause(RayTaskError("load", "a traceback", kind("no folder\nadvice")).as_instanceof_cause())
+    assert type(raised) is kind
+    assert str(raised) == "no folder"

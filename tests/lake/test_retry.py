@@ -111,7 +111,8 @@ def test_an_error_may_be_replaced_by_what_says_more(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "seconds"), [(None, 0), ("7", 7), ("Wed, 21 Oct 2026 07:28:00 GMT", 0), ("-1", 0), ("", 0)]
+    ("header", "seconds"),
+    [(None, 0), ("7", 7), ("Wed, 21 Oct 2026 07:28:00 GMT", 0), ("-1", 0), ("", 0), ("61", 60), ("9" * 400, 60)],
 )
 def test_a_header_says_seconds_or_nothing(header: str | None, seconds: float) -> None:
     assert seconds_asked(header) == seconds

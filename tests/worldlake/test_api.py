@@ -184,3 +184,13 @@ def test_a_model_is_trained(labeled: Labeled) -> None:
     assert (summary.status, summary.step) == ("finished", 1)
     assert lines
     assert train(labeled.lake, settings).status == "nothing to do"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"n": 4}, {"referee": "builtin"}, {"oracle": True}, {"features": ["hf:/a"]}, {"judge": "http://a/v1"}],
+    ids=lambda given: next(iter(given)),
+)
+def test_what_is_for_a_world_model_is_refused_without_one(given: dict[str, Any], lake: str) -> None:
+    with pytest.raises(Refused, match=f"^{next(iter(given))}: .*give world, or leave it out$"):
+        evaluate(lake, **given)

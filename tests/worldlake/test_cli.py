@@ -88,8 +88,12 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
         ),
         (
             ["label", "--lake", "LAKE", "--method", "uniform", "--frames-per-clip", "5"],
-            "--frames-per-clip has no place",
+            "--frames-per-clip has no place here: use --method, --uniform-stride",
         ),
+        (["label", "--lake", "LAKE", "--method", "foo"], "--method: use 'motion', 'uniform' (given: 'foo')"),
+        (["evaluate", "world", "--lake", "LAKE", "--world-batch-size", "0"], "--world-batch-size: "),
+        (["evaluate", "world", "--lake", "LAKE", "--batch-size", "0"], ": --batch-size: "),
+        (["ingest", "--lake", "LAKE"], "SOURCES is missing (see"),
         (["label", "--lake", "LAKE", "--uniform-stride", "5"], "--uniform-stride has no place"),
         (["label", "--lake", "LAKE", "--decode-on", "cpu"], "KEY=VALUE"),
         (["label", "--lake", "LAKE", "--label-on", "group=gpu"], "RAY_ADDRESS"),

@@ -39,14 +39,18 @@ def test_help_names_the_settings_of_its_task(task: str, own: str, other: str) ->
     ("options", "message"),
     [
         ([], "give exactly one of --epochs and --steps"),
-        (["--steps", "5", "--batch-size", "5", "--micro-batch-size", "2"], "batch_size 5 is not a multiple of"),
+        (
+            ["--steps", "5", "--batch-size", "5", "--micro-batch-size", "2"],
+            "--batch-size 5 is not a multiple of --micro",
+        ),
         (["--steps", "5", "--workers", "two"], "--workers: give a number, or two with a dash such as 2-8"),
         (["--steps", "5", "--workers", "4-2"], "both at least 1"),
         (["--steps", "5", "--source", "{datasets: [nothing]}"], "no triple at version 1"),
-        (["--steps", "5", "--source", "{data: [one]}"], "--source: data has no place"),
+        (["--steps", "5", "--source", "{data: [one]}"], "--source: data has no place here: use labelers, "),
+        (["--steps", "5", "--source", "3"], "--source: write {key: value, ...} (given: ['3'])"),
         (["--steps", "5", "--source", "{"], "is not YAML"),
         (["--steps", "5", "--triples-version", "7"], "triples has no version 7: the newest is 1"),
-        (["--steps", "5", "--method", "full", "--lora-rank", "4"], "lora_rank does nothing with method full"),
+        (["--steps", "5", "--method", "full", "--lora-rank", "4"], "--lora-rank does nothing with --method full"),
         (["--steps", "5", "--model", "hf:/nowhere"], "no folder '/nowhere'"),
         (["--steps", "5", "--run", "a/b"], "--run 'a/b': use letters"),
         (["--steps", "5", "--prompt", "a"], "Unknown option: --prompt"),
@@ -67,7 +71,7 @@ def test_a_file_holds_the_same_options(lake: Lake, model: str, tmp_path: Path) -
     )
     code, output = worldlake("train", "world", "--lake", lake.uri, "--config", str(config))
     assert code == 2
-    assert "batch_size 5 is not a multiple of micro_batch_size 2" in output
+    assert "--batch-size 5 is not a multiple of --micro-batch-size 2" in output
     code, output = worldlake(
         "train", "world", "--lake", lake.uri, "--config", str(config), "--batch-size", "4", "--triples-version", "9"
     )
