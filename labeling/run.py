@@ -353,7 +353,9 @@ def _cause(error: BaseException) -> BaseException:
     while inner is not None:
         if isinstance(inner, Unavailable | Refused):
             # Ray derives a class of its own from that of the error.
-            kind = next(one for one in type(inner).__mro__ if one.__module__ == WorldlakeError.__module__)
+            kind: type[WorldlakeError] = next(
+                one for one in type(inner).__mro__ if one.__module__ == WorldlakeError.__module__
+            )
             # The first line is all that it said; Ray adds advice of its own.
             return kind(str(inner.args[0]).splitlines()[0])
         inner = getattr(inner, "cause", None) or inner.__cause__

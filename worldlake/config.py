@@ -88,6 +88,6 @@ def in_words(error: Exception, command: str) -> str:
 
 def _option(model: type[Settings], field: str) -> str:
     """Return what a command line calls a field of a settings model, which may rename it: see `worldlake.options`."""
-    about = model.model_fields.get(field)
-    names = [one.name[0] for one in about.metadata if isinstance(one, Parameter) and one.name] if about else []
+    about = model.model_fields[field].metadata if field in model.model_fields else []
+    names = [name for one in about if isinstance(one, Parameter) for name in one.name or ()]
     return names[0] if names and names[0] != "*" else f"--{field.replace('_', '-')}"

@@ -24,6 +24,7 @@ def test_an_error_says_with_which_code_the_command_ends(
         raise error
 
     monkeypatch.setattr(cli, "app", app)
+    monkeypatch.setattr(cli, "explain", lambda words: None)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == code
