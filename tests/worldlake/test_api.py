@@ -57,6 +57,7 @@ def test_every_name_is_there_and_documented() -> None:
     assert worldlake.__all__ == sorted(worldlake.__all__)
     for name in worldlake.__all__:
         assert (getattr(worldlake, name).__doc__ or "").strip(), name
+    assert issubclass(worldlake.Refusal, worldlake.WorldlakeError)
     with pytest.raises(AttributeError, match="no attribute 'lable'"):
         worldlake.lable  # noqa: B018
 
