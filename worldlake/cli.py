@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import takewhile
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 
@@ -110,7 +111,8 @@ def run(words: Sequence[str]) -> int:
 
 def explain(words: Sequence[str]) -> None:
     """Give a command its docstring for help: lists show a sentence of it, so that they import no command."""
-    for one in app.parse_commands(words)[1]:
+    names = takewhile(lambda word: not word.startswith("-"), words)
+    for one in app.parse_commands(list(names))[1]:
         if one.default_command:
             one.help = None
 

@@ -206,6 +206,7 @@ def test_a_panic_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         raise PanicException("called `Option::unwrap()` on a `None` value")
 
     monkeypatch.setattr(cli, "app", panic)
+    monkeypatch.setattr(cli, "explain", lambda words: None)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     said = capsys.readouterr().err.strip().splitlines()
@@ -220,6 +221,7 @@ def test_a_command_that_another_one_ended_is_worth_running_again(
         raise error("videos were forgotten meanwhile:\nrun the command again")
 
     monkeypatch.setattr(cli, "app", ended_by_another)
+    monkeypatch.setattr(cli, "explain", lambda words: None)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     said = capsys.readouterr().err
