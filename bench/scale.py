@@ -113,7 +113,7 @@ def _plan(lake: Lake, pending: int) -> dict[str, float]:
 
 def plan(uri: str, pending: int) -> dict[str, float]:
     """List the pending videos, ask which pairs are decided, read the counts and cut the work into tasks."""
-    from labeling.accounting import Ledger
+    from labeling.accounting import Accounts
     from labeling.pending import list_work
     from labeling.pipeline import _tasks
 
@@ -124,9 +124,9 @@ def plan(uri: str, pending: int) -> dict[str, float]:
     assert len(work) == pending, (len(work), pending)
     ids = work["video_id"].to_pylist()
     decided = Committer(lake, LABELER, "plan").decided(ids)
-    ledger = Ledger()
+    accounts = Accounts()
     for video_id in ids:
-        ledger.open(video_id, decided_before=len(decided.get(video_id, ())))
+        accounts.open(video_id, decided_before=len(decided.get(video_id, ())))
     tasks = _tasks(pa.Table.from_pylist(work.to_pylist(), schema=work.schema), 64)
     return {
         "list_s": round(listed - started, 2),

@@ -62,7 +62,7 @@ class _Video:
         return is_new
 
 
-class Ledger:
+class Accounts:
     """Open videos, and what is ready to be committed. Repeated reports of the same pair change nothing."""
 
     def __init__(self) -> None:

@@ -143,7 +143,7 @@ class _Work:
         with run, reader(self._lake.storage, self._options.image_size) as reading:
             self._committer = Committer(self._lake, self._labeler, run.run_id)
             self._committer.fence()
-            self._read_books()
+            self._read_counts()
             for manifest in manifests.values():
                 self._counts.listed += len(manifest.rows) + len(manifest.unusable) + manifest.classes
                 self._counts.known += manifest.classes
@@ -177,7 +177,7 @@ class _Work:
         files = {row.origin.manifest for manifest in manifests.values() for row in manifest.rows}
         return {file.uri: content_id([mapping, file.etag]) for file in files}
 
-    def _read_books(self) -> None:
+    def _read_counts(self) -> None:
         """Read what earlier runs finished, and what failed in them."""
         mine = pc.field("labeler_id") == self._labeler
         columns = ["video_id", "run_id", "failed", "finished_at"]

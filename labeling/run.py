@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import ray
 
 from cluster.connect import start_ray
-from labeling.accounting import Ledger, Report
+from labeling.accounting import Accounts, Report
 from labeling.labeler import Labeler
 from labeling.pending import list_work
 from labeling.pipeline import Workers, decisions, nodes_with, workers
@@ -98,7 +98,7 @@ def label(
     list_again = partial(list_work, lake, labeler.id, where=where, limit=limit, retry_failed=retry_failed)
     run_id = new_run_id()
     warn = partial(warn, extra={"run_id": run_id})
-    summary = Summary(run_id, labeler.id, policy.id, "nothing to do", Ledger().counts, 0.0)
+    summary = Summary(run_id, labeler.id, policy.id, "nothing to do", Accounts().counts, 0.0)
     if not len(list_again()):
         return summary
     if not take_over:
@@ -132,8 +132,8 @@ def label(
             raise
         finally:
             status = "failed" if run.status == "running" else run.status
-            log.info("run ends", extra={**of_run, "status": status, "counts": driver.ledger.counts})
-    summary.counts, summary.seconds = driver.ledger.counts, time.monotonic() - started
+            log.info("run ends", extra={**of_run, "status": status, "counts": driver.accounts.counts})
+    summary.counts, summary.seconds = driver.accounts.counts, time.monotonic() - started
     return summary
 
 
@@ -151,12 +151,12 @@ class _Driver:
         progress: Progress,
         warn: Callable[[str], None],
     ) -> None:
-        self.ledger = Ledger()
+        self.accounts = Accounts()
         self._lake, self._labeler, self._policy, self._settings = lake, labeler, policy, settings
         self._run, self._stop, self._progress = run, stop, progress
         self._committer = Committer(lake, labeler.id, run.run_id, on_retry=warn)
-        run.counts = self.ledger.counts
-        self._observed, self._observed_at = dict(self.ledger.counts), 0.0
+        run.counts = self.accounts.counts
+        self._observed, self._observed_at = dict(self.accounts.counts), 0.0
 
     def label(self, list_again: Callable[[], pa.Table]) -> None:
         if self._stop.is_set():
@@ -167,7 +167,7 @@ class _Driver:
         work = list_again()
         before = self._committer.decided(work["video_id"].to_pylist())
         for video_id in work["video_id"].to_pylist():
-            self.ledger.open(video_id, decided_before=len(before.get(video_id, ())))
+            self.accounts.open(video_id, decided_before=len(before.get(video_id, ())))
         asked = self._settings
         pool = workers(
             asked.decode_workers,
@@ -210,8 +210,8 @@ class _Driver:
             for report in _stream(dataset):
                 if report:
                     heard = time.monotonic()
-                    self.ledger.add(report)
-                    self._progress(self.ledger.counts)
+                    self.accounts.add(report)
+                    self._progress(self.accounts.counts)
                 elif stop.is_stalled(time.monotonic() - heard, self._settings.stall_timeout):
                     raise Stalled(self._diagnosis(todo, pool))
                 if self._stop.is_set():
@@ -227,18 +227,18 @@ class _Driver:
 
     def _observe(self, pool: Workers) -> None:
         """Tell Prometheus what has changed."""
-        for name, count in self.ledger.counts.items():
+        for name, count in self.accounts.counts.items():
             metric = VIDEOS if name.startswith("videos_") else PAIRS
             metric.record(count - self._observed[name], outcome=name.removeprefix("videos_"))
-        self._observed, self._observed_at = dict(self.ledger.counts), time.monotonic()
-        QUEUE.record(len(self.ledger.unfinished), queue="videos")
-        QUEUE.record(self.ledger.uncommitted, queue="commit")
+        self._observed, self._observed_at = dict(self.accounts.counts), time.monotonic()
+        QUEUE.record(len(self.accounts.unfinished), queue="videos")
+        QUEUE.record(self.accounts.uncommitted, queue="commit")
         for stage, processes in (("sample", pool.decode), ("annotate", pool.label), ("write", pool.write)):
             STAGE_WORKERS.record(processes, stage=stage)
 
     def _diagnosis(self, todo: pa.Table, pool: Workers) -> str:
         """Return what a run without any outcome may be waiting for."""
-        open_ = pc.is_in(todo["video_id"], value_set=pa.array(self.ledger.unfinished, pa.string()))
+        open_ = pc.is_in(todo["video_id"], value_set=pa.array(self.accounts.unfinished, pa.string()))
         waiting = todo["uri"].filter(open_).to_pylist()
         there, free = ray.cluster_resources(), ray.available_resources()
         said = f"no sign of life for {self._settings.stall_timeout:g} s, {len(waiting):,} videos unfinished"
@@ -259,9 +259,9 @@ class _Driver:
         )
 
     def _unfinished(self, work: pa.Table, before: dict[str, list[str]]) -> pa.Table:
-        open_ = set(self.ledger.unfinished)
+        open_ = set(self.accounts.unfinished)
         rows = [
-            {**row, "decided": [*before.get(row["video_id"], ()), *self.ledger.decided(row["video_id"])]}
+            {**row, "decided": [*before.get(row["video_id"], ()), *self.accounts.decided(row["video_id"])]}
             for row in work.to_pylist()
             if row["video_id"] in open_
         ]
@@ -286,13 +286,13 @@ class _Driver:
             )
             for row in todo.to_pylist()
         ]
-        self.ledger.add(Report(failures=failures))
+        self.accounts.add(Report(failures=failures))
         self._commit()
 
     def _commit(self) -> None:
-        if not self.ledger.uncommitted:
+        if not self.accounts.uncommitted:
             return
-        files, failures, finished = self.ledger.take()
+        files, failures, finished = self.accounts.take()
         stamp: dict[str, Any] = {"labeler_id": self._labeler.id, "run_id": self._run.run_id, "finished_at": now()}
         files += self._driver_file("failures", [failure.to_row() for failure in failures])
         files += self._driver_file("progress", [{**row, **stamp} for row in finished])

@@ -36,7 +36,7 @@ class _Open:
     dataset: pads.Dataset
 
 
-class KeptLake(Lake):
+class CachedLake(Lake):
     """A `Lake` that holds open handles; safe for threads, not to be pickled. Every read sees the newest version."""
 
     def __init__(self, lake: Lake) -> None:

@@ -72,7 +72,7 @@ def check(lake: Lake) -> list[Damage]:
     for look in (_logs, _files):
         if found := [damage for name in TABLES for damage in look(lake, name)]:
             return found
-    if found := _books(lake):
+    if found := _unbalanced(lake):
         return found
     try:
         # A `forget` that was killed half-way leaves sums that do not balance.
@@ -95,7 +95,7 @@ def repair(lake: Lake, *, take_over: bool = False) -> list[Damage]:
     while found := [damage for name in TABLES for damage in _logs(lake, name)]:
         # Missing tables last: creating them opens all the others.
         done += _repaired(lake, sorted(found, key=lambda damage: damage.kind == _MISSING))
-    if found := _books(lake):
+    if found := _unbalanced(lake):
         raise_fences(lake)
         done += _repaired(lake, found)
     with Run(lake, new_run_id(), "repair", {}, tables_read={"videos": 0}, take_over=take_over) as run:
@@ -233,7 +233,7 @@ def _unreadable(lake: Lake, name: str) -> Iterator[Damage]:
         yield _missing("unreadable files", lake, log, lost)
 
 
-def _books(lake: Lake) -> list[Damage]:
+def _unbalanced(lake: Lake) -> list[Damage]:
     """Damage of the tables by which the record of a run goes."""
     return [damage for name in ("runs", "failures") for damage in (*_files(lake, name), *_unreadable(lake, name))]
 

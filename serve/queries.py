@@ -12,7 +12,7 @@ from uuid import UUID
 
 from fastapi import Query, Request
 
-from lake.cached_tables import KeptLake
+from lake.cached_tables import CachedLake
 from lake.errors import ChildLost, Refused
 from lake.isolation import Isolated
 from lake.s3 import PATIENCE_S
@@ -134,7 +134,7 @@ class Reading:
     """A lake that stays open while the service runs. The methods raise Problem for SQL that is refused."""
 
     def __init__(self, lake: Lake, limits: Limits) -> None:
-        self.lake = KeptLake(lake)
+        self.lake = CachedLake(lake)
         self.limits = limits
         self._answers: dict[tuple[object, ...], Any] = {}
         processes = [_process(lake, limits) for _ in range(_PROCESSES)]

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from lake.cached_tables import KeptLake
+from lake.cached_tables import CachedLake
 from lake.errors import Refused, TooMuchMemory, Unavailable
 from lake.isolation import limit_memory, opened
 from lake.schemas import TABLES
@@ -91,14 +91,14 @@ def prepare(uri: str, storage: StorageConfig) -> None:
 
 
 @cache
-def _confined(uri: str, storage: StorageConfig) -> KeptLake:
+def _confined(uri: str, storage: StorageConfig) -> CachedLake:
     """Open the lake of this process, and drop all privileges that queries do not need.
 
     It can write no file, is in a folder in which nobody can, and has `_MEMORY` beyond what it takes to be open and to
     have answered. Raises Unavailable where the lake does not answer.
     """
     _leave_for_nowhere()
-    lake = KeptLake(Lake(uri, storage))
+    lake = CachedLake(Lake(uri, storage))
     try:
         lake.versions(*TABLES)
         with query(lake, "SELECT count(*) FROM triples", threads=_THREADS) as result:

@@ -10,7 +10,7 @@ from ray.actor import ActorHandle
 
 
 @dataclass
-class News:
+class Messages:
     """Messages of the workers since the driver last asked."""
 
     lines: list[dict[str, Any]] = field(default_factory=list)
@@ -19,23 +19,23 @@ class News:
     """sha256 by file name of the model that was written; None: it was not, as the training stopped before its end."""
 
 
-class _Board:
+class _Channel:
     def __init__(self) -> None:
-        self._news = News()
+        self._messages = Messages()
         self._stop = False
 
     def log(self, line: dict[str, Any]) -> None:
-        self._news.lines.append(line)
+        self._messages.lines.append(line)
 
     def refuse(self, reason: Exception) -> None:
-        self._news.refusal = reason
+        self._messages.refusal = reason
 
     def exported(self, hashes: dict[str, str]) -> None:
-        self._news.exported = hashes
+        self._messages.exported = hashes
 
-    def take(self) -> News:
-        news, self._news = self._news, News()
-        return news
+    def take(self) -> Messages:
+        messages, self._messages = self._messages, Messages()
+        return messages
 
     def stop(self) -> None:
         self._stop = True
@@ -44,17 +44,17 @@ class _Board:
         return self._stop
 
 
-def new_board() -> ActorHandle:
-    """A board that lives as long as the driver keeps what this returns."""
-    return ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
+def new_channel() -> ActorHandle:
+    """A channel that lives as long as the driver keeps what this returns."""
+    return ray.remote(num_cpus=0, max_restarts=-1)(_Channel).remote()
 
 
 class StopSign:
     """The driver's stop request, read without waiting for the answer."""
 
-    def __init__(self, board: ActorHandle) -> None:
-        self._board = board
-        self._answer = board.stopping.remote()
+    def __init__(self, channel: ActorHandle) -> None:
+        self._channel = channel
+        self._answer = channel.stopping.remote()
 
     def seen(self) -> bool:
         """The newest answer that has come."""
@@ -62,5 +62,5 @@ class StopSign:
         if not done:
             return False
         stop = bool(ray.get(self._answer))
-        self._answer = self._board.stopping.remote()
+        self._answer = self._channel.stopping.remote()
         return stop

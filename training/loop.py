@@ -88,12 +88,12 @@ class Trainer:
         self.optimizer = self._new_optimizer()
 
     def step(
-        self, step: int, micro_batches: Iterable[tuple[int, dict[str, Any]]], wish_to_stop: bool = False
+        self, step: int, micro_batches: Iterable[tuple[int, dict[str, Any]]], stop_requested: bool = False
     ) -> StepResult:
         """One update from this worker's micro-batches; the number of each counts over the training, -1 for none."""
         rounds = math.ceil(self.settings.micro_batches / self.workers)
         # Shared by all workers: the loss, and whether one requests a stop.
-        total = torch.tensor([0.0, wish_to_stop], device=self.device)
+        total = torch.tensor([0.0, stop_requested], device=self.device)
         for round_, (number, batch) in enumerate(micro_batches):
             # What dropout draws depends on the micro-batch alone: not on who computes it, nor on what came before.
             torch.manual_seed((self.settings.seed << 31) + max(number, 0))

@@ -36,15 +36,15 @@ from models.loading import resolve
 from models.settings import WorldSettings
 from models.world_loading import load_image_tokenizer, tokenizer_id, world_folder
 from training.data import Chosen, choose, entombed, read
-from training.driver_channel import News, new_board
+from training.driver_channel import Messages, new_channel
 from training.dynamics import PAIR_COLUMNS, model_settings
 from training.order import Order
 from training.prefetch import DecodePairs, Rows, decode_tokens
 from training.selection import at_version
 from training.settings import DynamicsTraining, TrainingSettings, WorldTraining
 from training.tokens import WithImages, make_tokens
-from training.train_log import Journal
-from training.trainer_thread import Fitting, refuse_too_few
+from training.train_log import TrainLog
+from training.trainer_thread import TrainerThread, refuse_too_few
 from training.worker import Job
 from training.world import COLUMNS
 
@@ -153,11 +153,11 @@ def train(
     versions = record.versions if record else _pin(lake, settings)
     config = settings.identity() | {"run": settings.model_dump(mode="json"), "uri": uri}
     hashes = {f"base/{name}": digest for name, digest in base.hashes.items()}
-    with Run(lake, run, "train", config, model_hashes=hashes, tables_read=versions, on_error=warn) as books:
-        driver = _Driver(writer, claim, base, books, uri, stop, progress, summary)
+    with Run(lake, run, "train", config, model_hashes=hashes, tables_read=versions, on_error=warn) as entry:
+        driver = _Driver(writer, claim, base, entry, uri, stop, progress, summary)
         driver.train(record)
-        books.status = summary.status
-        summary.seconds = books.timings["seconds"] = time.monotonic() - started
+        entry.status = summary.status
+        summary.seconds = entry.timings["seconds"] = time.monotonic() - started
     return summary
 
 
@@ -222,19 +222,19 @@ class _Driver:
         writer: Writer,
         claim: Claim,
         base: _Base,
-        books: Run,
+        entry: Run,
         uri: str,
         stop: threading.Event,
         progress: Progress,
         summary: Summary,
     ) -> None:
         self._writer, self._claim = writer, claim
-        self._lake, self._base, self._books, self._uri = writer.lake, base, books, uri
+        self._lake, self._base, self._entry, self._uri = writer.lake, base, entry, uri
         self._stop, self._progress, self._summary = stop, progress, summary
         self._settings = base.settings
 
     def train(self, record: _Record | None) -> None:
-        versions = self._books.tables_read
+        versions = self._entry.tables_read
         chosen = choose(self._lake, self._settings.sources, versions)
         # A `forget` that is under way has entombed what it has yet to delete, and a pinned version may hold it, too.
         chosen = chosen.without(entombed(self._lake, versions["triples"]))
@@ -250,13 +250,13 @@ class _Driver:
             self._claim.check()
             content = json.dumps(vars(record), indent=2).encode()
             if not self._lake.storage.put_new(join(self._uri, _RECORD), content):
-                raise Superseded(f"another process has begun run {self._books.run_id}: run the same command again")
+                raise Superseded(f"another process has begun run {self._entry.run_id}: run the same command again")
         self._settings = self._settings.model_copy(update={"precision": record.precision})
         self._follow(self._job(chosen, rows), gpus)
 
     def _make_tokens(self, chosen: Chosen) -> bool:
         """Fill the table `tokens`, unless this run has pinned it before; False when asked to stop."""
-        versions = self._books.tables_read
+        versions = self._entry.tables_read
         if "tokens" in versions:
             return True
         make_tokens(
@@ -265,7 +265,7 @@ class _Driver:
             versions["triples"],
             self._base.folder,
             self._settings.image_size,
-            self._books.run_id,
+            self._entry.run_id,
             self._stop,
             self._tokenized,
         )
@@ -273,12 +273,12 @@ class _Driver:
             return False
         versions["tokens"] = self._lake.table("tokens").version()
         # Pinned from here on: `maintain` goes by the record.
-        self._books.record()
+        self._entry.record()
         return True
 
     def _tokenized(self, done: int) -> None:
         # Among the counts as well: a run whose counts stand still is taken for stuck.
-        self._books.counts["tokenized"] = done
+        self._entry.counts["tokenized"] = done
         self._progress({"tokenized": done})
 
     def _read(self, chosen: Chosen) -> tuple[Chosen, Rows]:
@@ -286,7 +286,7 @@ class _Driver:
 
         Triples whose images cannot be read are left out: they are in `failures`.
         """
-        ids, versions = chosen.table["triple_id"].combine_chunks(), self._books.tables_read
+        ids, versions = chosen.table["triple_id"].combine_chunks(), self._entry.tables_read
         if isinstance(self._settings, WorldTraining):
             images = load_image_tokenizer(self._base.folder, self._settings.image_size, "cpu")
             mine = pc.field("tokenizer_id") == tokenizer_id(images)
@@ -295,14 +295,16 @@ class _Driver:
         else:
             rows = read(self._lake, "triples", versions["triples"], PAIR_COLUMNS, ids)
             rows = rows.map_batches(
-                WithImages(self._lake, self._books.run_id, self._writer.fences), batch_size=None, batch_format="pyarrow"
+                WithImages(self._lake, self._entry.run_id, self._writer.fences),
+                batch_size=None,
+                batch_format="pyarrow",
             )
             assert self._settings.image_size is not None
             decode = DecodePairs(self._settings.image_size)
         rows = rows.materialize()
         there = pa.concat_tables(ray.get(rows.select_columns(["triple_id"]).to_arrow_refs()))["triple_id"]
         lost = ids.filter(pc.invert(pc.is_in(ids, value_set=there.combine_chunks())))
-        self._books.counts["unreadable"] = len(lost)
+        self._entry.counts["unreadable"] = len(lost)
         chosen = chosen.without(lost)
         return chosen, Rows(rows.to_arrow_refs(), ray.put(chosen.table["action"].combine_chunks()), decode)
 
@@ -313,50 +315,50 @@ class _Driver:
             raise Refused(f"the factors leave no pair of {len(chosen.table):,} for an epoch: give a larger factor")
         steps = settings.steps or math.ceil(order.epoch_length * (settings.epochs or 1) / settings.batch_size)
         self._summary.triples, self._summary.steps = len(chosen.table), steps
-        self._books.counts |= {"triples": len(chosen.table), "epoch length": order.epoch_length, "steps": steps}
-        self._board = new_board()
+        self._entry.counts |= {"triples": len(chosen.table), "epoch length": order.epoch_length, "steps": steps}
+        self._channel = new_channel()
         return Job(
-            settings, self._base.folder, steps, order, rows, self._lake.storage, self._uri, self._board, self._claim
+            settings, self._base.folder, steps, order, rows, self._lake.storage, self._uri, self._channel, self._claim
         )
 
     def _follow(self, job: Job, gpus: int) -> None:
         """Run the workers, write what they tell, and pass the wish to stop on."""
-        fitting = Fitting(job, gpus)
+        trainer = TrainerThread(job, gpus)
         asked = False
-        with Journal(self._lake.storage, self._uri, self._claim, self._books.on_error) as journal:
+        with TrainLog(self._lake.storage, self._uri, self._claim, self._entry.on_error) as train_log:
             checked = time.monotonic()
             while True:
-                ended = fitting.wait(1.0)
+                ended = trainer.wait(1.0)
                 if time.monotonic() - checked >= _CLAIM_EVERY_S:
                     self._claim.check()
                     checked = time.monotonic()
                 if self._stop.is_set() and not asked:
-                    asked = bool(self._board.stop.remote())
-                news: News = ray.get(self._board.take.remote())
-                self._note(news, journal)
-                if news.refusal:
-                    fitting.wait(None)
-                    raise news.refusal
+                    asked = bool(self._channel.stop.remote())
+                messages: Messages = ray.get(self._channel.take.remote())
+                self._note(messages, train_log)
+                if messages.refusal:
+                    trainer.wait(None)
+                    raise messages.refusal
                 if ended:
                     break
-        fitting.raise_error()
+        trainer.raise_error()
         self._summary.status = "finished" if self._exported else "drained"
 
     _exported = False
 
-    def _note(self, news: News, journal: Journal) -> None:
-        if news.exported is not None:
+    def _note(self, messages: Messages, train_log: TrainLog) -> None:
+        if messages.exported is not None:
             self._exported = True
-            self._books.model_hashes |= {f"model/{name}": digest for name, digest in news.exported.items()}
-        if not news.lines:
+            self._entry.model_hashes |= {f"model/{name}": digest for name, digest in messages.exported.items()}
+        if not messages.lines:
             return
-        journal.write(news.lines)
-        for line in news.lines:
+        train_log.write(messages.lines)
+        for line in messages.lines:
             self._progress({**line, "steps": self._summary.steps})
-        last = news.lines[-1]
+        last = messages.lines[-1]
         self._summary.last, self._summary.step = last, last["step"]
-        self._books.counts["step"] = last["step"]
-        self._books.timings |= {"samples_per_s": last["samples_per_s"], "data_wait": last["data_wait"]}
+        self._entry.counts["step"] = last["step"]
+        self._entry.timings |= {"samples_per_s": last["samples_per_s"], "data_wait": last["data_wait"]}
 
 
 def _precision(settings: TrainingSettings, gpus: int) -> str:

@@ -27,7 +27,7 @@ FILE = "log.jsonl"
 _UPLOAD_EVERY_S = 60.0
 
 
-class Journal:
+class TrainLog:
     """Writes lines as they come, while the claim holds. Use as a context manager."""
 
     def __init__(self, storage: StorageConfig, run_uri: str, claim: Claim, warn: Callable[[str], None]) -> None:

@@ -17,7 +17,7 @@ from training.worker import Job, work
 _FAILURES = 3
 
 
-class Fitting:
+class TrainerThread:
     """Ray Train in a thread of its own, so that the driver can look around."""
 
     def __init__(self, job: Job, gpus: int) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import pyarrow.compute as pc
 from fastapi import APIRouter, Depends, Path, Query
 
-from lake.cached_tables import KeptLake
+from lake.cached_tables import CachedLake
 from lake.runs import RunState, states
 from lake.tables import Lake
 from serve.auth import Guard
@@ -64,7 +64,7 @@ def _common(state: RunState) -> dict[str, Any]:
     }
 
 
-def _detail(lake: KeptLake, run_id: str) -> RunDetail:
+def _detail(lake: CachedLake, run_id: str) -> RunDetail:
     every = states(lake)
     state = next((one for one in every if one.run_id == run_id), None)
     if state is None:
@@ -91,7 +91,7 @@ def _detail(lake: KeptLake, run_id: str) -> RunDetail:
     )
 
 
-def _sources(lake: KeptLake, state: RunState, every: list[RunState]) -> list[Lineage]:
+def _sources(lake: CachedLake, state: RunState, every: list[RunState]) -> list[Lineage]:
     version = state.tables_read.get("triples")
     if version is None:
         return []
@@ -102,7 +102,7 @@ def _sources(lake: KeptLake, state: RunState, every: list[RunState]) -> list[Lin
     ]
 
 
-def _readers(lake: KeptLake, state: RunState, every: list[RunState]) -> list[Lineage]:
+def _readers(lake: CachedLake, state: RunState, every: list[RunState]) -> list[Lineage]:
     found = []
     later = [one for one in every if one.started_at >= state.started_at and "triples" in one.tables_read]
     for one in later[-_MOST_READERS:]:

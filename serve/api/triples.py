@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from fastapi import APIRouter, Depends, Path, Query, Response
 
-from lake.cached_tables import KeptLake
+from lake.cached_tables import CachedLake
 from lake.sql import plain
 from serve.auth import Guard
 from serve.lake_schemas import Decided, PairColumns, TriplesPage
@@ -102,7 +102,7 @@ async def page_of(
     return page, ids[limit - 1] if len(ids) > limit else None
 
 
-def decided(lake: KeptLake, table: str, where: pc.Expression, *, images: bool = False) -> list[Decided]:
+def decided(lake: CachedLake, table: str, where: pc.Expression, *, images: bool = False) -> list[Decided]:
     """Return the few rows of `triples` or `rejections` that satisfy a condition, in no order."""
     is_rejected = table == "rejections"
     columns = [*_COLUMNS, *(["reasons"] if is_rejected else []), *(_IMAGES.values() if images else [])]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import pyarrow.compute as pc
 from fastapi import APIRouter, Depends, Path, Query
 
-from lake.cached_tables import KeptLake
+from lake.cached_tables import CachedLake
 from lake.schemas import DECISIONS
 from serve.api.rejections import FAILURE
 from serve.api.triples import decided
@@ -89,13 +89,13 @@ def router(guard: Guard, reading: Reading) -> APIRouter:
     return api
 
 
-def _pairs(lake: KeptLake, video_id: str) -> list[Decided]:
+def _pairs(lake: CachedLake, video_id: str) -> list[Decided]:
     of_video = pc.field("video_id") == video_id
     found = [pair for table in DECISIONS for pair in decided(lake, table, of_video)]
     return sorted(found, key=lambda pair: (math.inf if pair.obs_time_s is None else pair.obs_time_s, pair.triple_id))
 
 
-def _of_pairs(lake: KeptLake, video_id: str) -> dict[str, list[dict[str, Any]]]:
+def _of_pairs(lake: CachedLake, video_id: str) -> dict[str, list[dict[str, Any]]]:
     """Return what the accepted and the rejected pairs of a video say about it."""
     columns = ["uri", "dataset", "split", "time_base"]
     of_video = pc.field("video_id") == video_id

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labeling.accounting import Ledger, Report
+from labeling.accounting import Accounts, Report
 from lake.failures import Failure, Scope
 
 outcomes = st.lists(st.sampled_from(["accepted", "rejected", "failed", "span"]), max_size=8)
@@ -27,11 +27,11 @@ def told(failures: list[Failure], video: str) -> Counter[str]:
 def test_sums_balance_and_nothing_is_left_untold_in_any_order_and_with_repeats(
     videos: dict[str, list[str]], before: int, data: st.DataObject
 ) -> None:
-    ledger = Ledger()
+    accounts = Accounts()
     reports = []
     lost = data.draw(st.sets(st.sampled_from(sorted(videos))))
     for video, parts in videos.items():
-        ledger.open(video, decided_before=before)
+        accounts.open(video, decided_before=before)
         for number, outcome in enumerate(parts):
             id_ = f"{video}{number}"
             reports.append(
@@ -51,11 +51,11 @@ def test_sums_balance_and_nothing_is_left_untold_in_any_order_and_with_repeats(
     repeated = data.draw(st.lists(st.sampled_from(reports), max_size=3))
     failures, finished = [], []
     for report in data.draw(st.permutations([*reports, *repeated])):
-        ledger.add(report)
-        taken = ledger.take()
+        accounts.add(report)
+        taken = accounts.take()
         failures += taken[1]
         finished += taken[2]
-    assert ledger.unfinished == []
+    assert accounts.unfinished == []
     assert sorted(row["video_id"] for row in finished) == sorted(videos.keys() - lost)
     for row in finished:
         parts = videos[row["video_id"]]
@@ -67,35 +67,35 @@ def test_sums_balance_and_nothing_is_left_untold_in_any_order_and_with_repeats(
         assert told(failures, video) == Counter(
             pair=parts.count("failed"), span=parts.count("span"), video=int(video in lost)
         )
-    assert ledger.counts["failed"] == sum(parts.count("failed") for parts in videos.values())
+    assert accounts.counts["failed"] == sum(parts.count("failed") for parts in videos.values())
 
 
 def test_a_video_with_a_pair_missing_stays_open() -> None:
-    ledger = Ledger()
-    ledger.open("v", decided_before=1)
-    ledger.add(Report(accepted=[("v", "a")], ends=[("v", 3, 0)]))
-    assert ledger.unfinished == ["v"]
-    assert ledger.decided("v") == ["a"]
-    ledger.add(Report(rejected=[("v", "b")]))
-    assert ledger.unfinished == []
+    accounts = Accounts()
+    accounts.open("v", decided_before=1)
+    accounts.add(Report(accepted=[("v", "a")], ends=[("v", 3, 0)]))
+    assert accounts.unfinished == ["v"]
+    assert accounts.decided("v") == ["a"]
+    accounts.add(Report(rejected=[("v", "b")]))
+    assert accounts.unfinished == []
 
 
 def test_a_failed_video_is_told_once_and_never_finishes() -> None:
-    ledger = Ledger()
-    ledger.open("v", decided_before=0)
-    ledger.add(Report(failures=[failure("v", "span")]))
-    ledger.add(Report(failures=[failure("v", "video"), failure("v", "video")], ends=[("v", 0, 0)]))
-    _, failures, finished = ledger.take()
+    accounts = Accounts()
+    accounts.open("v", decided_before=0)
+    accounts.add(Report(failures=[failure("v", "span")]))
+    accounts.add(Report(failures=[failure("v", "video"), failure("v", "video")], ends=[("v", 0, 0)]))
+    _, failures, finished = accounts.take()
     assert [one.scope for one in failures] == ["video", "span"]
     assert finished == []
-    assert ledger.unfinished == []
+    assert accounts.unfinished == []
 
 
 def test_a_pair_that_failed_and_was_decided_in_a_second_round_did_not_fail() -> None:
-    ledger = Ledger()
-    ledger.open("v", decided_before=0)
-    ledger.add(Report(failures=[failure("v", "pair", "a")]))
-    ledger.add(Report(accepted=[("v", "a")], ends=[("v", 1, 0)]))
-    _, failures, finished = ledger.take()
+    accounts = Accounts()
+    accounts.open("v", decided_before=0)
+    accounts.add(Report(failures=[failure("v", "pair", "a")]))
+    accounts.add(Report(accepted=[("v", "a")], ends=[("v", 1, 0)]))
+    _, failures, finished = accounts.take()
     assert failures == []
     assert finished[0]["failed"] == 0

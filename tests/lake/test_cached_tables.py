@@ -5,7 +5,7 @@ import pyarrow.compute as pc
 import pytest
 
 from lake import maintenance, writer
-from lake.cached_tables import KeptLake
+from lake.cached_tables import CachedLake
 from lake.commits import Committer
 from lake.forget import forget
 from lake.runs import Run
@@ -21,7 +21,7 @@ def filled(place: str) -> Filled:
 
 
 def test_it_reads_what_a_fresh_lake_reads_after_every_change(filled: Filled) -> None:
-    lake, kept = filled.lake, KeptLake(filled.lake)
+    lake, kept = filled.lake, CachedLake(filled.lake)
 
     def check() -> None:
         for name in ("triples", "rejections", "videos", "runs"):
@@ -47,7 +47,7 @@ def test_it_reads_what_a_fresh_lake_reads_after_every_change(filled: Filled) -> 
 
 
 def test_few_rows_are_found_with_their_images(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = KeptLake(filled.lake)
+    kept = CachedLake(filled.lake)
 
     def images(ids: list[str]) -> dict[str, tuple[bytes, bytes]]:
         where = pc.field("triple_id").isin(pa.array(ids, pa.string()))
@@ -66,7 +66,7 @@ def test_few_rows_are_found_with_their_images(filled: Filled, monkeypatch: pytes
 
 
 def test_writers_of_a_version_are_counted_as_they_were(filled: Filled) -> None:
-    kept, lake = KeptLake(filled.lake), filled.lake
+    kept, lake = CachedLake(filled.lake), filled.lake
     before = lake.table("triples").version()
     with Run(lake, "later", "label", {}, labeler_id=LABELERS[0]):
         committer = Committer(lake, LABELERS[0], "later")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lake import sql
-from lake.cached_tables import KeptLake
+from lake.cached_tables import CachedLake
 from lake.errors import Refused
 from lake.runs import Run
 from lake.tables import Lake
@@ -223,7 +223,7 @@ def test_no_statement_of_any_type_writes_or_reaches_a_file(
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     versions = [filled.lake.table(name).version() for name in sql._OPENING_ORDER]
     answered = []
-    lake = KeptLake(filled.lake)
+    lake = CachedLake(filled.lake)
     for text in statements.refused():
         try:
             ask(lake, text)
