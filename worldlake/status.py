@@ -114,7 +114,7 @@ def print_status(found: dict[str, Any]) -> None:
         why = why_unread(found["lake"])
         out.print(f"{found['unread']:,} files or sources could not be read; why: {why}", markup=False)
     if found["forgotten"]:
-        out.print(f"{found['forgotten']:,} videos were forgotten and are left alone by `worldlake ingest`")
+        out.print(f"{found['forgotten']:,} deleted videos are skipped by `worldlake ingest`")
     for labeler in found["labelers"]:
         videos, pairs = labeler["videos"], labeler["pairs"]
         out.print(f"\nlabeler {labeler['labeler_id']}, policy {labeler['policy_id']}")
