@@ -89,7 +89,7 @@ def _print_figures(figures: dict[str, Any]) -> None:
         [(name, share) for name, share in figures.items() if isinstance(share, Share)],
     )
     if all(math.isnan(value) for value in figures["auroc"].values()):
-        console.out.print("every label was right, so score quality cannot be measured")
+        console.out.print("every label of a pair with one event or none was right, so score quality cannot be measured")
         return
     console.print_table(
         "how well each score tells right labels from wrong ones (AUROC; 0.5 is chance)",
