@@ -141,7 +141,7 @@ def test_a_large_model_gets_fewer_processes_than_cores(monkeypatch: pytest.Monke
     # Four bytes for each of 3 billion weights.
     assert workers(None, None, weight_bytes=12_000_000_000).label == 4
     assert workers(None, None).label == 16
-    with pytest.raises(Refused, match=r"takes 81\.1 GB.*--label-workers"):
+    with pytest.raises(Refused, match=r"needs 81\.1 GB.*--label-workers"):
         workers(None, None, weight_bytes=80_000_000_000)
 
 
