@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from lake import writer
 from lake.commits import ORDER, Claim, Committer
-from lake.errors import Fenced, Superseded, Unavailable
+from lake.errors import Fenced, Refused, Superseded, Unavailable
 from lake.retry import Schedule
 from lake.tables import DataFile, Lake, now, to_table
 from lake.writer import Writer, raise_fences
@@ -377,3 +378,13 @@ def test_a_commit_is_on_the_disk_before_it_is_acknowledged(
     # The rows, the name of their file, and then the commit that names it.
     order = [data, str(Path(data).parent), f"{log}/{1:020}.json", log]
     assert [path for path in flushed if path in order] == order
+
+
+def test_a_table_that_another_program_gave_other_columns_ends_a_commit_at_once(lake: Lake) -> None:
+    retries: list[str] = []
+    write_deltalake(
+        lake.table("videos"), pa.table({"video_id": pa.array([1])}), mode="overwrite", schema_mode="overwrite"
+    )
+    with pytest.raises(Refused, match="maintain --upgrade"):
+        Writer(lake, on_retry=retries.append).append("videos", [{"video_id": "v", "uri": "/v"}])
+    assert retries == []
