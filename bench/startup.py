@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections import Counter
+from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 class Watch:
     """CPU seconds of all processes below this one, by process, while a command runs."""
 
+    is_detailed: bool = False
     seconds: dict[tuple[int, float], float] = field(default_factory=dict)
     names: dict[tuple[int, float], str] = field(default_factory=dict)
     _done: threading.Event = field(default_factory=threading.Event)
@@ -60,7 +61,8 @@ class Watch:
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error):
                     times, key = process.cpu_times(), (process.pid, process.create_time())
-                    self.names[key] = _name(process.cmdline()) or self.names.get(key, "")
+                    if self.is_detailed:
+                        self.names[key] = _name(process.cmdline()) or self.names.get(key, "")
                     self.seconds[key] = times.user + times.system
 
     @property
@@ -70,10 +72,11 @@ class Watch:
 
     def by_name(self) -> dict[str, float]:
         """CPU seconds by what a process is called, the most first."""
-        found: Counter[str] = Counter()
+        found: defaultdict[str, float] = defaultdict(float)
         for key, seconds in self.seconds.items():
             found[self.names[key]] += seconds
-        return {name: round(seconds, 2) for name, seconds in found.most_common() if seconds >= 0.05}
+        most_first = sorted(found.items(), key=lambda one: -one[1])
+        return {name: round(seconds, 2) for name, seconds in most_first if seconds >= 0.05}
 
 
 def _name(words: list[str]) -> str:
@@ -109,7 +112,7 @@ def main() -> None:
         for _ in range(options.rounds):
             for command in commands:
                 for state, code in states.items():
-                    wall, watch = _run(command, code, Path(folder), lakes[state])
+                    wall, watch = _run(command, code, Path(folder), lakes[state], is_detailed=options.processes)
                     found[command][state].append((wall, watch.total))
                     print(f"{command:14} {state:7} {wall:6.2f} s wall {watch.total:6.2f} s CPU", flush=True)
                     if options.processes:
@@ -127,6 +130,7 @@ def _prepared(folder: Path, state: str, code: Path) -> str:
     lake = str(folder / f"lake-{state}")
     _call(code, "label", str(videos), "--lake", lake)
     _call(code, "keys", "create", "bench", "--scope", "read", "--lake", lake)
+    _wait_for_all()
     return lake
 
 
@@ -136,12 +140,15 @@ def _command(code: Path, *words: str) -> tuple[list[str], dict[str, str]]:
 
 def _call(code: Path, *words: str) -> None:
     command, environment = _command(code, *words)
-    done = subprocess.run(command, env=environment, cwd=code, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(words)}: {done.stdout}{done.stderr}")
+    # Not a pipe, which what Ray started may hold open for a while longer.
+    with tempfile.TemporaryFile() as output:
+        done = subprocess.run(command, env=environment, cwd=code, stdout=output, stderr=output, check=False)
+        if done.returncode:
+            output.seek(0)
+            raise SystemExit(f"{' '.join(words)}: {output.read().decode()}")
 
 
-def _run(command: str, code: Path, folder: Path, lake: str) -> tuple[float, Watch]:
+def _run(command: str, code: Path, folder: Path, lake: str, *, is_detailed: bool) -> tuple[float, Watch]:
     """Return wall seconds, and the processes, when all of them have ended."""
     fresh = str(folder / "fresh")
     words = {
@@ -149,7 +156,7 @@ def _run(command: str, code: Path, folder: Path, lake: str) -> tuple[float, Watc
         "sql": ["sql", "SELECT count(*) FROM triples", "--lake", lake],
         "label": ["label", str(folder / "videos"), "--lake", fresh],
     }.get(command, command.split())
-    with Watch() as watch:
+    with Watch(is_detailed) as watch:
         started = time.monotonic()
         if command == "serve":
             wall = _serve(code, lake)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import re
@@ -72,7 +73,23 @@ def _start() -> None:
         if "AF_UNIX" not in str(error):
             raise
         raise Refused(f"the path of Ray's sockets is too long ({error}): set TMPDIR to a shorter path") from None
+    if not address:
+        _end_idle_processes()
+    # Ray's own handler, which runs after this one and then has nothing to do, first sleeps half a second.
+    atexit.register(ray.shutdown)
     _silence_ray_data()
+
+
+def _end_idle_processes() -> None:
+    """End what Ray starts beside a cluster of one machine and has no option against.
+
+    These add nodes, forward logs and report usage. Starting them up takes a second of CPU, ending them another of wall.
+    """
+    from ray._private import ray_constants
+    from ray._private.worker import _global_node
+
+    for name in ("MONITOR", "LOG_MONITOR", "DASHBOARD"):
+        _global_node._kill_process_type(getattr(ray_constants, f"PROCESS_TYPE_{name}"), check_alive=False)
 
 
 def _in_a_thread_that_stays(call: Callable[..., object], **arguments: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -21,9 +22,10 @@ from models.settings import ModelSettings
 
 
 class Annotate:
-    """A Ray actor that holds a model. Frame pairs in, the same rows with action and scores out: see `LabelPairs`."""
+    """A Ray actor that holds a model: see `LabelPairs`. What it labels goes through `finish` before it leaves."""
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(self, settings: ModelSettings, finish: Sequence[Callable[[pa.Table], pa.Table]] = ()) -> None:
+        self._finish = finish
         self._refusal: Refused | None = None
         try:
             self._label = LabelPairs(load_dynamics(settings), source="label")
@@ -32,12 +34,17 @@ class Annotate:
             self._refusal = refusal
 
     def __call__(self, samples: pa.Table) -> pa.Table:
-        """See `LabelPairs`. Raises Refused where the model could not be loaded."""
+        """Label `SAMPLES`: the same rows come back with action and scores (`LABELED`), or what `finish` makes of them.
+
+        Raises Refused where the model could not be loaded.
+        """
         if self._refusal:
             raise self._refusal
         with STAGE_SECONDS.timed(stage="annotate", source="label"):
             labeled = self._label(samples)
         PAIRS.record(pc.count(labeled["action"]).as_py(), outcome="labeled")
+        for step in self._finish:
+            labeled = step(labeled)
         return labeled
 
 

@@ -45,6 +45,7 @@ class Workers:
     decode: int
     label: int
     write: int
+    """0: those that label also write."""
     decode_cpus: float
     label_cpus: float
     label_gpus: float
@@ -95,7 +96,8 @@ def workers(
     most = max(1, math.ceil(min(footage_s / _FOOTAGE_S, 2**31)))
     decode = decode or max(1, min(most, sum(decode_fit.values())))
     label = label or max(1, min(most, sum(label_fit.values())))
-    write = min(label, max(cpus, label_cpus))
+    # A GPU does not wait for files to be written. On a CPU a process more only takes turns with the model.
+    write = min(label, max(cpus, label_cpus)) if gpus else 0
     if is_together:
         # Both stages live on the same cores. As many processes of each as there are cores, and the kernel gives each
         # core to whichever stage has work: no split to tune, no core idle because its stage waits.
@@ -156,8 +158,11 @@ def decisions(
     timeout_s: float,
 ) -> Dataset:
     """Videos in (`stream.WORK`), one `Report` a block of written rows out; nothing is committed yet."""
-    return (
-        ray.data.from_arrow(_tasks(work, pool.decode))
+    verify, write = Verify(policy), (lake, run_id, labeler.id, policy.id, labeler.decoder)
+    finish = () if pool.write else (verify, Write(*write))
+    labeled = (
+        # Not `from_arrow`, which starts tasks to look at tables that are here.
+        ray.data.from_blocks(_tasks(work, pool.decode))
         .map_batches(
             SampleVideos,
             fn_constructor_args=(labeler, lake.storage, stop, timeout_s, run_id),
@@ -169,7 +174,7 @@ def decisions(
         )
         .map_batches(
             Annotate,
-            fn_constructor_args=(labeler.settings.model,),
+            fn_constructor_args=(labeler.settings.model, finish),
             batch_size=ROWS_PER_BLOCK,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=pool.label),
@@ -178,12 +183,16 @@ def decisions(
             memory=pool.label_bytes,
             label_selector=_selector(pool.label_on),
         )
+    )
+    if not pool.write:
+        return labeled
+    return (
+        labeled
         # Light work, fused into one stage: a tenth of a core lets it run beside the actors that own the cores. Actors,
         # because Ray ends the process of a task that has nothing to do for a second, and starts another for the next.
-        .map_batches(Verify(policy), batch_size=None, batch_format="pyarrow", num_cpus=0.1)
-        .map_batches(
+        .map_batches(verify, batch_size=None, batch_format="pyarrow", num_cpus=0.1).map_batches(
             Write,
-            fn_constructor_args=(lake, run_id, labeler.id, policy.id, labeler.decoder),
+            fn_constructor_args=write,
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=pool.write),

@@ -233,7 +233,11 @@ class _Driver:
         self._observed, self._observed_at = dict(self.accounts.counts), time.monotonic()
         QUEUE.record(len(self.accounts.unfinished), queue="videos")
         QUEUE.record(self.accounts.uncommitted, queue="commit")
-        for stage, processes in (("sample", pool.decode), ("annotate", pool.label), ("write", pool.write)):
+        for stage, processes in (
+            ("sample", pool.decode),
+            ("annotate", pool.label),
+            ("write", pool.write or pool.label),
+        ):
             STAGE_WORKERS.record(processes, stage=stage)
 
     def _diagnosis(self, todo: pa.Table, pool: Workers) -> str:

@@ -158,7 +158,7 @@ def test_a_node_that_comes_late_takes_part(nodes: Nodes, store: Seaweed, model: 
 def test_a_slow_node(nodes: Nodes, store: Seaweed, model: Path, undisturbed: Any) -> None:
     def disturb(lake: Lake, run: Labeling) -> Labeling:
         threading.Thread(target=nodes.workers[0].slow, args=(30, 0.1), daemon=True).start()
-        time.sleep(10)
+        time.sleep(3)
         assert run.process.poll() is None, "it was through before it had become slow"
         return run
 

@@ -75,14 +75,14 @@ def test_what_cannot_fit_is_refused(
 def test_little_footage_gets_few_processes(monkeypatch: pytest.MonkeyPatch, seconds: float, processes: int) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [node(1, 8)])
     pool = workers(None, None, footage_s=seconds)
-    assert (pool.decode, pool.label, pool.write) == (processes,) * 3
+    assert (pool.decode, pool.label) == (processes,) * 2
     assert workers(4, 3, footage_s=seconds).decode == 4
 
 
 def test_a_cluster_without_workers_yet_is_one_of_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [node(0, 0)])
     pool = workers(None, None)
-    assert (pool.decode, pool.label, pool.write) == (1, 1, 1)
+    assert (pool.decode, pool.label) == (1, 1)
     assert sum(asked(pool).values()) <= 1
 
 
@@ -111,6 +111,13 @@ def test_processes_find_memory_on_their_nodes(machines: list[tuple[int, int, int
     else:
         # Nodes are yet to come.
         assert not any(count for count, _ in places)
+
+
+def test_only_beside_a_gpu_writing_has_processes_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [node(1, 8)])
+    assert workers(None, None).write == 0
+    monkeypatch.setattr(ray, "nodes", lambda: [node(1, 8, 2)])
+    assert workers(None, None).write == 2
 
 
 def test_on_a_node_with_a_gpu_decoding_has_what_the_model_leaves(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from ray.exceptions import RayTaskError
 
+import worldlake
 from labeling.labeler import Labeler, LabelerSettings
+from labeling.pipeline import workers
 from labeling.policy import load_policy
 from labeling.run import _cause, label
 from labeling.settings import RunSettings
@@ -17,6 +20,8 @@ from lake.errors import ModelRefused, Refused, Unavailable
 from lake.runs import Run, states
 from lake.tables import Lake, now
 from lake.writer import Writer
+from sample_world.clips import write_folder
+from tests.runs import rows
 
 
 def test_of_two_runs_that_start_at_once_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,3 +49,15 @@ def test_what_a_worker_refuses_keeps_its_class_and_loses_the_advice_of_ray(kind:
     raised = _cause(RayTaskError("load", "a traceback", kind("no folder\nadvice")).as_instanceof_cause())
     assert type(raised) is kind
     assert str(raised) == "no folder"
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_as_beside_a_gpu_processes_of_their_own_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "videos", [7_200_000])
+    lake = Lake(str(tmp_path / "lake"))
+    worldlake.ingest(lake, str(tmp_path / "videos"))
+    monkeypatch.setattr("labeling.run.workers", lambda *asked: replace(workers(*asked), write=1))
+    summary = worldlake.label(lake)
+    assert summary.status == "finished"
+    assert summary.counts["accepted"] == rows(lake, "triples") > 0
