@@ -56,7 +56,7 @@ docs: .venv/installed-dev  ## Generate docs/reference, and build the site in bui
 	$(BIN)/python -m docs.generate
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-bench: .venv/installed-dev  ## Every benchmark; figures go to bench/results
+bench: .venv/installed-dev  ## Decoders, the builtin model and labeling; figures go to bench/results
 	$(BIN)/python -m bench.decoders
 	$(BIN)/python -m bench.builtin
 	$(BIN)/python -m bench.labeling --out bench/results/labeling.json

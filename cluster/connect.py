@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from cluster.signals import diverted
 from lake.errors import Refused
@@ -26,8 +26,8 @@ _PROBE_S = 5.0
 # Ray speaks gRPC, which is HTTP/2: both sides begin with a SETTINGS frame, type 4 in its fourth byte.
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 
-
 _connecting = threading.Lock()
+"""Held while Ray starts: threads may call `start_ray` at once."""
 
 
 def start_ray() -> None:
@@ -36,7 +36,7 @@ def start_ray() -> None:
     Signal handlers stay as they were.
 
     Raises:
-        Refused: RAY_ADDRESS is malformed, or no cluster answers there.
+        Refused: RAY_ADDRESS is malformed, no cluster answers there, or the path of Ray's sockets is too long.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's C++ core writes to this terminal past every logger; what matters of it comes back as an exception.
@@ -85,11 +85,12 @@ def _end_idle_processes() -> None:
 
     These add nodes, forward logs and report usage. Starting them up takes a second of CPU, ending them another of wall.
     """
-    from ray._private import ray_constants
-    from ray._private.worker import _global_node
+    # A Ray that has these parts elsewhere only takes a second longer.
+    with suppress(ImportError, AttributeError):
+        from ray._private.worker import _global_node
 
-    for name in ("MONITOR", "LOG_MONITOR", "DASHBOARD"):
-        _global_node._kill_process_type(getattr(ray_constants, f"PROCESS_TYPE_{name}"), check_alive=False)
+        for end in (_global_node.kill_monitor, _global_node.kill_log_monitor, _global_node.kill_dashboard):
+            end(check_alive=False)
 
 
 def _in_a_thread_that_stays(call: Callable[..., object], **arguments: object) -> None:

@@ -16,22 +16,23 @@ log = logging.getLogger("worldlake")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ENDED = b"\nworldlake: ended at once; committed work is kept. Run the same command to resume.\n"
 
-
 _terminal = 2
+"""The descriptor of standard error itself; another one while 2 is diverted."""
 
 
 @contextmanager
 def diverted(file: int) -> Iterator[None]:
     """Let the descriptor `file` take what is written to standard error, but for the line of `end_process`."""
     global _terminal
-    _terminal = os.dup(2)
+    _terminal = terminal = os.dup(2)
     os.dup2(file, 2)
     try:
         yield
     finally:
-        os.dup2(_terminal, 2)
-        os.close(_terminal)
+        os.dup2(terminal, 2)
+        # Before it is closed: a signal may come at any time.
         _terminal = 2
+        os.close(terminal)
 
 
 def end_process(number: int) -> None:

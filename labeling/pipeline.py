@@ -96,7 +96,7 @@ def workers(
     most = max(1, math.ceil(min(footage_s / _FOOTAGE_S, 2**31)))
     decode = decode or max(1, min(most, sum(decode_fit.values())))
     label = label or max(1, min(most, sum(label_fit.values())))
-    # A GPU does not wait for files to be written. On a CPU a process more only takes turns with the model.
+    # A GPU must not wait for files to be written. On a CPU an extra process would only take turns with the model.
     write = min(label, max(cpus, label_cpus)) if gpus else 0
     if is_together:
         # Both stages live on the same cores. As many processes of each as there are cores, and the kernel gives each
@@ -158,8 +158,9 @@ def decisions(
     timeout_s: float,
 ) -> Dataset:
     """Videos in (`stream.WORK`), one `Report` a block of written rows out; nothing is committed yet."""
-    verify, write = Verify(policy), (lake, run_id, labeler.id, policy.id, labeler.decoder)
-    finish = () if pool.write else (verify, Write(*write))
+    verify = Verify(policy)
+    write_arguments = (lake, run_id, labeler.id, policy.id, labeler.decoder)
+    finish = () if pool.write else (verify, Write(*write_arguments))
     labeled = (
         # Not `from_arrow`, which starts tasks to look at tables that are here.
         ray.data.from_blocks(_tasks(work, pool.decode))
@@ -192,7 +193,7 @@ def decisions(
         # because Ray ends the process of a task that has nothing to do for a second, and starts another for the next.
         .map_batches(verify, batch_size=None, batch_format="pyarrow", num_cpus=0.1).map_batches(
             Write,
-            fn_constructor_args=write,
+            fn_constructor_args=write_arguments,
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=pool.write),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import pickle
 import queue
 import threading
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -259,7 +261,7 @@ class _Driver:
             said += f", nodes with {label_} {len(nodes_with(label_))}"
         return (
             f"{said}: start nodes or ask for fewer workers where that is too much, else look at the workers' logs "
-            "(`ray logs`); run the same command to resume"
+            f"({_where_logs_are()}); run the same command to resume"
         )
 
     def _unfinished(self, work: pa.Table, before: dict[str, list[str]]) -> pa.Table:
@@ -312,6 +314,13 @@ class _Driver:
 
     def _driver_file(self, name: str, rows: list[dict[str, Any]]) -> list[DataFile]:
         return [self._lake.write_file(to_table(name, rows), name, self._run.run_id)] if rows else []
+
+
+def _where_logs_are() -> str:
+    if os.environ.get("RAY_ADDRESS"):
+        return "`ray logs`"
+    # Ray on this machine has no dashboard, which `ray logs` asks. Its sockets are beside its logs.
+    return str(Path(ray.nodes()[0]["ObjectStoreSocketName"]).parents[1] / "logs")
 
 
 def refuse_other_policy(lake: Lake, labeler_id: str, policy_id: str) -> None:

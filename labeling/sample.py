@@ -22,7 +22,7 @@ from lake.storage import StorageConfig
 from lake.store_errors import outage
 
 
-class StopSign(Protocol):
+class StopFlag(Protocol):
     """A source of stop requests, such as `stop_flag.Stop`."""
 
     def requested(self) -> bool:
@@ -43,7 +43,7 @@ class SampleVideos:
     """
 
     def __init__(
-        self, labeler: Labeler, storage: StorageConfig, stop: StopSign, timeout_s: float, run_id: str | None = None
+        self, labeler: Labeler, storage: StorageConfig, stop: StopFlag, timeout_s: float, run_id: str | None = None
     ) -> None:
         """Without `run_id` it works for a service."""
         self._labeler = labeler

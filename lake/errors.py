@@ -1,9 +1,10 @@
-"""The errors that worldlake raises on purpose. All packages import them from here.
+"""The errors that worldlake raises on purpose.
 
     WorldlakeError
     ├── Refused             the input, the settings or the lake must change first
     │   ├── ModelRefused    a model cannot be used as asked
     │   ├── Contradiction   settings exclude each other
+    │   ├── WrongSetting    a setting has an impossible value (lake.settings)
     │   ├── BrokenLog       the log of a table is damaged
     │   └── TooMuchMemory   a query needs more memory than there is
     ├── Unavailable         the store or this machine lacks something that may come back

@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, Validatio
 
 from lake.errors import Refused
 
+NESTED = "nested"
+"""The type of an error of a setting that has settings, and says itself which of them is wrong."""
+
 
 class WrongSetting(Refused):
     """A value is impossible, or there is no such field; the cause is what pydantic says of it."""
@@ -52,5 +55,4 @@ def in_words(error: ValidationError, model: type[BaseModel], option: Callable[[s
         return (
             f"{option(about['discriminator'].strip(chr(39)))}: use {about['expected_tags']} (given: {about['tag']!r})"
         )
-    # A setting that has settings says itself which of them is wrong.
-    return f"{name}: {message}" if "(given: " in message else f"{name}: {message} (given: {first['input']!r})"
+    return f"{name}: {message}" if first["type"] == NESTED else f"{name}: {message} (given: {first['input']!r})"

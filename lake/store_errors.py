@@ -18,7 +18,7 @@ from botocore.exceptions import (
     TokenRetrievalError,
 )
 from botocore.exceptions import ConnectionError as NoAnswer
-from deltalake.exceptions import DeltaError, SchemaMismatchError
+from deltalake.exceptions import DeltaError
 from pyarrow import ArrowInvalid
 from urllib3.exceptions import HTTPError
 
@@ -121,11 +121,6 @@ def final_error(error: BaseException, uri: str | None = None) -> Unavailable | R
     where = repr(uri) if uri else "the store"
     if _errno(error) in _DENIED_HERE:
         return Refused(f"permission denied at {where} ({one_line(error)}): check its permissions and its owner")
-    if isinstance(error, SchemaMismatchError):
-        return Refused(
-            f"the columns of {where} are not those that are written ({one_line(error)}): "
-            "run `worldlake maintain --upgrade`, or update this worldlake"
-        )
     answer = _answer(error)
     if answer is None or answer.code in _PASSING_CODES:
         return None

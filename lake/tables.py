@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
-from deltalake import DeltaTable
+from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from deltalake.transaction import AddAction
 
@@ -42,6 +42,11 @@ _CONFIGURATION = {
 }
 
 # By log (device and inode of its folder), the version up to which this process knows that it is on the disk.
+_TYPES = {
+    table: {field.name: field.type for field in Schema.from_arrow(columns).fields} for table, columns in TABLES.items()
+}
+"""Types of columns as Delta has them, by table and column."""
+
 _FLUSHED: dict[tuple[int, int], int] = {}
 
 
@@ -147,15 +152,21 @@ class Lake:
             raise Refused(
                 f"the lake at {self.uri} has schema version {version}, newer than {SCHEMA_VERSION}: upgrade worldlake"
             )
+        there = {field.name: field.type for field in table.schema().fields}
+        if changed := [name for name, type_ in _TYPES[name].items() if there.get(name, type_) != type_]:
+            raise Refused(
+                f"another program gave {', '.join(changed)} of {self.table_uri(name)} another type: restore an earlier "
+                "version of the table"
+            )
         return table
 
     def writable(self, name: str) -> DeltaTable:
-        """As `table`; also refuses a table that an older worldlake made, which lacks columns."""
+        """As `table`; also refuses a table that lacks columns, as those that an older worldlake made do."""
         table = self.table(name)
         if is_outdated(table, name):
             raise Refused(
-                f"the lake at {self.uri} has schema version {_schema_version(table)}, older than {SCHEMA_VERSION}: run "
-                f"`worldlake maintain --upgrade --lake {self.uri}`"
+                f"the table {name} of the lake at {self.uri} is older than schema version {SCHEMA_VERSION}, or lacks "
+                f"columns of it: run `worldlake maintain --upgrade --lake {self.uri}`"
             )
         return table
 

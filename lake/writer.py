@@ -199,7 +199,7 @@ class Writer:
         properties = CommitProperties(app_transactions=[Transaction(self.app_id, version), *also])
 
         def attempt() -> None:
-            table = self.lake.table(name)
+            table = self.lake.writable(name)
             # The answer may have been lost after the commit went through.
             if table.transaction_version(self.app_id) != version:
                 self._refuse_fenced(name, table)

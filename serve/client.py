@@ -30,7 +30,7 @@ _BUSY = frozenset({429, 502, 503})
 """Answers after which the same request may do later. Not 504: it was given up, and will be again."""
 
 
-class Refusal(WorldlakeError):
+class ServiceError(WorldlakeError):
     """The service did not answer as asked; `problem` is what it said, and when to ask again, if it said that."""
 
     def __init__(self, problem: ProblemDocument, retry_after_s: float = 0) -> None:
@@ -43,8 +43,8 @@ class Client:
 
     `url` may be the address that `worldlake serve` prints where a lake has no keys; the token in it is the key.
 
-    Every method raises Refusal where the service refuses, and httpx.TransportError where it is not there; both after
-    `attempts` tries where waiting may help, which takes half a minute by default.
+    Every method raises ServiceError where the service refuses, and httpx.TransportError where it is not there; both
+    after `attempts` tries where waiting may help, which takes half a minute by default.
     """
 
     def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 60, attempts: int = 6) -> None:
@@ -76,7 +76,8 @@ class Client:
     ) -> Generator[VideoTriple, None, dict[str, int]]:
         """Name what happens in a video, a file or an `s3://` uri, pair by pair as it is found out; returns the sums.
 
-        Raises Refusal also in the middle, where the service breaks off. Tried once only, as half may have been told.
+        Raises ServiceError also in the middle, where the service breaks off. Tried once only, as half may have been
+        told.
         """
         wanted = {"write": write} if write else {}
         with ExitStack() as stack:
@@ -87,7 +88,7 @@ class Client:
             answer = stack.enter_context(self._http.stream("POST", "/v1/label/video", params=wanted, **body))
             if not answer.is_success:
                 answer.read()
-                raise Refusal(_problem(answer))
+                raise ServiceError(_problem(answer))
             event = ""
             for line in answer.iter_lines():
                 name, _, value = line.partition(": ")
@@ -96,7 +97,7 @@ class Client:
                 elif name == "data" and event == "triple":
                     yield VideoTriple.model_validate_json(value)
                 elif name == "data" and event == "problem":
-                    raise Refusal(ProblemDocument.model_validate_json(value))
+                    raise ServiceError(ProblemDocument.model_validate_json(value))
                 elif name == "data":
                     sums: dict[str, int] = json.loads(value)
                     return sums
@@ -150,14 +151,14 @@ class Client:
         def ask() -> httpx.Response:
             answer = self._http.request(method, path, **arguments)
             if not answer.is_success:
-                raise Refusal(_problem(answer), seconds_asked(answer.headers.get("Retry-After")))
+                raise ServiceError(_problem(answer), seconds_asked(answer.headers.get("Retry-After")))
             return answer
 
         return retry(ask, self._schedule, _may_pass)
 
 
 def _may_pass(error: Exception) -> bool:
-    if isinstance(error, Refusal):
+    if isinstance(error, ServiceError):
         return error.problem.status in _BUSY
     # Also in the middle of an answer: whatever is asked here may be asked twice.
     return isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError)

@@ -22,29 +22,33 @@ from models.loading import load_dynamics
 from models.protocols import Images
 from models.settings import ModelSettings, WorldSettings
 from models.world_loading import load_world
+from serve.limits import Limits
 
 _CHECK_EVERY_S = 30.0
 """A model that has answered this recently is healthy."""
+_SMALLER_OR_LARGER = "use a smaller model or a larger GPU"
 
 
 class Dynamics:
     """Names what happened in frame pairs, and says how likely given actions are."""
 
-    def __init__(self, settings: ModelSettings, device: str, batch_pairs: int, wait_s: float) -> None:
+    def __init__(self, settings: ModelSettings, device: str, batch_size: int, wait_s: float) -> None:
         """Load the model, and let it label a black pair: what would fail fails before the service is ready."""
-        settings = settings.model_copy(update={"batch_size": batch_pairs})
+        settings = settings.model_copy(update={"batch_size": batch_size})
         self._model = load_dynamics(settings, device, answers_few=True)
         self._label_pairs = LabelPairs(self._model)
         self._answered_at = 0.0
-        self.label.set_max_batch_size(batch_pairs)
+        self.label.set_max_batch_size(batch_size)
         self.label.set_batch_wait_timeout_s(wait_s)
-        self.score.set_max_batch_size(batch_pairs)
+        self.score.set_max_batch_size(batch_size)
         self.score.set_batch_wait_timeout_s(wait_s)
         # On a GPU as many pairs as it will ever see: memory that is too small shows now.
         try:
-            self._ask(1 if device == "cpu" else batch_pairs)
+            self._ask(1 if device == "cpu" else batch_size)
         except torch.OutOfMemoryError:
-            raise ModelRefused(f"the GPU has too little memory for {batch_pairs} pairs: lower --batch-size") from None
+            # A batch takes the largest request, whatever --batch-size says.
+            remedy = "lower --batch-size" if batch_size > Limits().pairs else _SMALLER_OR_LARGER
+            raise ModelRefused(f"the GPU has too little memory for {batch_size} pairs: {remedy}") from None
 
     @serve.batch(batch_size_fn=lambda requests: sum(map(len, requests)))  # type: ignore[untyped-decorator]
     async def label(self, requests: list[Rows]) -> list[Rows]:
@@ -86,15 +90,25 @@ def _split(labeled: pa.Table, requests: list[Rows]) -> list[Rows]:
 class World:
     """Draws what an action may lead to."""
 
-    def __init__(self, settings: WorldSettings, device: str, batch: int, wait_s: float) -> None:
+    def __init__(self, settings: WorldSettings, device: str, wait_s: float) -> None:
         """Load the model, and let it draw once."""
         self._model = load_world(settings, device)
         self._answered_at = 0.0
-        self.sample.set_max_batch_size(batch)
+        # A request is one observation with its candidates, which is what `batch_size` counts.
+        self.sample.set_max_batch_size(settings.batch_size)
         self.sample.set_batch_wait_timeout_s(wait_s)
-        self.check_health()
+        # See `Dynamics`.
+        observations, candidates = (1, 1) if device == "cpu" else (settings.batch_size, Limits().candidates)
+        try:
+            self._ask(observations, candidates)
+        except torch.OutOfMemoryError:
+            remedy = "lower --world-batch-size" if observations > 1 else _SMALLER_OR_LARGER
+            raise ModelRefused(
+                f"the GPU has too little memory for {observations} observations with {candidates} candidates each: "
+                f"{remedy}"
+            ) from None
 
-    @serve.batch(batch_size_fn=lambda requests: sum(n for _, _, n, _ in requests))  # type: ignore[untyped-decorator]
+    @serve.batch  # type: ignore[untyped-decorator]
     async def sample(self, requests: list[tuple[Images, str, int, int]]) -> list[tuple[Images, Images]]:
         """Return obs as the model shows it, and n candidates, for each request (obs, action, n, seed).
 
@@ -115,6 +129,9 @@ class World:
     def check_health(self) -> None:
         """See `Dynamics.check_health`."""
         if time.monotonic() - self._answered_at > _CHECK_EVERY_S:
-            black = np.zeros((1, self._model.image_size, self._model.image_size, 3), np.uint8)
-            self._model.sample(black, ["nothing happens"], 1)
-            self._answered_at = time.monotonic()
+            self._ask(1, 1)
+
+    def _ask(self, observations: int, candidates: int) -> None:
+        black = np.zeros((observations, self._model.image_size, self._model.image_size, 3), np.uint8)
+        self._model.sample(black, ["nothing happens"] * observations, candidates)
+        self._answered_at = time.monotonic()

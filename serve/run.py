@@ -151,16 +151,17 @@ def bound(plan: Plan) -> Any:
         "max_queued_requests": with_others(QUEUE),
         "graceful_shutdown_timeout_s": _DRAIN_S,
         "health_check_timeout_s": 60,
-    } | _scaling(settings)
+    }
     # A request is never split, so that a batch takes the largest.
     limits = Limits()
     pairs = max(settings.labeler.model.batch_size, limits.pairs, limits.candidates)
     model = plan.labeler.settings.model
-    dynamics = serve.deployment(Dynamics).options(**shared).bind(model, plan.device, pairs, _BATCH_WAIT_S)
+    scaling = _scaling(settings, settings.labeler.model.batch_size)
+    dynamics = serve.deployment(Dynamics).options(**shared, **scaling).bind(model, plan.device, pairs, _BATCH_WAIT_S)
     world = None
     if settings.world is not None:
-        drawn = max(settings.world.batch_size, limits.candidates)
-        world = serve.deployment(World).options(**shared).bind(settings.world, plan.device, drawn, _BATCH_WAIT_S)
+        scaling = _scaling(settings, settings.world.batch_size)
+        world = serve.deployment(World).options(**shared, **scaling).bind(settings.world, plan.device, _BATCH_WAIT_S)
     # One: it alone decides about live pairs. A commit may have to wait for a lake that is away for minutes.
     writer = serve.deployment(LiveWriter).options(
         ray_actor_options={"num_cpus": 0},
@@ -177,9 +178,9 @@ def bound(plan: Plan) -> Any:
     return ingress.bind(plan, dynamics, world, writer.bind(plan.lake, plan.labeler, plan.policy))
 
 
-def _scaling(settings: ServeSettings) -> dict[str, Any]:
+def _scaling(settings: ServeSettings, target: int) -> dict[str, Any]:
+    """Return the replicas of a model; where they may vary, `target` is how many requests each is to work on."""
     least, most = settings.replicas
     if least == most:
         return {"num_replicas": least}
-    wanted = settings.labeler.model.batch_size
-    return {"autoscaling_config": {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": wanted}}
+    return {"autoscaling_config": {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": target}}

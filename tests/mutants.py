@@ -34,12 +34,16 @@ ROOT = Path(__file__).parents[1]
 # The tests that must notice an error in a file. They need no cluster, and take seconds.
 TARGETS = {
     "labeling/annotate.py": "tests/labeling/test_annotate.py",
+    "labeling/evidence.py": "tests/labeling/test_annotate.py",
     "labeling/policy.py": "tests/labeling/test_policy.py",
     "labeling/verify.py": "tests/labeling/test_policy.py",
     "lake/commits.py": "tests/lake/test_commits.py",
+    "lake/forget.py": "tests/lake/test_forget.py",
     "lake/ids.py": "tests/lake/test_ids.py",
+    "lake/repair.py": "tests/lake/test_repair.py",
     "lake/schemas.py": "tests/lake/test_tables.py tests/lake/test_statistics.py -k 'not engine'",
     "lake/tables.py": "tests/lake/test_tables.py tests/lake/test_statistics.py -k 'not engine'",
+    "lake/writer.py": "tests/lake/test_commits.py",
     "serve/load_shedding.py": "tests/serve/test_load_shedding.py",
     "serve/auth.py": "tests/serve/test_keys.py",
     "serve/keys.py": "tests/serve/test_keys.py",

@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 @dataclass
@@ -45,19 +46,24 @@ class _Channel:
 
 
 def new_channel() -> ActorHandle:
-    """A channel that lives as long as the driver keeps what this returns."""
-    return ray.remote(num_cpus=0, max_restarts=-1)(_Channel).remote()
+    """Start a channel that lives as long as the driver keeps what this returns.
+
+    It runs on the driver's node, so that no other node can take messages along when it dies. It is not restarted: that
+    would lose messages and the stop request.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(_Channel).remote()
 
 
-class StopSign:
+class StopRequest:
     """The driver's stop request, read without waiting for the answer."""
 
     def __init__(self, channel: ActorHandle) -> None:
         self._channel = channel
         self._answer = channel.stopping.remote()
 
-    def seen(self) -> bool:
-        """The newest answer that has come."""
+    def requested(self) -> bool:
+        """Return the newest answer that has come."""
         done, _ = ray.wait([self._answer], timeout=0)
         if not done:
             return False

@@ -114,7 +114,7 @@ def train(
     lake: Lake,
     settings: TrainingSettings,
     *,
-    run: str | None = None,
+    run_id: str | None = None,
     out: str | None = None,
     stop: threading.Event,
     progress: Progress = lambda line: None,
@@ -122,8 +122,8 @@ def train(
 ) -> Summary:
     """Train a model on the triples of a lake, or resume the run of this name.
 
-    `run` defaults to a name that the same settings always have, `out` to `<lake>/models`. Set `stop` to end after the
-    current step, with a checkpoint.
+    `run_id` defaults to a name that the same settings always have, `out` to `<lake>/models`. Set `stop` to end after
+    the current step, with a checkpoint.
 
     Raises:
         Refused: no triple is chosen, a version is gone, the run has other settings or is live, the
@@ -131,33 +131,33 @@ def train(
         Superseded: another process took over the run, or videos were forgotten.
     """
     started = time.monotonic()
-    run = run or settings.default_run()
-    if not _NAME.fullmatch(run):
-        raise Refused(f"--run {run!r}: use letters, digits, dots, dashes and underscores")
-    uri = join(normalize(out) if out else join(lake.uri, "models"), run)
-    summary = Summary(run, "nothing to do", settings.task, join(uri, "model"))
-    if other := find_alive(lake, lambda state: state.run_id == run, stop):
-        raise Refused(f"run {run} is alive on {other.host} (pid {other.pid}): wait for it, or use another --run")
-    before = {state.run_id: state for state in states(lake)}.get(run)
+    run_id = run_id or settings.default_run()
+    if not _NAME.fullmatch(run_id):
+        raise Refused(f"--run {run_id!r}: use letters, digits, dots, dashes and underscores")
+    uri = join(normalize(out) if out else join(lake.uri, "models"), run_id)
+    summary = Summary(run_id, "nothing to do", settings.task, join(uri, "model"))
+    if other := find_alive(lake, lambda state: state.run_id == run_id, stop):
+        raise Refused(f"run {run_id} is alive on {other.host} (pid {other.pid}): wait for it, or use another --run")
+    before = {state.run_id: state for state in states(lake)}.get(run_id)
     base = _find_base(settings)
     record = _read_record(lake.storage, uri)
     if record:
-        _refuse_other(run, record, base, lake)
+        _refuse_other(run_id, record, base, lake)
         if before and before.status == "finished":
             return summary
     elif before and before.config.get("uri") != uri:
-        raise Refused(f"run {run} of this lake is at {before.config.get('uri')}: give its --out, or another --run")
+        raise Refused(f"run {run_id} of this lake is at {before.config.get('uri')}: give its --out, or another --run")
     # From here on a process of this name that was taken for dead writes nothing more.
-    claim = Claim(lake, f"train/{run}")
+    claim = Claim(lake, f"train/{run_id}")
     writer = Writer(lake)
     versions = record.versions if record else _pin(lake, settings)
     config = settings.identity() | {"run": settings.model_dump(mode="json"), "uri": uri}
     hashes = {f"base/{name}": digest for name, digest in base.hashes.items()}
-    with Run(lake, run, "train", config, model_hashes=hashes, tables_read=versions, on_error=warn) as entry:
-        driver = _Driver(writer, claim, base, entry, uri, stop, progress, summary)
+    with Run(lake, run_id, "train", config, model_hashes=hashes, tables_read=versions, on_error=warn) as run:
+        driver = _Driver(writer, claim, base, run, uri, stop, progress, summary)
         driver.train(record)
-        entry.status = summary.status
-        summary.seconds = entry.timings["seconds"] = time.monotonic() - started
+        run.status = summary.status
+        summary.seconds = run.timings["seconds"] = time.monotonic() - started
     return summary
 
 
@@ -194,22 +194,22 @@ def _read_record(storage: StorageConfig, uri: str) -> _Record | None:
         raise Refused(f"{join(uri, _RECORD)} is not a record of a run: use another --run, or remove {uri}") from None
 
 
-def _refuse_other(run: str, record: _Record, base: _Base, lake: Lake) -> None:
+def _refuse_other(run_id: str, record: _Record, base: _Base, lake: Lake) -> None:
     """Two trainings under one name would be neither."""
     if record.lake != lake.uri:
-        raise Refused(f"run {run} was begun on the lake {record.lake}, not {lake.uri}: use another --run or --out")
+        raise Refused(f"run {run_id} was begun on the lake {record.lake}, not {lake.uri}: use another --run or --out")
     # As the record has them: with what the model decides (image size, layout) filled in.
     wanted, found = json.loads(json.dumps(base.settings.identity())), record.identity
     differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     if differing:
         name = differing[0]
         raise Refused(
-            f"run {run} was begun with {name} {found.get(name)!r}, not {wanted.get(name)!r}: "
+            f"run {run_id} was begun with {name} {found.get(name)!r}, not {wanted.get(name)!r}: "
             "use the settings it had, or another --run"
         )
     if base.hashes != record.base:
         raise Refused(
-            f"run {run} was begun from another model than the one in {base.folder} is now: "
+            f"run {run_id} was begun from another model than the one in {base.folder} is now: "
             "bring that model back, or use another --run"
         )
 
@@ -222,19 +222,19 @@ class _Driver:
         writer: Writer,
         claim: Claim,
         base: _Base,
-        entry: Run,
+        run: Run,
         uri: str,
         stop: threading.Event,
         progress: Progress,
         summary: Summary,
     ) -> None:
         self._writer, self._claim = writer, claim
-        self._lake, self._base, self._entry, self._uri = writer.lake, base, entry, uri
+        self._lake, self._base, self._run, self._uri = writer.lake, base, run, uri
         self._stop, self._progress, self._summary = stop, progress, summary
         self._settings = base.settings
 
     def train(self, record: _Record | None) -> None:
-        versions = self._entry.tables_read
+        versions = self._run.tables_read
         chosen = choose(self._lake, self._settings.sources, versions)
         # A `forget` that is under way has entombed what it has yet to delete, and a pinned version may hold it, too.
         chosen = chosen.without(entombed(self._lake, versions["triples"]))
@@ -250,13 +250,13 @@ class _Driver:
             self._claim.check()
             content = json.dumps(vars(record), indent=2).encode()
             if not self._lake.storage.put_new(join(self._uri, _RECORD), content):
-                raise Superseded(f"another process has begun run {self._entry.run_id}: run the same command again")
+                raise Superseded(f"another process has begun run {self._run.run_id}: run the same command again")
         self._settings = self._settings.model_copy(update={"precision": record.precision})
         self._follow(self._job(chosen, rows), gpus)
 
     def _make_tokens(self, chosen: Chosen) -> bool:
         """Fill the table `tokens`, unless this run has pinned it before; False when asked to stop."""
-        versions = self._entry.tables_read
+        versions = self._run.tables_read
         if "tokens" in versions:
             return True
         make_tokens(
@@ -265,7 +265,7 @@ class _Driver:
             versions["triples"],
             self._base.folder,
             self._settings.image_size,
-            self._entry.run_id,
+            self._run.run_id,
             self._stop,
             self._tokenized,
         )
@@ -273,12 +273,12 @@ class _Driver:
             return False
         versions["tokens"] = self._lake.table("tokens").version()
         # Pinned from here on: `maintain` goes by the record.
-        self._entry.record()
+        self._run.record()
         return True
 
     def _tokenized(self, done: int) -> None:
         # Among the counts as well: a run whose counts stand still is taken for stuck.
-        self._entry.counts["tokenized"] = done
+        self._run.counts["tokenized"] = done
         self._progress({"tokenized": done})
 
     def _read(self, chosen: Chosen) -> tuple[Chosen, Rows]:
@@ -286,7 +286,7 @@ class _Driver:
 
         Triples whose images cannot be read are left out: they are in `failures`.
         """
-        ids, versions = chosen.table["triple_id"].combine_chunks(), self._entry.tables_read
+        ids, versions = chosen.table["triple_id"].combine_chunks(), self._run.tables_read
         if isinstance(self._settings, WorldTraining):
             images = load_image_tokenizer(self._base.folder, self._settings.image_size, "cpu")
             mine = pc.field("tokenizer_id") == tokenizer_id(images)
@@ -295,7 +295,7 @@ class _Driver:
         else:
             rows = read(self._lake, "triples", versions["triples"], PAIR_COLUMNS, ids)
             rows = rows.map_batches(
-                WithImages(self._lake, self._entry.run_id, self._writer.fences),
+                WithImages(self._lake, self._run.run_id, self._writer.fences),
                 batch_size=None,
                 batch_format="pyarrow",
             )
@@ -304,7 +304,7 @@ class _Driver:
         rows = rows.materialize()
         there = pa.concat_tables(ray.get(rows.select_columns(["triple_id"]).to_arrow_refs()))["triple_id"]
         lost = ids.filter(pc.invert(pc.is_in(ids, value_set=there.combine_chunks())))
-        self._entry.counts["unreadable"] = len(lost)
+        self._run.counts["unreadable"] = len(lost)
         chosen = chosen.without(lost)
         return chosen, Rows(rows.to_arrow_refs(), ray.put(chosen.table["action"].combine_chunks()), decode)
 
@@ -315,25 +315,24 @@ class _Driver:
             raise Refused(f"the factors leave no pair of {len(chosen.table):,} for an epoch: give a larger factor")
         steps = settings.steps or math.ceil(order.epoch_length * (settings.epochs or 1) / settings.batch_size)
         self._summary.triples, self._summary.steps = len(chosen.table), steps
-        self._entry.counts |= {"triples": len(chosen.table), "epoch length": order.epoch_length, "steps": steps}
+        self._run.counts |= {"triples": len(chosen.table), "epoch length": order.epoch_length, "steps": steps}
         self._channel = new_channel()
         return Job(
             settings, self._base.folder, steps, order, rows, self._lake.storage, self._uri, self._channel, self._claim
         )
 
     def _follow(self, job: Job, gpus: int) -> None:
-        """Run the workers, write what they tell, and pass the wish to stop on."""
+        """Run the workers, log what they report, and forward the stop request."""
         trainer = TrainerThread(job, gpus)
-        asked = False
-        with TrainLog(self._lake.storage, self._uri, self._claim, self._entry.on_error) as train_log:
+        with TrainLog(self._lake.storage, self._uri, self._claim, self._run.on_error) as train_log:
             checked = time.monotonic()
             while True:
                 ended = trainer.wait(1.0)
                 if time.monotonic() - checked >= _CLAIM_EVERY_S:
                     self._claim.check()
                     checked = time.monotonic()
-                if self._stop.is_set() and not asked:
-                    asked = bool(self._channel.stop.remote())
+                if self._stop.is_set():
+                    self._channel.stop.remote()
                 messages: Messages = ray.get(self._channel.take.remote())
                 self._note(messages, train_log)
                 if messages.refusal:
@@ -349,7 +348,7 @@ class _Driver:
     def _note(self, messages: Messages, train_log: TrainLog) -> None:
         if messages.exported is not None:
             self._exported = True
-            self._entry.model_hashes |= {f"model/{name}": digest for name, digest in messages.exported.items()}
+            self._run.model_hashes |= {f"model/{name}": digest for name, digest in messages.exported.items()}
         if not messages.lines:
             return
         train_log.write(messages.lines)
@@ -357,8 +356,8 @@ class _Driver:
             self._progress({**line, "steps": self._summary.steps})
         last = messages.lines[-1]
         self._summary.last, self._summary.step = last, last["step"]
-        self._entry.counts["step"] = last["step"]
-        self._entry.timings |= {"samples_per_s": last["samples_per_s"], "data_wait": last["data_wait"]}
+        self._run.counts["step"] = last["step"]
+        self._run.timings |= {"samples_per_s": last["samples_per_s"], "data_wait": last["data_wait"]}
 
 
 def _precision(settings: TrainingSettings, gpus: int) -> str:

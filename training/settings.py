@@ -6,10 +6,11 @@ from typing import Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from lake.errors import Contradiction, Refused
 from lake.ids import content_id
-from lake.settings import Settings
+from lake.settings import NESTED, Settings
 from models.settings import PAIR_LAYOUT
 from training.selection import BY_PEOPLE, SelectionSettings
 
@@ -103,7 +104,7 @@ class TrainingSettings(Settings):
         try:
             return [Source.model_validate(_mapping(one)) if isinstance(one, str) else one for one in value]
         except Refused as error:  # which names a key of the source
-            raise ValueError(str(error)) from None
+            raise PydanticCustomError(NESTED, "{text}", {"text": str(error)}) from None
 
     @field_validator("workers", mode="before")
     @classmethod

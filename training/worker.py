@@ -24,7 +24,7 @@ from lake.metrics import TRAIN_PAIRS, TRAIN_WAIT_SECONDS
 from lake.storage import StorageConfig, join
 from models.folders import hash_files
 from training.checkpoint import Checkpoints, Tensors
-from training.driver_channel import StopSign
+from training.driver_channel import StopRequest
 from training.dynamics import DynamicsTask, load_task
 from training.loop import MOMENTS, StepResult, Trainer, whole
 from training.order import Order, micro_batches
@@ -49,7 +49,7 @@ class Job:
     storage: StorageConfig
     uri: str
     """Of the run: where checkpoints and the model go."""
-    board: ActorHandle
+    channel: ActorHandle
     claim: Claim
     """Of the process that runs this job: it ends when another one takes over."""
 
@@ -62,7 +62,7 @@ def work(config: dict[str, Any]) -> None:
     except (Refused, Superseded) as error:
         # All workers refuse at the same place (see `together`), so none of them waits for this one.
         if _rank() == 0:
-            ray.get(job.board.refuse.remote(error))
+            ray.get(job.channel.refuse.remote(error))
 
 
 def _train(job: Job) -> None:
@@ -72,10 +72,10 @@ def _train(job: Job) -> None:
     trainer = Trainer(task, settings, job.steps, device)
     checkpoints = Checkpoints(job.storage, job.uri, job.claim)
     first = restore(trainer, checkpoints)
-    log, stop = _Log(job), StopSign(job.board)
+    log, stop = _Log(job), StopRequest(job.channel)
     batches = _Batches(job, first)
     for step in range(first, job.steps):
-        result = trainer.step(step, batches.of(step), stop.seen())
+        result = trainer.step(step, batches.of(step), stop.requested())
         if not result.is_finite:
             raise Refused(_not_finite(result, step, checkpoints))
         log.step(step, result, batches)
@@ -150,7 +150,7 @@ class _Log:
             "samples_per_s": len(self.losses) * pairs / seconds,
             "data_wait": (batches.waited_s - self.waited_s) / seconds,
         }
-        self.job.board.log.remote(line)
+        self.job.channel.log.remote(line)
         task = self.job.settings.task
         TRAIN_PAIRS.record(len(self.losses) * pairs, task=task)
         TRAIN_WAIT_SECONDS.record(batches.waited_s - self.waited_s, task=task)
@@ -249,7 +249,7 @@ def _export(job: Job, trainer: Trainer) -> None:
         export(task, weights, job.folder, Path(folder))
         job.claim.check()
         job.storage.put_folder(Path(folder), join(job.uri, "model"))
-        ray.get(job.board.exported.remote(hash_files(Path(folder))))
+        ray.get(job.channel.exported.remote(hash_files(Path(folder))))
 
 
 def together(call: Callable[[], T]) -> T:

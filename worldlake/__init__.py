@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from models.settings import ModelSettings, TokenSampling, WorldSettings
     from models.verification import predict
     from models.world_loading import load_world
-    from serve.client import Client, Refusal
+    from serve.client import Client, ServiceError
     from training.settings import DynamicsTraining, Source, WorldTraining
     from worldlake.api import evaluate, ingest, label, query, train
 
@@ -34,10 +34,10 @@ _HOMES = {
     "Lake": "lake.tables",
     "ModelSettings": "models.settings",
     "MotionSampler": "labeling.samplers.motion",
-    "Refusal": "serve.client",
     "Refused": "lake.errors",
     "RunSettings": "labeling.settings",
     "SamplingSettings": "labeling.settings",
+    "ServiceError": "serve.client",
     "Source": "training.settings",
     "StorageConfig": "lake.storage",
     "TokenSampling": "models.settings",
@@ -61,10 +61,10 @@ __all__ = [
     "Lake",
     "ModelSettings",
     "MotionSampler",
-    "Refusal",
     "Refused",
     "RunSettings",
     "SamplingSettings",
+    "ServiceError",
     "Source",
     "StorageConfig",
     "TokenSampling",

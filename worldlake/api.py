@@ -141,7 +141,9 @@ def label(
 
     Raises:
         Refused: the model, the policy or `where` cannot be used, or another run of the labeler is alive.
+        Stalled: there was no progress for ``run.stall_timeout`` seconds.
         Superseded: another run took over.
+        Unavailable: the store does not answer.
     """
     from labeling.labeler import LabelerSettings, resolve_labeler
     from labeling.policy import load_policy
@@ -206,6 +208,7 @@ def query(lake: Lake | str, sql: str) -> pa.Table:
 
     Raises:
         Refused: it is not one SELECT, or it does not run.
+        Unavailable: the store does not answer.
     """
     from lake.sql import query as stream
 
@@ -236,12 +239,15 @@ def train(
     Raises:
         Refused: no triple is chosen, a pinned version is gone, or the cluster is too small.
         Superseded: another process took over the run.
+        Unavailable: the store does not answer.
     """
     with needed_by("train"):
         from training.run import train as run_training
 
     with _stopping(stop, max_hours) as stopping:
-        return run_training(_lake(lake), settings, run=run, out=out, stop=stopping, progress=progress, warn=log.warning)
+        return run_training(
+            _lake(lake), settings, run_id=run, out=out, stop=stopping, progress=progress, warn=log.warning
+        )
 
 
 def evaluate(
@@ -249,7 +255,7 @@ def evaluate(
     model: ModelSettings | str = "builtin",
     *,
     world: WorldSettings | str | None = None,
-    n: int = 8,
+    n: int | None = None,
     split: str = "test",
     datasets: Sequence[str] = (),
     labelers: Sequence[str] = (),
@@ -260,7 +266,7 @@ def evaluate(
     oracle: bool = False,
     features: Sequence[str] = (),
     judge: str | None = None,
-    judge_model: str = "gpt-4o",
+    judge_model: str | None = None,
     report: Path | None = None,
 ) -> Outcome:
     """Evaluate a model on pairs whose action is known. The figures also go to the table `runs`.
@@ -268,7 +274,7 @@ def evaluate(
     Args:
         model: the dynamics model to evaluate, or, beside `world`, the one that chooses among candidates.
         world: a world model to evaluate in its place.
-        n: candidates per pair that the world model draws.
+        n: candidates per pair that the world model draws. Default: 8.
         split: train, validation, test or all.
         datasets: names of data sets. Default: all.
         labelers: whose labels are the truth. Default: people's (``human:...``).
@@ -279,20 +285,21 @@ def evaluate(
         oracle: the videos are of the sample world: let its oracle say what is shown.
         features: CLIP or DINO models to compare images by, ``hf:<folder>``.
         judge: endpoint of a judge, ``https://host/v1`` (key: ``OPENAI_API_KEY``).
-        judge_model: name of the judge at its endpoint.
+        judge_model: name of the judge at its endpoint. Default: ``gpt-4o``.
         report: HTML file to write.
 
     Raises:
         Refused: no pair is chosen, a model cannot be used, or an argument is for a world model and there is none.
+        Unavailable: the store does not answer.
     """
     if world is None:
         _refuse_for_a_world(
-            n=n != 8,
+            n=n is not None,
             referee=referee is not None,
             oracle=oracle,
             features=bool(features),
             judge=judge is not None,
-            judge_model=judge_model != "gpt-4o",
+            judge_model=judge_model is not None,
         )
     with needed_by("evaluate"):
         from worldlake.evaluation import WorldOptions, evaluate_dynamics, evaluate_world
@@ -305,19 +312,19 @@ def evaluate(
     options = WorldOptions(
         _world(world),
         model,
-        n,
+        8 if n is None else n,
         referee=_dynamics(referee) if referee is not None else None,
         oracle=oracle,
         features=tuple(features),
         judge=judge,
-        judge_model=judge_model,
+        judge_model=judge_model or "gpt-4o",
     )
     return evaluate_world(_lake(lake), choice, options, report)
 
 
 def _refuse_for_a_world(**given: bool) -> None:
     if ignored := [name for name, is_given in given.items() if is_given]:
-        raise Refused(f"{', '.join(ignored)}: only a world model is evaluated so: give world, or leave it out")
+        raise Refused(f"{', '.join(ignored)}: only for evaluating a world model: pass world, or omit")
 
 
 def _dynamics(model: ModelSettings | str) -> ModelSettings:

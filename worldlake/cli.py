@@ -129,7 +129,7 @@ def _unexpected(error: BaseException, words: Sequence[str]) -> int:
     # cyclopts imports a command's module, and wraps what that raises.
     absent = error.__cause__ or error
     if isinstance(absent, ModuleNotFoundError) and next(iter(words), "") in EXTRAS:
-        refusal = missing(absent, next(iter(words), "worldlake"))
+        refusal = missing(absent, words[0])
         return _say(str(refusal), refusal.exit_code)
     from lake.store_errors import damage, final_error
 

@@ -9,7 +9,7 @@ from labeling.stop_flag import Stop
 pytestmark = pytest.mark.ray
 
 
-def test_workers_that_ask_are_alive_and_hear_of_a_wish_to_stop(ray_cluster: str) -> None:
+def test_workers_that_ask_are_alive_and_hear_of_a_stop_request(ray_cluster: str) -> None:
     driver, worker = Stop("run"), Stop("run")
     flag = driver.create()
     assert not worker.requested()

@@ -23,6 +23,7 @@ from lake import writer
 from lake.commits import ORDER, Claim, Committer
 from lake.errors import Fenced, Refused, Superseded, Unavailable
 from lake.retry import Schedule
+from lake.schemas import TABLES
 from lake.tables import DataFile, Lake, now, to_table
 from lake.writer import Writer, raise_fences
 
@@ -380,11 +381,21 @@ def test_a_commit_is_on_the_disk_before_it_is_acknowledged(
     assert [path for path in flushed if path in order] == order
 
 
-def test_a_table_that_another_program_gave_other_columns_ends_a_commit_at_once(lake: Lake) -> None:
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ([pa.field("video_id", pa.int64()), *list(TABLES["videos"])[1:]], "gave video_id of .* another type: restore"),
+        (list(TABLES["videos"])[1:], "lacks columns of it: run `worldlake maintain --upgrade"),
+    ],
+)
+def test_a_table_whose_columns_another_program_changed_is_not_written_to(
+    lake: Lake, fields: list[pa.Field], says: str
+) -> None:
     retries: list[str] = []
-    write_deltalake(
-        lake.table("videos"), pa.table({"video_id": pa.array([1])}), mode="overwrite", schema_mode="overwrite"
-    )
-    with pytest.raises(Refused, match="maintain --upgrade"):
-        Writer(lake, on_retry=retries.append).append("videos", [{"video_id": "v", "uri": "/v"}])
+    open_before = Writer(lake, on_retry=retries.append)
+    write_deltalake(lake.table("videos"), pa.schema(fields).empty_table(), mode="overwrite", schema_mode="overwrite")
+    with pytest.raises(Refused, match=says):
+        open_before.append("videos", [{"video_id": "v", "uri": "/v"}])
+    with pytest.raises(Refused, match=says):
+        Writer(lake)
     assert retries == []

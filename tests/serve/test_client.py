@@ -22,7 +22,7 @@ from PIL import Image
 import lake.retry
 from sample_world.clips import write_folder
 from serve.app import build_app
-from serve.client import Client, Refusal
+from serve.client import Client, ServiceError
 from serve.problems import busy
 from serve.schemas import VideoTriple
 from tests.serve.conftest import TOKEN, Served
@@ -63,7 +63,7 @@ def test_a_video_is_told_pair_by_pair(client: Client, tmp_path: Path) -> None:
             break
     assert sums["sampled"] == len(told) > 0
     assert base64.b64decode(told[0].obs or "").startswith(b"\xff\xd8")
-    with pytest.raises(Refusal, match="these places only"):
+    with pytest.raises(ServiceError, match="these places only"):
         next(client.label_video("s3://bucket/a.mp4"))
 
 
@@ -82,7 +82,7 @@ def test_answers_are_typed(client: Client, served: Served, pairs: Pairs) -> None
 
 
 def test_what_is_refused_says_why(client: Client) -> None:
-    with pytest.raises(Refusal, match="exactly one SELECT") as refused:
+    with pytest.raises(ServiceError, match="exactly one SELECT") as refused:
         client.sql("DROP TABLE triples")
     assert refused.value.problem.type == "urn:worldlake:problem:sql"
 
@@ -124,7 +124,7 @@ def test_a_busy_service_is_asked_again_and_a_proxy_is_understood(monkeypatch: py
         with Client(url, attempts=4) as client:
             monkeypatch.setattr(lake.retry, "time", SimpleNamespace(sleep=waits.append, monotonic=time.monotonic))
             assert client.labelers() == []
-            with pytest.raises(Refusal, match="bad gateway"):
+            with pytest.raises(ServiceError, match="bad gateway"):
                 client.sql("SELECT 1")
     assert waits == [3, 3, 0.5, 1, 2]
     with Client(url, attempts=2) as client, pytest.raises(httpx.ConnectError):

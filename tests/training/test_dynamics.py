@@ -80,7 +80,7 @@ def test_a_run_makes_an_adapter_that_names_what_it_was_shown(ray_cluster: str, t
     )
     shown = {"image_size": 32, "prompt": "what moves", "pair_layout": "images"}
     wanted = settings(model, lora_dropout=0.0, **shown)
-    done = train(lake, wanted, run="adapter", stop=threading.Event())
+    done = train(lake, wanted, run_id="adapter", stop=threading.Event())
     assert (done.status, done.triples) == ("finished", len(ids)), "what a model guessed is not learned from unasked"
     [failure] = lake.read("failures", ["triple_id", "stage", "message"]).to_pylist()
     assert failure == {"triple_id": "bad", "stage": "decode", "message": "an image of a triple cannot be decoded"}

@@ -56,7 +56,7 @@ def settings(folder: Path, **changes: Any) -> WorldTraining:
 
 
 def run(lake: Lake, wanted: WorldTraining, name: str, **options: Any) -> Summary:
-    return train(lake, wanted, run=name, stop=options.pop("stop", threading.Event()), **options)
+    return train(lake, wanted, run_id=name, stop=options.pop("stop", threading.Event()), **options)
 
 
 def weights(lake: Lake, name: str, step: int = STEPS) -> dict[str, np.ndarray]:

@@ -57,7 +57,7 @@ def test_every_name_is_there_and_documented() -> None:
     assert worldlake.__all__ == sorted(worldlake.__all__)
     for name in worldlake.__all__:
         assert (getattr(worldlake, name).__doc__ or "").strip(), name
-    assert issubclass(worldlake.Refusal, worldlake.WorldlakeError)
+    assert issubclass(worldlake.ServiceError, worldlake.WorldlakeError)
     with pytest.raises(AttributeError, match="no attribute 'lable'"):
         worldlake.lable  # noqa: B018
 
@@ -189,9 +189,16 @@ def test_a_model_is_trained(labeled: Labeled) -> None:
 
 @pytest.mark.parametrize(
     "given",
-    [{"n": 4}, {"referee": "builtin"}, {"oracle": True}, {"features": ["hf:/a"]}, {"judge": "http://a/v1"}],
+    [
+        {"n": 4},
+        {"referee": "builtin"},
+        {"oracle": True},
+        {"features": ["hf:/a"]},
+        {"judge": "http://a/v1"},
+        {"judge_model": "x"},
+    ],
     ids=lambda given: next(iter(given)),
 )
 def test_what_is_for_a_world_model_is_refused_without_one(given: dict[str, Any], lake: str) -> None:
-    with pytest.raises(Refused, match=f"^{next(iter(given))}: .*give world, or leave it out$"):
+    with pytest.raises(Refused, match=f"^{next(iter(given))}: .*pass world, or omit$"):
         evaluate(lake, **given)

@@ -37,6 +37,7 @@ def without(packages: str, commands: str) -> subprocess.CompletedProcess[str]:
         # transformers looks for it as well, and does not say what it missed.
         ("tensorboard", "", "train world --lake LAKE --steps 1", "train"),
         ("rouge_score", "rouge_score", "evaluate dynamics --lake LAKE", "eval"),
+        ("rouge_score", "rouge_score", "demo --full --folder LAKE", "all"),
     ],
 )
 def test_an_absent_package_is_named_with_its_extra(
@@ -45,7 +46,8 @@ def test_an_absent_package_is_named_with_its_extra(
     Lake(str(tmp_path)).create()
     done = without(package, command.replace("LAKE", str(tmp_path)))
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith(f"worldlake: {command.split()[0]} needs a package that is not installed (")
+    assert done.stderr.startswith(f"worldlake: {command.split()[0]} ")
+    assert " needs a package that is not installed (" in done.stderr
     assert named in done.stderr
     assert done.stderr.endswith(f"): pip install 'worldlake[{extra}]'\n")
 

@@ -19,7 +19,7 @@ import torch
 from models.folders import BUILTIN
 from models.world_loading import BUILTIN_WORLD
 from training.builtin import data, dynamics, tokenizer, world
-from training.builtin.fitting import Recipe
+from training.builtin.train_loop import Recipe
 
 _RECIPES = {
     "dynamics": (dynamics.fit, {"steps": 9000, "batch": 32, "peak": 1e-3, "every": 300}),
@@ -46,15 +46,13 @@ def main() -> None:
     commands.add_parser("generate", parents=[shared, shards], help="write the shards that are missing")
     kinds = commands.add_parser("fit", help="train a model").add_subparsers(required=True, dest="kind")
     for kind, (_, defaults) in _RECIPES.items():
-        fitting = kinds.add_parser(
-            kind, parents=[shared, shards], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
-        fitting.add_argument("--steps", type=int, default=defaults["steps"], help="optimizer steps")
-        fitting.add_argument("--batch", type=int, default=defaults["batch"], help="pairs of a step")
-        fitting.add_argument("--peak", type=float, default=defaults["peak"], help="highest learning rate")
-        fitting.add_argument("--every", type=int, default=defaults["every"], help="steps between checkpoints")
-        fitting.add_argument("--seed", type=int, default=0, help="seed of the initial weights")
-        fitting.add_argument("--threads", type=int, default=1, help="CPU threads")
+        fit = kinds.add_parser(kind, parents=[shared, shards], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        fit.add_argument("--steps", type=int, default=defaults["steps"], help="optimizer steps")
+        fit.add_argument("--batch", type=int, default=defaults["batch"], help="pairs of a step")
+        fit.add_argument("--peak", type=float, default=defaults["peak"], help="highest learning rate")
+        fit.add_argument("--every", type=int, default=defaults["every"], help="steps between checkpoints")
+        fit.add_argument("--seed", type=int, default=0, help="seed of the initial weights")
+        fit.add_argument("--threads", type=int, default=1, help="CPU threads")
     exporting = commands.add_parser("export", parents=[shared], help="write a trained model as a weights folder")
     exporting.add_argument("kind", choices=_EXPORTS, help="which model")
     exporting.add_argument("--weights", type=Path, help="the folder to write; default: the one that ships")

@@ -16,7 +16,7 @@ from models.protocols import DynamicsModel
 from models.settings import ModelSettings
 from sample_world.pairs import IMAGE_SIZE, Pairs, all_actions, kind_of
 from training.builtin.data import held_out, read_shards, training_batch
-from training.builtin.fitting import Recipe, train, trained_weights
+from training.builtin.train_loop import Recipe, train, trained_weights
 from training.dynamics import DynamicsTask
 from training.settings import DynamicsTraining
 

@@ -21,7 +21,7 @@ from transformers import Emu3VQVAE, Emu3VQVAEConfig
 from models.world.emu3_images import Emu3Images
 from sample_world.pairs import Pairs
 from training.builtin.data import held_out, read_shards, shrunk, training_batch
-from training.builtin.fitting import Recipe, train, trained_weights
+from training.builtin.train_loop import Recipe, train, trained_weights
 from training.loop import Forward
 from training.settings import TrainingSettings
 

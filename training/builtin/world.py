@@ -17,8 +17,8 @@ from models.world.tokens import TokenWorld
 from models.world_loading import load_image_tokenizer
 from sample_world.pairs import Pairs, all_actions
 from training.builtin.data import held_out, read_shards, shrunk, training_batch, with_action
-from training.builtin.fitting import Recipe, train, trained_weights
 from training.builtin.tokenizer import CODES, IMAGE_SIZE, MEAN, STD, new_vq, trained_vq, unchanged_patches
+from training.builtin.train_loop import Recipe, train, trained_weights
 from training.settings import WorldTraining
 from training.world import WorldTask
 

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from lake.errors import Refused
 from worldlake import console
+from worldlake.extras import needed_by
 from worldlake.options import ConfigFile, Json, number
 
 
@@ -40,8 +41,8 @@ def demo(
         if full:
             if videos or clips:
                 raise Refused("--full has clips of its own: leave out --videos and --clips")
-            from worldlake.full_demo import run_full_demo
-
+            with needed_by("demo --full"):
+                from worldlake.full_demo import run_full_demo
             result = run_full_demo(folder / "full", seed)
         else:
             from worldlake.demo import run_demo

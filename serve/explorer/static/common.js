@@ -29,7 +29,7 @@ export function page(name, parts) {
   Alpine.start();
 }
 
-export class Refusal extends Error {}
+export class ServiceError extends Error {}
 
 export async function ask(path, options = {}) {
   let answer;
@@ -37,14 +37,14 @@ export async function ask(path, options = {}) {
     answer = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refusal("The service does not answer: is it still running?");
+    throw new ServiceError("The service does not answer: is it still running?");
   }
   if (answer.ok) return answer;
   const said = await answer.json().catch(() => ({}));
   if (answer.status === 401) {
     location.assign("/login?next=" + encodeURIComponent(location.pathname + location.search));
   }
-  throw new Refusal(said.detail || `The service answers ${answer.status} ${answer.statusText}`);
+  throw new ServiceError(said.detail || `The service answers ${answer.status} ${answer.statusText}`);
 }
 
 export async function get(path, parameters = {}, options = {}) {
