@@ -46,7 +46,7 @@ QUICK: dict[str, Any] = {
 }
 
 
-class Settings(NamedTuple):
+class S3Settings(NamedTuple):
     """S3 settings beyond the AWS environment; see ``StorageConfig``."""
 
     endpoint_url: str | None
@@ -75,7 +75,7 @@ class Place(NamedTuple):
     route: Route
 
 
-def access(settings: Settings) -> Access:
+def access(settings: S3Settings) -> Access:
     """Resolve credentials, region and endpoint; ``Refused`` without credentials or with an unknown profile."""
     environment = _environment()
     session = _session(settings, environment)
@@ -93,19 +93,19 @@ def access(settings: Settings) -> Access:
     return Access(credentials.access_key, credentials.secret_key, credentials.token, *place)
 
 
-def client(settings: Settings) -> "S3Client":
+def client(settings: S3Settings) -> "S3Client":
     """Return a boto3 client; shared by the threads of a process."""
     if not settings.anonymous:
         access(settings)
     return _client(settings, _environment())
 
 
-def quick_client(settings: Settings) -> "S3Client":
+def quick_client(settings: S3Settings) -> "S3Client":
     """Return a boto3 client that gives up within seconds."""
     return _build(settings, _session(settings, _environment()), QUICK, _place(settings, _environment()))
 
 
-def place(settings: Settings) -> Place:
+def place(settings: S3Settings) -> Place:
     """Return where S3 is; needs no credentials."""
     return _place(settings, _environment())
 
@@ -238,7 +238,7 @@ def _environment() -> tuple[tuple[str, str], ...]:
 
 
 @lru_cache(maxsize=8)
-def _session(settings: Settings, environment: tuple[tuple[str, str], ...]) -> "boto3.Session":
+def _session(settings: S3Settings, environment: tuple[tuple[str, str], ...]) -> "boto3.Session":
     import boto3
 
     # AWS_REGION is what every other SDK reads; boto3 reads only AWS_DEFAULT_REGION.
@@ -250,12 +250,12 @@ def _session(settings: Settings, environment: tuple[tuple[str, str], ...]) -> "b
 
 
 @lru_cache(maxsize=8)
-def _client(settings: Settings, environment: tuple[tuple[str, str], ...]) -> "S3Client":
+def _client(settings: S3Settings, environment: tuple[tuple[str, str], ...]) -> "S3Client":
     return _build(settings, _session(settings, environment), STEADY, _place(settings, environment))
 
 
 @lru_cache(maxsize=8)
-def _place(settings: Settings, environment: tuple[tuple[str, str], ...]) -> Place:
+def _place(settings: S3Settings, environment: tuple[tuple[str, str], ...]) -> Place:
     """Where boto3 settles on from option, environment and profile."""
     session = _session(settings, environment)
     url = _build(settings, session, QUICK, None).meta.endpoint_url
@@ -264,7 +264,7 @@ def _place(settings: Settings, environment: tuple[tuple[str, str], ...]) -> Plac
     return Place(session.region_name or "us-east-1", None if is_aws else url.rstrip("/"), way)
 
 
-def _build(settings: Settings, session: "boto3.Session", behavior: dict[str, Any], place: Place | None) -> "S3Client":
+def _build(settings: S3Settings, session: "boto3.Session", behavior: dict[str, Any], place: Place | None) -> "S3Client":
     from botocore import UNSIGNED
     from botocore.client import Config
 

@@ -125,9 +125,9 @@ class StorageConfig(Settings):
         frozenset(), description="Bucket whose reads you agree to pay for; repeat for several."
     )
 
-    def _settings(self, bucket: str = "") -> s3.Settings:
+    def _settings(self, bucket: str = "") -> s3.S3Settings:
         own = bucket in self.anonymous, bucket in self.requester_pays
-        return s3.Settings(self.endpoint_url, self.region, self.profile, *own)
+        return s3.S3Settings(self.endpoint_url, self.region, self.profile, *own)
 
     def s3_client(self, bucket: str = "") -> "S3Client":
         """Return a boto3 client for a bucket; shared by the threads of a process.

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lake.errors import ModelRefused
+from lake.errors import ModelRefused, one_line
 from models.dynamics.family import DynamicsFamily
 from models.huggingface import HuggingFaceDynamics
 from models.settings import Dtype, ModelSettings
-from models.weights import apply_adapter, first_line, load_weights, to_device
+from models.weights import apply_adapter, load_weights, to_device
 
 
 def assemble(
@@ -53,6 +53,8 @@ def _check_sees_both(dynamics: HuggingFaceDynamics, folder: Path) -> None:
             f"the GPU has too little memory for {folder} and a batch of pairs; use a smaller --batch-size"
         ) from error
     except Exception as error:
-        raise ModelRefused(f"{folder} does not take two images ({first_line(error)}); use a model that does") from error
+        raise ModelRefused(
+            f"{folder} does not take two images ({one_line(error, 200)}); use a model that does"
+        ) from error
     if not np.isfinite(scores).all() or len(set(scores.tolist())) < 3:
         raise ModelRefused(f"{folder} does not see both images (scores {scores.tolist()}); use another model")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lake.errors import ModelRefused
+from lake.errors import ModelRefused, one_line
 from models.folders import check_weights, read_json
 from models.settings import Dtype
 
@@ -36,7 +36,9 @@ def load_weights(model_class: Any, folder: Path, dtype: Dtype) -> Any:
             output_loading_info=True,
         )
     except Exception as error:
-        raise ModelRefused(f"{folder} does not load ({first_line(error)}); check it, or download it again") from error
+        raise ModelRefused(
+            f"{folder} does not load ({one_line(error, 200)}); check it, or download it again"
+        ) from error
     if missing := sorted(report["missing_keys"]):
         # transformers would fill them with random numbers and continue.
         raise ModelRefused(f"{folder} lacks {len(missing)} weights ({missing[0]}, ...); download it again")
@@ -51,7 +53,7 @@ def load_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise ModelRefused(
-            f"the tokenizer in {folder} does not load ({first_line(error)}); download it again"
+            f"the tokenizer in {folder} does not load ({one_line(error, 200)}); download it again"
         ) from error
 
 
@@ -61,7 +63,7 @@ def to_device(model: Any, device: str) -> Any:
         return model.to(device).eval().requires_grad_(False)
     except (RuntimeError, AssertionError) as error:
         raise ModelRefused(
-            f"the model does not fit onto device {device} ({first_line(error)}); use cpu, a larger GPU or a smaller "
+            f"the model does not fit onto device {device} ({one_line(error, 200)}); use cpu, a larger GPU or a smaller "
             "model"
         ) from error
 
@@ -97,7 +99,7 @@ def apply_adapter(model: Any, adapter: Path, dtype: Dtype) -> Any:
         adapted = PeftModel.from_pretrained(model, adapter, is_trainable=False)
     except Exception as error:
         raise ModelRefused(
-            f"adapter {adapter} does not fit this model ({first_line(error)}); use it with the model it was trained on"
+            f"adapter {adapter} does not fit this model ({one_line(error, 200)}); use it with its model"
         ) from error
     with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
         unused = set(file.keys()) ^ set(get_peft_model_state_dict(adapted))
@@ -107,8 +109,3 @@ def apply_adapter(model: Any, adapter: Path, dtype: Dtype) -> Any:
             "use it with the model it was trained on"
         )
     return adapted.merge_and_unload() if dtype == "float32" else adapted.get_base_model()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, at most 200 characters."""
-    return str(error).strip().split("\n")[0][:200]

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from lake.errors import ModelRefused
+from lake.errors import ModelRefused, one_line
 from models.dynamics.family import DynamicsFamily, chat_template, render_chat
 from models.folders import image_processor_config
 from models.protocols import Images
 from models.settings import ModelSettings
-from models.weights import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +61,7 @@ class StockInputs:
             self._processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:
             raise ModelRefused(
-                f"the processor of {folder} does not load ({first_line(error)}); "
+                f"the processor of {folder} does not load ({one_line(error, 200)}); "
                 "many need torchvision: pip install 'worldlake[torchvision]'"
             ) from error
         if not hasattr(self._processor, "image_processor"):

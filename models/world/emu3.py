@@ -9,10 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lake.errors import ModelRefused
+from lake.errors import ModelRefused, one_line
 from models.folders import image_processor_config, trained_as
 from models.protocols import ImageTokenizer
-from models.weights import first_line
 from models.world.emu3_images import Emu3Images
 from models.world.family import WorldFamily
 from models.world.tokens import SequenceLayout, text_ids
@@ -49,7 +48,7 @@ class Emu3(WorldFamily):
             vq.load_state_dict(weights)
         except (RuntimeError, SafetensorError, OSError, ValueError) as error:
             raise ModelRefused(
-                f"the image tokenizer in {folder} does not load ({first_line(error)}); download it again"
+                f"the image tokenizer in {folder} does not load ({one_line(error, 200)}); download it again"
             ) from error
         return _images(vq.float().to(device).eval().requires_grad_(False), folder, image_size)
 
