@@ -41,9 +41,10 @@ class Stop:
         return ray.remote(num_cpus=0, max_restarts=-1)(_Flag).options(name=self._name).remote()
 
     def request(self) -> None:
-        """Ask for it."""
+        """Ask for it, again and again: a flag that was started anew, as its node died, has forgotten."""
         self._seen = True
-        ray.get(ray.get_actor(self._name).raise_.remote())
+        with suppress(ValueError, ray.exceptions.RayError):
+            ray.get(ray.get_actor(self._name).raise_.remote(), timeout=_ANSWER_S)
 
     def is_stalled(self, silent_s: float, limit_s: float) -> bool:
         """Return whether a run without an outcome for `silent_s` had no other sign of life for `limit_s` either.
