@@ -17,6 +17,7 @@ FLOORS = {
 }
 
 
+@pytest.mark.slow
 def test_the_sample_of_mutants_is_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for path in TARGETS:

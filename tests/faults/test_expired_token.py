@@ -37,6 +37,7 @@ def one_line(output: str) -> str:
     return line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "at", ["PUT .*/videos/_delta_log/", "PUT .*/videos/writer", "PUT .*/runs/_delta_log/.*01.json"]
 )

@@ -22,7 +22,7 @@ from worldlake.status import lake_status
 
 pytestmark = pytest.mark.ray
 
-VIDEOS = 144
+VIDEOS = 72
 ROLES = ("driver", "raylet", "label", "decode")
 # The long suite continues until this many processes were killed.
 LONG_KILLS = int(os.environ.get("WORLDLAKE_KILLS", "200"))

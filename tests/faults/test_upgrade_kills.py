@@ -64,6 +64,7 @@ def lake_rows(uri: str) -> list[dict[str, object]]:
     return sorted(DeltaTable(uri).to_pyarrow_dataset().to_table().to_pylist(), key=repr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("when", "number"), SOME)
 def test_an_upgrade_that_was_killed_is_completed_by_the_next(
     newer: Path, tmp_path: Path, when: str, number: int

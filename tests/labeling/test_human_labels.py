@@ -146,6 +146,7 @@ def test_aurora_bench(root: Path, lake: Lake) -> None:
     ingest_again(lake, root, "aurora-bench", counts)
 
 
+@pytest.mark.slow
 def test_something(root: Path, lake: Lake) -> None:
     datasets.something(root)
     videos, counts = ingest_labeled(lake, [str(root)], "something")
@@ -166,6 +167,7 @@ def test_something(root: Path, lake: Lake) -> None:
     ingest_again(lake, root, "something", counts)
 
 
+@pytest.mark.slow
 def test_epic_kitchens(root: Path, lake: Lake) -> None:
     datasets.epic_kitchens(root)
     videos, counts = ingest_labeled(lake, [str(root)], "epic-kitchens")
@@ -196,6 +198,7 @@ def stays_away_until_asked_for(lake: Lake, root: Path, layout: str, triples: int
     assert (again.triples, again.known) == (0, again.listed)
 
 
+@pytest.mark.slow
 def test_new_rows_of_a_video_are_added(root: Path, lake: Lake) -> None:
     datasets.epic_kitchens(root)
     ingest_labeled(lake, [str(root)], "epic-kitchens")
@@ -304,7 +307,8 @@ class Killed(BaseException):
     """Stands for a kill -9: nothing handles it, and nothing more is committed."""
 
 
-@pytest.mark.parametrize("after", [0, *(pytest.param(later, marks=pytest.mark.slow) for later in (1, 2, 3))])
+@pytest.mark.slow
+@pytest.mark.parametrize("after", range(4))
 def test_a_run_that_was_killed_is_resumed(after: int, root: Path, lake: Lake, tmp_path: Path, monkeypatch: Any) -> None:
     """Killed before the commit of triples, of failures, or of progress, and in the second round of commits."""
     datasets.epic_kitchens(root)
@@ -343,7 +347,7 @@ def test_the_command(root: Path, lake: Lake) -> None:
     assert (code, printed.strip()) == (0, "8 rows listed = 0 triples + 8 known + 0 failed")
     code, printed = worldlake("ingest", str(root / "20bn"), "--lake", lake.uri, "--format", "something", "--strict")
     assert code == 3, printed
-    assert "3 videos listed = 3 new" in printed
+    assert "3 files listed = 3 new" in printed
 
     code, printed = worldlake("status", "--lake", lake.uri, "--json")
     assert json.loads(printed)["labeled_by_people"] == {"human:aurora-bench": 5, "human:something": 2}, printed

@@ -77,6 +77,7 @@ def test_every_client_passes_by_the_proxy(bucket: Bucket, monkeypatch: pytest.Mo
     assert not proxy.requests
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "profile"])
 def test_every_client_trusts_the_private_authority(
     bucket: Bucket,
@@ -95,6 +96,7 @@ def test_every_client_trusts_the_private_authority(
     use_every_client(bucket)
 
 
+@pytest.mark.slow
 def test_a_proxy_in_front_of_a_private_certificate(
     bucket: Bucket, tls: Tls, authority: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -194,6 +194,7 @@ def test_the_page_works_on_a_folder(local: Filled) -> None:
     check_documented(local)
 
 
+@pytest.mark.slow
 def test_the_page_works_on_s3(bucket: Bucket) -> None:
     check_documented(maintained(Lake(f"{bucket.uri}/lake")))
 
@@ -203,6 +204,7 @@ def test_other_engines_read_a_folder(reader: str, local: Filled) -> None:
     check(reader, local)
 
 
+@pytest.mark.slow
 def test_other_engines_read_s3(bucket: Bucket) -> None:
     filled = maintained(Lake(f"{bucket.uri}/lake"))
     for reader in READERS:

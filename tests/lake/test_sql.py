@@ -213,6 +213,7 @@ def test_variables_of_the_program_are_no_tables(filled: Filled) -> None:
     assert secret.num_rows == 1
 
 
+@pytest.mark.slow
 def test_no_statement_of_any_type_writes_or_reaches_a_file(
     filled: Filled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -216,7 +216,7 @@ def adapter_pickled(folder: Path) -> dict[str, object]:
         (lambda _: {"adapter": "/no/such/adapter"}, "no folder '/no/such/adapter'; .* a repository as <owner>"),
         (lambda folder: {"adapter": str(folder)}, "no adapter_config.json"),
         (adapter_of_another_model, "trained on Idefics3ForConditionalGeneration, not on Qwen2VL"),
-        (adapter_of_another_size, "does not fit this model .*use it with the model"),
+        (adapter_of_another_size, "does not fit this model .*use it with its model"),
         (adapter_for_other_layers, "disagree on .* weights .*use it with the model"),
         (adapter_pickled, "only adapter_model.bin"),
         (adapter_of_adapters, "of the kind XLORA, and only LORA is loaded"),
@@ -291,6 +291,8 @@ def hub(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         path = request.url.path
         if "down" in told:
             raise httpx2.ConnectError("no route to host")
+        if "broken" in told:
+            return httpx2.Response(500)
         if "gated" in told:
             return httpx2.Response(403, headers={"X-Error-Code": "GatedRepo"})
         if not path.startswith(("/api/models/org/tiny", "/org/tiny")):
@@ -338,7 +340,13 @@ def test_all_who_want_a_repository_at_once_download_it_once(hub: dict[str, int])
 @pytest.mark.parametrize(
     ("told", "name", "revision", "message"),
     [
-        ("down", "org/tiny", None, "not on this machine and cannot be downloaded .*`hf download org/tiny`"),
+        (
+            "down",
+            "org/tiny",
+            None,
+            r"cannot be downloaded \(no network\?\): run `hf download org/tiny --local-dir FOLDER`",
+        ),
+        ("broken", "org/tiny", None, r"cannot be downloaded \(HfHubHTTPError: .*500.*\): run `hf download"),
         ("gated", "org/tiny", None, "org/tiny is gated; accept its terms .*hf auth login"),
         ("", "org/none", None, "no repository org/none on Hugging Face; check the name"),
         ("", "org/tiny", "v9", "org/tiny has no revision 'v9'; name one of its commits"),
@@ -351,6 +359,9 @@ def test_a_repository_that_cannot_be_had_is_refused(
     with pytest.raises(ModelRefused, match=message) as refusal:
         resolve(ModelSettings(name=f"hf:{name}", revision=revision))
     assert "\n" not in str(refusal.value)
+    # The library's errors say nothing more.
+    assert refusal.value.__cause__ is None
+    assert refusal.value.__suppress_context__
 
 
 def test_a_trained_model_is_asked_as_it_was_trained_unless_told_otherwise(folder: Path, tmp_path: Path) -> None:

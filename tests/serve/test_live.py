@@ -110,6 +110,7 @@ def test_what_cannot_be_served_is_refused_in_one_line(lake: str, options: list[s
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_port_that_something_listens_at_is_refused(tmp_path: Path) -> None:
     Lake(str(tmp_path)).create()
     with socket.socket() as other:
@@ -119,8 +120,9 @@ def test_a_port_that_something_listens_at_is_refused(tmp_path: Path) -> None:
         other.listen()
         code, said = worldlake("serve", "--lake", str(tmp_path), "--port", str(other.getsockname()[1]))
     assert code == 2
-    (line,) = said.strip().splitlines()
-    assert "choose another --port" in line
+    waiting, refused = said.strip().splitlines()
+    assert waiting.endswith("is taken: waiting up to 20 s for it")
+    assert refused.endswith(": choose another --port")
 
 
 def test_keys_are_made_listed_and_revoked(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_lora_adapts_the_language_model_alone(folder: Path) -> None:
     assert all("lora_" in name and "vision" not in name and "visual" not in name for name in trained)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_run_makes_an_adapter_that_names_what_it_was_shown(ray_cluster: str, tmp_path: Path) -> None:
     model = save_tiny("qwen2_vl", tmp_path / "model")

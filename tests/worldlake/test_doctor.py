@@ -48,6 +48,15 @@ def test_a_package_that_cannot_be_imported_is_named_with_the_remedy(monkeypatch:
     assert "install" in found.remedy
 
 
+def test_extras_that_are_not_installed_are_a_note_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert findings()["extras"].level == "fine"
+    lines = ['httpx>=0.1; extra == "serve"', 'httpx; extra == "eval"', 'no-such[a]>=2; extra == "eval"', "no-such"]
+    monkeypatch.setattr("worldlake.extras.requires", lambda name: lines)
+    found = findings()["extras"]
+    assert (found.level, found.remedy) == ("note", "pip install 'worldlake[eval]'")
+    assert found.found == "not installed: eval (for the commands evaluate)"
+
+
 @pytest.mark.parametrize("address", ["nonsense://nowhere", "127.0.0.1:1", "a b", "bogus", "127.0.0.1:99999"])
 def test_a_ray_address_that_leads_nowhere_is_one_line_at_once(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -64,6 +73,7 @@ def test_a_ray_address_that_leads_nowhere_is_one_line_at_once(
     assert "unset RAY_ADDRESS" in output
 
 
+@pytest.mark.slow
 def test_a_ray_address_of_something_else_is_one_line_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
@@ -78,6 +88,7 @@ def test_a_ray_address_of_something_else_is_one_line_at_once(monkeypatch: pytest
         web.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_cluster_at_ray_address_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     # Else the head asks for a token that only its own processes know.
