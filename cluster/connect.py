@@ -12,12 +12,17 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.signals import diverted
 from lake.errors import Refused
+
+if TYPE_CHECKING:
+    from ray.job_config import JobConfig
 
 _HOST_PORT = re.compile(r"(?:ray://)?(?P<host>\[[\da-fA-F:.%]+\]|[^\s:/@]+):(?P<port>\d{1,5})")
 _REMEDY = "give host:port of the cluster's head (10.0.0.1:6379), or unset RAY_ADDRESS to run on this machine"
@@ -63,6 +68,7 @@ def _start() -> None:
                 include_dashboard=None if address else False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                job_config=_ours_first(),
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
         if not address:
@@ -78,6 +84,22 @@ def _start() -> None:
     # Ray's own handler, which runs after this one and then has nothing to do, first sleeps half a second.
     atexit.register(ray.shutdown)
     _silence_ray_data()
+
+
+class _OursLast(list[str]):
+    """Folders that each process of Ray puts before all others that it imports from, one after the other."""
+
+    def extend(self, folders: Iterable[str]) -> None:
+        super().extend([*folders, str(Path(__file__).resolve().parents[1])])
+
+
+def _ours_first() -> JobConfig:
+    """Have our packages found first: Ray adds the working directory, where many have a `models` of their own."""
+    from ray.job_config import JobConfig
+
+    config = JobConfig()
+    config._py_driver_sys_path = _OursLast()
+    return config
 
 
 def _end_idle_processes() -> None:

@@ -102,6 +102,10 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_demo_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    # A package of the user's that has the name of one of ours.
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").touch()
+    (tmp_path / "script.py").write_text("import worldlake")
 
     def run(program: str, *arguments: str) -> str:
         command = [str(installed / program), *arguments]
@@ -115,3 +119,7 @@ def test_the_demo_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     (labeler,) = found["status"]["labelers"]
     assert labeler["videos"] == {"listed": 2, "finished": 2, "failed": 0, "pending": 0}
     assert (tmp_path / "demo" / "report.html").exists()
+    script = [str(installed / "python"), "script.py"]
+    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    hides = f"ImportError: {tmp_path}/models/__init__.py hides the package models of worldlake: rename it"
+    assert done.stderr.splitlines()[-1].startswith(hides)

@@ -10,6 +10,8 @@ print(query("/data/lake", "SELECT action, count(*) AS pairs FROM current GROUP B
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -81,6 +83,21 @@ __all__ = [
     "query",
     "train",
 ]
+
+
+def _refuse_namesakes() -> None:
+    """Raise ImportError where something of the user's has the name of a package of ours, and is found first."""
+    home = Path(__file__).resolve().parents[1]
+    for name in ("cluster", "evaluation", "labeling", "lake", "models", "sample_world", "serve", "training"):
+        found = find_spec(name)
+        if found and found.origin and Path(found.origin).resolve() != home / name / "__init__.py":
+            raise ImportError(
+                f"{found.origin} hides the package {name} of worldlake: rename it, or start Python with -P, which does "
+                "not look beside the script first"
+            )
+
+
+_refuse_namesakes()
 
 
 def __getattr__(name: str) -> Any:
