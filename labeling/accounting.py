@@ -83,6 +83,11 @@ class Accounts:
         """Videos that neither finished nor failed as a whole."""
         return [video_id for video_id, video in self._open.items() if not video.lost]
 
+    @property
+    def pending(self) -> int:
+        """Number of `unfinished` videos, without a look at each of them."""
+        return len(self._open) - self.counts["videos_failed"]
+
     def decided(self, video_id: str) -> list[str]:
         """Pairs of an unfinished video that were decided in this run."""
         video = self._open[video_id]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from labeling.stream import WORK
 from lake import tombstones
 from lake.errors import Refused
 from lake.sql import sql_reason
 from lake.tables import Lake
+from lake.text import counted
 
 MAX_ATTEMPTS = 3
 """Runs in which a transient failure is tried before it counts as failed."""
@@ -65,6 +67,21 @@ def list_work(lake: Lake, labeler_id: str, *, where: str | None, limit: int | No
     return table.cast(WORK)
 
 
+def why_no_work(lake: Lake, labeler_id: str, *, where: str | None) -> str:
+    """Say why `list_work` lists no video."""
+    connection = video_states(lake, labeler_id)
+    states = connection.table("states")
+    if not len(states):
+        if lake.dataset("failures").count_rows(filter=pc.field("stage") == "probe"):
+            return "no video could be read; `worldlake status` names the reasons"
+        return "the lake holds no video; add some with `worldlake ingest`"
+    if where is not None:
+        states = _matching(connection, states, where)
+    failed = len(states.filter("state = 'failed'"))
+    but = f", but for {failed:,} that failed: --retry-failed tries again" if failed else ""
+    return f"every video that was asked for is labeled already (labeler {labeler_id}){but}"
+
+
 def _matching(
     connection: duckdb.DuckDBPyConnection, states: duckdb.DuckDBPyRelation, where: str
 ) -> duckdb.DuckDBPyRelation:
@@ -77,5 +94,5 @@ def _matching(
         ) from None
     matching = connection.table("matching")
     if len(states) and not len(matching):
-        raise Refused(f"--where {where!r} matches none of the lake's {len(states):,} videos")
+        raise Refused(f"--where {where!r} matches no video; the lake has {counted(len(states), 'video')}")
     return matching

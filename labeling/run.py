@@ -22,7 +22,7 @@ import ray
 from cluster.connect import start_ray
 from labeling.accounting import Accounts, Report
 from labeling.labeler import Labeler
-from labeling.pending import list_work
+from labeling.pending import list_work, why_no_work
 from labeling.pipeline import Workers, decisions, nodes_with, workers
 from labeling.policy import Policy
 from labeling.settings import RunSettings
@@ -35,6 +35,7 @@ from lake.forget import complete
 from lake.metrics import PAIRS, QUEUE, REFRESH_S, STAGE_WORKERS, VIDEOS
 from lake.runs import Run, new_run_id, refuse_second_run
 from lake.tables import DataFile, Lake, now, to_table
+from lake.text import counted
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,10 @@ _ROUNDS = 3
 
 @dataclass
 class Summary:
-    """Summary of a run. `status` is `finished`, `drained` (asked to stop) or `nothing to do`."""
+    """Summary of a run. `status` is `finished`, `drained` (asked to stop) or `nothing to do`, and `why` says why.
+
+    `pending` videos were asked for and have neither finished nor failed: what a drained run leaves for the next one.
+    """
 
     run_id: str
     labeler_id: str
@@ -52,17 +56,21 @@ class Summary:
     status: str
     counts: dict[str, int]
     seconds: float
+    pending: int = 0
+    why: str = ""
 
     def text(self) -> str:
         """The summary as a user reads it."""
         if self.status == "nothing to do":
-            return f"nothing to do: no video that was asked for is pending under labeler {self.labeler_id}"
+            return f"nothing to do: {self.why}"
         counts = self.counts
         pairs = counts["accepted"] + counts["rejected"]
+        left = f"; {counted(self.pending, 'video')} pending: run the same command again" if self.pending else ""
         return (
             f"run {self.run_id} {self.status} in {self.seconds:.1f} s ({pairs / self.seconds:.1f} pairs/s), labeler "
-            f"{self.labeler_id}: {counts['videos_finished']:,} videos finished, {counts['videos_failed']:,} failed; "
-            f"{counts['accepted']:,} pairs accepted, {counts['rejected']:,} rejected, {counts['failed']:,} failed"
+            f"{self.labeler_id}: {counted(counts['videos_finished'], 'video')} finished, "
+            f"{counts['videos_failed']:,} failed; {counted(counts['accepted'], 'pair')} accepted, "
+            f"{counts['rejected']:,} rejected, {counts['failed']:,} failed{left}"
         )
 
 
@@ -82,11 +90,14 @@ def label(
     stop: threading.Event,
     progress: Progress = lambda counts: None,
     warn: Callable[..., None] = lambda message, **_: None,
+    inform: Callable[..., None] = lambda message, **_: None,
 ) -> Summary:
     """Label every pending video of a lake under a labeler, and commit the outcome as it comes.
 
     Set `stop` to drain: what was begun is finished and committed, the rest stays pending. Ray is
-    started, or connected to, only when there is work. `warn` is called as a logger's `warning` is, with `extra`.
+    started, or connected to, only when there is work. `warn` is called as a logger's `warning` is, with `extra`, and
+    `inform` as its `info`. The counts that `progress` gets have a key of their own for `Summary.pending`,
+    `videos_pending`.
 
     Raises:
         Refused: another run of the labeler is alive, another policy is active, `where` is wrong, or the lake has to be
@@ -101,11 +112,18 @@ def label(
     run_id = new_run_id()
     warn = partial(warn, extra={"run_id": run_id})
     summary = Summary(run_id, labeler.id, policy.id, "nothing to do", Accounts().counts, 0.0)
-    if not len(list_again()):
+    summary.pending = len(list_again())
+    if not summary.pending:
+        summary.why = why_no_work(lake, labeler.id, where=where)
         return summary
     if not take_over:
         refuse_second_run(lake, labeler.id, stop)
     if not stop.is_set():
+        inform(
+            f"labeling {counted(summary.pending, 'video')} with {labeler.settings.model.name}: starting Ray and "
+            "loading the model takes 10 seconds or more",
+            extra={"run_id": run_id},
+        )
         start_ray()
     config = {"labeler": labeler.identity, "policy": policy.model_dump(mode="json"), "run": settings.model_dump()}
     with Run(
@@ -126,7 +144,9 @@ def label(
         log.info("run begins", extra={**of_run, "policy_id": policy.id})
         driver = _Driver(lake, labeler, policy, settings, run, stop, progress, warn)
         try:
-            driver.label(list_again)
+            if not stop.is_set():
+                driver.label(list_again)
+                summary.pending = driver.accounts.pending
             run.status = summary.status = "drained" if stop.is_set() else "finished"
         except Fenced:
             # What the workers wrote and nobody will commit may be forgotten by now.
@@ -161,8 +181,6 @@ class _Driver:
         self._observed, self._observed_at = dict(self.accounts.counts), 0.0
 
     def label(self, list_again: Callable[[], pa.Table]) -> None:
-        if self._stop.is_set():
-            return
         self._committer.fence()
         # Both again, now that nobody else can decide anything: the run before may have gone on until this moment.
         refuse_other_policy(self._lake, self._labeler.id, self._policy.id)
@@ -170,6 +188,7 @@ class _Driver:
         before = self._committer.decided(work["video_id"].to_pylist())
         for video_id in work["video_id"].to_pylist():
             self.accounts.open(video_id, decided_before=len(before.get(video_id, ())))
+        self._tell_progress()
         asked = self._settings
         pool = workers(
             asked.decode_workers,
@@ -213,7 +232,7 @@ class _Driver:
                 if report:
                     heard = time.monotonic()
                     self.accounts.add(report)
-                    self._progress(self.accounts.counts)
+                    self._tell_progress()
                 elif stop.is_stalled(time.monotonic() - heard, self._settings.stall_timeout):
                     raise Stalled(self._diagnosis(todo, pool))
                 if self._stop.is_set():
@@ -226,6 +245,9 @@ class _Driver:
         finally:
             self._commit()
             self._observe(pool)
+
+    def _tell_progress(self) -> None:
+        self._progress({**self.accounts.counts, "videos_pending": self.accounts.pending})
 
     def _observe(self, pool: Workers) -> None:
         """Tell Prometheus what has changed."""
@@ -247,7 +269,7 @@ class _Driver:
         open_ = pc.is_in(todo["video_id"], value_set=pa.array(self.accounts.unfinished, pa.string()))
         waiting = todo["uri"].filter(open_).to_pylist()
         there, free = ray.cluster_resources(), ray.available_resources()
-        said = f"no sign of life for {self._settings.stall_timeout:g} s, {len(waiting):,} videos unfinished"
+        said = f"no sign of life for {self._settings.stall_timeout:g} s, {counted(len(waiting), 'video')} unfinished"
         said += f" ({waiting[0]}, ...)" if waiting else ""
         said += f"; nodes {sum(node['Alive'] for node in ray.nodes())}"
         for name, wanted in (

@@ -198,7 +198,7 @@ def _listed(lake: Lake, source: Source) -> Iterator[list[Entry]]:
         reason = ProbeError(type(error).__name__, str(error), isinstance(error, Unavailable))
         Writer(lake).append("failures", [_failure(None, source.uri, "list", reason)])
         if isinstance(error, OSError):
-            raise Refused(f"cannot list {source.uri!r}: {error}; fix it and run the command again") from error
+            raise Refused(f"cannot list {source.uri!r}: {error}; fix it and run the command again") from None
         raise
 
 

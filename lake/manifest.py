@@ -149,7 +149,7 @@ class _Files:
         try:
             entries = [entry for page in storage.pages(source) for entry in page]
         except OSError as error:
-            raise Refused(f"cannot list {source!r}: {error}; fix it and run the command again") from error
+            raise Refused(f"cannot list {source!r}: {error}; fix it and run the command again") from None
         if [entry.uri for entry in entries] == [source]:
             raise Refused(f"{source!r} is a file: name the folder from which the paths of its rows start")
         self.by_path = {self.relative(entry): entry for entry in entries}
@@ -211,7 +211,7 @@ def _records(storage: StorageConfig, manifest: Entry) -> Iterator[dict[str, str]
     except (ValueError, RecursionError, csv.Error) as error:
         raise Refused(f"{manifest.uri!r} is not {_format(extension)}: {error}") from None
     except OSError as error:
-        raise Refused(f"cannot read {manifest.uri!r}: {error}") from error
+        raise Refused(f"cannot read {manifest.uri!r}: {error}") from None
     if not isinstance(items, list):
         raise Refused(f"{manifest.uri!r} is not a list of rows: it holds one {type(items).__name__}")
     for item in items:

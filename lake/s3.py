@@ -84,9 +84,9 @@ def access(settings: S3Settings) -> Access:
         credentials = found.get_frozen_credentials() if found else None
     except (BotoCoreError, ClientError) as error:
         if is_away(error):
-            raise Unavailable(f"{one_line(error)}: the service that hands out credentials does not answer") from error
+            raise Unavailable(f"{one_line(error)}: the service that hands out credentials does not answer") from None
         refused = Refused(f"{one_line(error)}: check AWS_PROFILE and the role it assumes")
-        raise outage(error) or refused from error
+        raise outage(error) or refused from None
     if credentials is None or not credentials.access_key or not credentials.secret_key:
         raise no_credentials()
     place = _place(settings, environment)
@@ -246,7 +246,7 @@ def _session(settings: S3Settings, environment: tuple[tuple[str, str], ...]) -> 
     try:
         return boto3.Session(profile_name=settings.profile, region_name=region)
     except BotoCoreError as error:
-        raise Refused(f"{one_line(error)}: check AWS_PROFILE and ~/.aws/config") from error
+        raise Refused(f"{one_line(error)}: check AWS_PROFILE and ~/.aws/config") from None
 
 
 @lru_cache(maxsize=8)
@@ -281,7 +281,7 @@ def _build(settings: S3Settings, session: "boto3.Session", behavior: dict[str, A
             verify=place.route.ca_file if place else None,
         )
     except (BotoCoreError, ValueError) as error:
-        raise Refused(f"{one_line(error)}: check {ENDPOINT} (like http://host:port)") from error
+        raise Refused(f"{one_line(error)}: check {ENDPOINT} (like http://host:port)") from None
     if settings.requester_pays:
         made.meta.events.register("before-call.s3", _pay)
     return made

@@ -166,26 +166,26 @@ def _view_name(labeler: str, labelers: list[str]) -> str:
 def _explained(names: list[str], seconds: float | None) -> Iterator[None]:
     try:
         yield
-    except duckdb.InterruptException as error:
-        raise Refused(too_long(seconds)) from error
-    except duckdb.OutOfMemoryException as error:
-        raise TooMuchMemory(MEMORY) from error
-    except duckdb.PermissionException as error:
-        raise Refused(_only_tables(names)) from error
+    except duckdb.InterruptException:
+        raise Refused(too_long(seconds)) from None
+    except duckdb.OutOfMemoryException:
+        raise TooMuchMemory(MEMORY) from None
+    except duckdb.PermissionException:
+        raise Refused(_only_tables(names)) from None
     except duckdb.Error as error:
         reason = sql_reason(error)
         if _NO_TABLE.match(reason):
             reason = f"{reason.split(' Did you mean')[0]} There are {', '.join(names)}"
-        raise Refused(reason) from error
+        raise Refused(reason) from None
     except (OSError, pa.ArrowException) as error:
         # What goes wrong while rows stream comes through Arrow as an error of input and output, without a number.
         if "INTERRUPT" in str(error):
-            raise Refused(too_long(seconds)) from error
+            raise Refused(too_long(seconds)) from None
         if str(error).startswith("Out of Memory Error"):
-            raise TooMuchMemory(MEMORY) from error
+            raise TooMuchMemory(MEMORY) from None
         if not _WHILE_STREAMING.match(str(error)):
             raise
-        raise Refused(sql_reason(error)) from error
+        raise Refused(sql_reason(error)) from None
 
 
 def sql_reason(error: Exception, limit: int | None = None) -> str:

@@ -176,7 +176,7 @@ class StorageConfig(Settings):
         try:
             answer = s3.quick_client(settings).list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
         except (ClientError, BotoCoreError) as error:
-            raise self.explained(error, uri) from error
+            raise self.explained(error, uri) from None
         home = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", place.region)
         # The bucket of somebody else may be anywhere: boto3, which reads sources, follows it.
         if not place.endpoint and home != place.region and not (settings.anonymous or settings.requester_pays):
@@ -198,7 +198,7 @@ class StorageConfig(Settings):
         try:
             yield from self._s3_pages(*split_s3(uri))
         except (ClientError, BotoCoreError) as error:
-            raise self.explained(error, uri) from error
+            raise self.explained(error, uri) from None
 
     def _s3_pages(self, bucket: str, key: str) -> Iterator[list[Entry]]:
         def listed(**request: Any) -> Any:
@@ -309,7 +309,7 @@ class StorageConfig(Settings):
         except ClientError as error:
             if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
                 return None
-            raise self.explained(error, uri) from error
+            raise self.explained(error, uri) from None
 
     def delete(self, uri: str) -> None:
         """Delete an object if it is there."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from lake.errors import ModelRefused
+from lake.errors import ModelRefused, one_line
 from models.s3_cache import fetch
 
 BUILTIN = Path(__file__).parent / "builtin" / "weights"
@@ -95,21 +95,33 @@ def _download(repository: str, revision: str | None, prefix: str) -> Path:
         snapshot = snapshot_download(
             repository, revision=revision, allow_patterns=list(WANTED), ignore_patterns=["*/*"]
         )
-    except GatedRepoError as error:
+    except GatedRepoError:
         message = f"{repository} is gated; accept its terms on huggingface.co, then run: hf auth login"
-        raise ModelRefused(message) from error
-    except RevisionNotFoundError as error:
-        raise ModelRefused(f"{repository} has no revision {revision!r}; name one of its commits") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ModelRefused(message) from None
+    except RevisionNotFoundError:
+        raise ModelRefused(f"{repository} has no revision {revision!r}; name one of its commits") from None
+    except (RepositoryNotFoundError, HFValidationError):
         message = f"no repository {repository} on Hugging Face; check the name, or run: hf auth login"
-        raise ModelRefused(message) from error
+        raise ModelRefused(message) from None
     except Exception as error:
-        # Offline mode, name resolution, proxies, time-outs, a full disk: each has a class of its own.
         raise ModelRefused(
-            f"{repository} is not on this machine and cannot be downloaded ({type(error).__name__}); run `hf download "
-            f"{repository}` where there is a network and name the folder as {prefix}<folder>"
-        ) from error
+            f"{repository} is not on this machine and cannot be downloaded ({_why_not(error)}): run `hf download "
+            f"{repository} --local-dir FOLDER` where there is a network, copy FOLDER here, and use {prefix}FOLDER"
+        ) from None
     return Path(snapshot)
+
+
+def _why_not(error: Exception) -> str:
+    """Why a download failed: the hub's client reports every failed look-up as a missing file, with its cause."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
+    if isinstance(cause, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set"
+    if isinstance(error, LocalEntryNotFoundError) and not isinstance(cause, HfHubHTTPError):
+        return "no network?"
+    # Proxies, other answers of the hub, a full disk: each has a class of its own.
+    return f"{type(cause).__name__}: {one_line(cause, 200)}"
 
 
 def check_weights(folder: Path, pattern: str = "*.safetensors") -> None:
@@ -135,7 +147,7 @@ def count_weights(folder: Path) -> int:
             with safe_open(path, "np") as weights:
                 total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise ModelRefused(f"{path} is broken ({error}); download the model again") from error
+            raise ModelRefused(f"{path} is broken ({error}); download the model again") from None
     return total
 
 
@@ -189,8 +201,8 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelRefused(f"{path} is not valid JSON; download the model again") from error
+    except ValueError:
+        raise ModelRefused(f"{path} is not valid JSON; download the model again") from None
     if not isinstance(content, dict):
         raise ModelRefused(f"{path} holds no JSON object; download the model again")
     return content

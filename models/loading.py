@@ -96,7 +96,7 @@ def _find(settings: ModelSettings, device: str | None) -> _Found:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ModelRefused(
             f"the config.json or preprocessor_config.json of {folder} is broken ({error}); download the model again"
-        ) from error
+        ) from None
     pinned |= {"prompt": settings.prompt or DEFAULT_PROMPT}
     pinned |= {"dtype": chosen_dtype(settings.dtype, device), "image_size": image_size, "pair_layout": layout}
     return _Found(family, folder, adapter, image_size, device, settings.model_copy(update=pinned))

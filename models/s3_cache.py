@@ -37,7 +37,7 @@ def fetch(uri: str, patterns: tuple[str, ...], content: str | None = None) -> tu
         storage.check(uri)
         found = _files(storage, uri, patterns)
     except Refused as error:
-        raise ModelRefused(f"the model {uri} cannot be read: {error}") from error
+        raise ModelRefused(f"the model {uri} cannot be read: {error}") from None
     if not found:
         raise ModelRefused(f"there is no model at {uri}: name the folder with config.json and *.safetensors")
     digest = hashlib.sha256(repr((uri, found)).encode()).hexdigest()[:32]
@@ -51,13 +51,13 @@ def fetch(uri: str, patterns: tuple[str, ...], content: str | None = None) -> tu
             if not folder.is_dir():
                 _download(storage, found, folder)
     except (BotoCoreError, ClientError) as error:
-        raise storage.explained(error, uri) from error
-    except SourceChanged as error:
-        raise ModelRefused(f"{uri} was replaced while it was copied: run this again") from error
+        raise storage.explained(error, uri) from None
+    except SourceChanged:
+        raise ModelRefused(f"{uri} was replaced while it was copied: run this again") from None
     except OSError as error:
         raise ModelRefused(
             f"{uri} cannot be kept in {_cache()} ({error}): set XDG_CACHE_HOME to another place"
-        ) from error
+        ) from None
     return folder, digest
 
 

@@ -29,7 +29,9 @@ class ModelSettings(Settings):
     """Which dynamics model, and how it is asked."""
 
     name: str = Field(
-        "builtin", description="Dynamics model: builtin, hf:<folder>, hf:<owner>/<repository> or s3://<folder>."
+        "builtin",
+        description="Dynamics model: builtin, hf:<folder>, hf:<owner>/<repository> or s3://<folder>. builtin knows the "
+        "sample world of `worldlake demo` only.",
     )
     revision: str | None = Field(None, pattern=r"\S", description=_REVISION)
     adapter: str | None = Field(None, pattern=r"\S", description=_ADAPTER)

@@ -23,6 +23,14 @@ def test_examples_are_short() -> None:
     assert {path.name: lines for path in EXAMPLES.glob("*.py") if (lines := path.read_text().count("\n")) > 40} == {}
 
 
+@pytest.mark.parametrize("name", ["ask_a_service.py", "label_a_folder.py", "train.py"])
+def test_an_example_without_arguments_says_how_it_is_called(name: str) -> None:
+    done = run(name)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"python examples/{name} " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)

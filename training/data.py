@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ from training.settings import Source
 
 # Rows with two images each: a block of some tens of megabytes.
 _ROWS = 1000
+# Labelers with their splits that a refusal lists.
+_NAMED = 6
 
 
 @dataclass(frozen=True)
@@ -62,16 +65,7 @@ def choose(lake: Lake, sources: Sequence[Source], versions: Mapping[str, int]) -
     found = [select_triples(lake, source, versions) for source in sources]
     for source, rows in zip(sources, found, strict=True):
         if not len(rows):
-            version = versions["triples"]
-            if source.where == BY_PEOPLE:
-                raise Refused(
-                    f"no triple at version {version} was labeled by people: `worldlake ingest --format ...` what they "
-                    "labeled, or name the triples to learn from, --source '{labelers: [...]}'"
-                )
-            raise Refused(
-                f"no triple at version {version} is in {source.model_dump_json(exclude_unset=True)}: "
-                "label videos first, or choose other labelers, datasets, splits or conditions"
-            )
+            raise _none_of(source, lake, versions["triples"])
     rows = pa.concat_tables([table.select(["triple_id", "action"]) for table in found])
     _, first = np.unique(rows["triple_id"].to_numpy(), return_index=True)
     table = rows.take(pa.array(first)).combine_chunks()
@@ -79,6 +73,33 @@ def choose(lake: Lake, sources: Sequence[Source], versions: Mapping[str, int]) -
     # The same set is the same source, whatever order its rows were chosen in.
     indices = [np.sort(pc.index_in(one["triple_id"], value_set=ids).to_numpy().astype(np.int64)) for one in found]
     return Chosen(table, list(zip(indices, [source.factor for source in sources], strict=True)))
+
+
+def _none_of(source: Source, lake: Lake, version: int) -> Refused:
+    """Return why a source is empty, with what there is instead."""
+    columns = lake.dataset("triples", at_version(lake, "triples", version)).to_table(columns=["labeler_id", "split"])
+    found = columns.group_by(["labeler_id", "split"]).aggregate([([], "count_all")]).to_pylist()
+    if not found:
+        return Refused(
+            "there is no triple to train on: label videos first, or `worldlake ingest --format ...` what people labeled"
+        )
+    if source.where != BY_PEOPLE:
+        query = "SELECT labeler_id, dataset, split, count(*) FROM triples GROUP BY ALL"
+        return Refused(
+            f"no triple is in {source.model_dump_json(include=source.model_fields_set | {'splits'})}: choose other "
+            f'labelers, datasets, splits or conditions (what there is: worldlake sql "{query}" '
+            f"--lake {shlex.quote(lake.uri)})"
+        )
+    wanted = source.splits or tuple({row["split"] for row in found})
+    found.sort(key=lambda row: (row["split"] not in wanted, -row["count_all"]))
+    most = found[0]
+    splits = "" if most["split"] in wanted else f", splits: [{most['split']}]"
+    there = ", ".join(f"{row['labeler_id']} {row['split']} {row['count_all']:,}" for row in found[:_NAMED])
+    return Refused(
+        f"no triple of the split {' or '.join(sorted(wanted))} was labeled by people: `worldlake ingest --format ...` "
+        f"what they labeled, or train on other labels, --source '{{labelers: [{most['labeler_id']}]{splits}}}' "
+        f"(there are: {there}{', ...' if len(found) > _NAMED else ''})"
+    )
 
 
 def read(

@@ -28,7 +28,7 @@ import ray
 from cluster.connect import start_ray
 from lake.commits import Claim
 from lake.errors import Refused, Superseded
-from lake.runs import Run, find_alive, states
+from lake.runs import Run, RunState, find_alive, states
 from lake.storage import StorageConfig, join, normalize
 from lake.tables import Lake
 from lake.writer import Writer
@@ -145,17 +145,19 @@ def train(
         _refuse_other(run_id, record, base, lake)
         if before and before.status == "finished":
             return summary
-    elif before and before.config.get("uri") != uri:
-        raise Refused(f"run {run_id} of this lake is at {before.config.get('uri')}: give its --out, or another --run")
+    elif before:
+        _refuse_elsewhere(lake, before, uri)
+    versions = record.versions if record else _pin(lake, settings)
+    # Before the run is on record: settings that choose nothing leave no run behind.
+    chosen = choose(lake, settings.sources, versions)
     # From here on a process of this name that was taken for dead writes nothing more.
     claim = Claim(lake, f"train/{run_id}")
     writer = Writer(lake)
-    versions = record.versions if record else _pin(lake, settings)
     config = settings.identity() | {"run": settings.model_dump(mode="json"), "uri": uri}
     hashes = {f"base/{name}": digest for name, digest in base.hashes.items()}
     with Run(lake, run_id, "train", config, model_hashes=hashes, tables_read=versions, on_error=warn) as run:
         driver = _Driver(writer, claim, base, run, uri, stop, progress, summary)
-        driver.train(record)
+        driver.train(record, chosen)
         run.status = summary.status
         summary.seconds = run.timings["seconds"] = time.monotonic() - started
     return summary
@@ -192,6 +194,15 @@ def _read_record(storage: StorageConfig, uri: str) -> _Record | None:
         return _Record(**json.loads(content)) if content is not None else None
     except (TypeError, ValueError):
         raise Refused(f"{join(uri, _RECORD)} is not a record of a run: use another --run, or remove {uri}") from None
+
+
+def _refuse_elsewhere(lake: Lake, before: RunState, uri: str) -> None:
+    """Two folders for one run would be two runs; one that ended before it wrote its record has none."""
+    if before.kind != "train":
+        raise Refused(f"run {before.run_id} of this lake is not a training run: use another --run")
+    place = before.config["uri"]
+    if place != uri and _read_record(lake.storage, place):
+        raise Refused(f"run {before.run_id} of this lake is at {place}: give its --out, or another --run")
 
 
 def _refuse_other(run_id: str, record: _Record, base: _Base, lake: Lake) -> None:
@@ -233,9 +244,8 @@ class _Driver:
         self._stop, self._progress, self._summary = stop, progress, summary
         self._settings = base.settings
 
-    def train(self, record: _Record | None) -> None:
+    def train(self, record: _Record | None, chosen: Chosen) -> None:
         versions = self._run.tables_read
-        chosen = choose(self._lake, self._settings.sources, versions)
         # A `forget` that is under way has entombed what it has yet to delete, and a pinned version may hold it, too.
         chosen = chosen.without(entombed(self._lake, versions["triples"]))
         start_ray()

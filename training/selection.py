@@ -134,7 +134,7 @@ def choose(triples: pads.Dataset | pa.Table, videos: pads.Dataset | pa.Table, se
         try:
             chosen: pa.Table = connection.sql(statement, params=parameters).to_arrow_table()
         except duckdb.Error as error:
-            raise _explained(error, settings) from error
+            raise _explained(error, settings) from None
     if chosen["class"].null_count:
         unlabeled = sorted({row["dataset"] for row in chosen.to_pylist() if row["class"] is None})
         raise Refused(f"videos of {', '.join(unlabeled)} have no class_label: use classes = phrase, or auto")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lake.errors import Refused
 from lake.timer import after
 from worldlake.extras import needed_by
+from worldlake.unread import warnings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from worldlake.evaluation import Outcome
 
 log = logging.getLogger("worldlake")
+
+_FOREIGN = "builtin knows the sample world of the demo only: for your footage, use --model hf:OWNER/NAME"
 
 # What a function needs is imported when it runs: torch and Ray take seconds, and a query needs neither.
 
@@ -73,6 +76,9 @@ def ingest(
         retry_failed: try again what failed before.
         forgotten: also take in what ``worldlake forget`` deleted.
 
+    How many videos could not be read, now or before, and the query that says why go to the logger ``worldlake`` as
+    warnings.
+
     Raises:
         Refused: an unknown format or split, or a source that cannot be read or that holds no video.
         Unavailable: the store does not answer.
@@ -87,22 +93,26 @@ def ingest(
         from labeling.human_labels import LabeledOptions, ingest_labeled
 
         options = LabeledOptions(dataset, split, image_size, retry_failed, forgotten)
-        return Ingested(
+        done = Ingested(
             *ingest_labeled(
                 target, sources, format, options, lambda counts: progress(counts.triples + counts.failed, vars(counts))
             )
         )
-    counts = catalog(
-        target,
-        sources,
-        dataset=dataset,
-        layout=format,
-        split=split,
-        retry_failed=retry_failed,
-        bring_back=forgotten,
-        on_progress=lambda counts: progress(counts.listed, vars(counts)),
-    )
-    return Ingested(counts)
+    else:
+        counts = catalog(
+            target,
+            sources,
+            dataset=dataset,
+            layout=format,
+            split=split,
+            retry_failed=retry_failed,
+            bring_back=forgotten,
+            on_progress=lambda counts: progress(counts.listed, vars(counts)),
+        )
+        done = Ingested(counts)
+    for line in warnings(done.videos, target.uri):
+        log.warning("%s", line)
+    return done
 
 
 def label(
@@ -119,12 +129,13 @@ def label(
     take_over: bool = False,
     stop: threading.Event | None = None,
     progress: Progress = _ignore,
+    advise: bool = True,
 ) -> LabelSummary:
     """Label every pending video of a lake, and commit the outcome as it comes.
 
     Ctrl-C and SIGTERM drain: what was begun is finished and committed. A second one raises KeyboardInterrupt. The same
-    call resumes. Ray runs on this machine, or on the cluster of ``RAY_ADDRESS``, and stays for the next call. Warnings
-    go to the logger ``worldlake``.
+    call resumes. Ray runs on this machine, or on the cluster of ``RAY_ADDRESS``, and stays for the next call. Warnings,
+    and a line when work begins, go to the logger ``worldlake``.
 
     Args:
         model: settings of a dynamics model, or its name.
@@ -137,7 +148,8 @@ def label(
         retry_failed: also try again what failed.
         take_over: end a live run of the same labeler first.
         stop: set it to drain. Then signals are left alone, as they are outside the main thread.
-        progress: called with how many videos are done, and with counts by name.
+        progress: called with how many videos are done, and with counts by name; ``videos_pending`` are left.
+        advise: warn when ``builtin`` accepted no pair, as it does of footage that it does not know.
 
     Raises:
         Refused: the model, the policy or `where` cannot be used, or another run of the labeler is alive.
@@ -157,7 +169,7 @@ def label(
     run = run or RunSettings()
     labeler = resolve_labeler(LabelerSettings(model=settings, sampling=sampling or SamplingSettings()), _device(run))
     with _stopping(stop, max_hours) as stopping:
-        return run_labeler(
+        summary = run_labeler(
             target,
             labeler,
             rules,
@@ -169,7 +181,11 @@ def label(
             stop=stopping,
             progress=lambda counts: progress(counts["videos_finished"] + counts["videos_failed"], counts),
             warn=log.warning,
+            inform=log.info,
         )
+    if advise and settings.name == "builtin" and summary.counts["rejected"] and not summary.counts["accepted"]:
+        log.warning(_FOREIGN)
+    return summary
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from itertools import takewhile
 
-from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnknownCommandError
 
 from lake.errors import WorldlakeError, one_line
 from worldlake import console
@@ -122,7 +122,20 @@ def _wrong_usage(error: CycloptsError, words: Sequence[str]) -> int:
     command = " ".join(["worldlake", *commands])
     if isinstance(error, MissingArgumentError) and len(commands) == len(words):
         app.help_print(commands, console=console.err)
+    first = next(iter(words[len(commands) :]), "")
+    if isinstance(error, UnknownCommandError) and first.startswith("-") and (missing := _missing_command(commands)):
+        return _say(f"{missing} (see `{command} --help`)", 2)
     return _say(in_words(error, command), 2)
+
+
+def _missing_command(commands: Sequence[str]) -> str | None:
+    """Return what to say where an option stands in the place of a command; None where no command is missing."""
+    if not commands:
+        return "say what to do before any option: `worldlake COMMAND [OPTIONS]`"
+    if commands[0] not in _GROUPS:
+        return None
+    *most, last = (f"`worldlake {commands[0]} {name}`" for name in _GROUPS[commands[0]][1])
+    return f"say what to {'do' if commands[0] == 'keys' else commands[0]}: {', '.join(most)} or {last}"
 
 
 def _unexpected(error: BaseException, words: Sequence[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from lake.errors import plain
+from lake.text import counted
 
 # File names and actions are shown as they are: `:car:` is not an emoji.
 out = Console(soft_wrap=True, highlight=False, emoji=False)
@@ -47,9 +49,17 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line | extra, default=str)
 
 
+class _OnStderr(logging.StreamHandler[Any]):
+    """Writes to what standard error is now: while there is a live line, rich puts a stream there that prints above."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def setup() -> None:
     """Log lines with a time on standard error; as JSON where Ray is told to log so, by the variable that Ray reads."""
-    handler = logging.StreamHandler()
+    handler = _OnStderr()
     is_json = os.environ.get("RAY_LOGGING_CONFIG_ENCODING") == "JSON"
     handler.setFormatter(_JsonLines() if is_json else _Lines("%(asctime)s %(levelname)s %(message)s"))
     log.handlers[:] = [handler]
@@ -83,8 +93,8 @@ def _cell(value: Any) -> str:
 class Counter:
     """Shows counts while a command works: a live line on a terminal, a log line now and then elsewhere."""
 
-    def __init__(self, what: str, total: int | None, bar: Progress | None) -> None:
-        self._what, self._total, self._bar = what, total, bar
+    def __init__(self, what: str, total: int | None, bar: Progress | None, unit: str) -> None:
+        self._what, self._total, self._bar, self._unit = what, total, bar, unit
         self._task = bar.add_task(what, total=total, detail="") if bar else None
         self._logged = time.monotonic()
 
@@ -92,20 +102,25 @@ class Counter:
         """Show that `done` of the total are through; `total` where it was not known before."""
         self._total = total or self._total
         detail = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items() if count)
+        if self._total and self._unit:
+            far = f"{done:,} of {counted(self._total, self._unit)}"
+            detail = f"{far}; {detail}" if detail else far
+        elif not self._bar:
+            detail = f"{done}{f' of {self._total}' if self._total else ''}; {detail}"
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=done, total=self._total, detail=detail)
         elif time.monotonic() - self._logged >= _LOG_EVERY_S:
             self._logged = time.monotonic()
-            log.info("%s: %s%s; %s", self._what, done, f" of {self._total}" if self._total else "", detail)
+            log.info("%s: %s", self._what, detail)
 
 
 @contextmanager
-def counter(what: str, total: int | None = None) -> Iterator[Counter]:
-    """Progress of one piece of work."""
+def counter(what: str, total: int | None = None, unit: str = "") -> Iterator[Counter]:
+    """Progress of one piece of work. With a unit, such as video, it says how many of the total are done."""
     if not err.is_terminal:
-        yield Counter(what, total, None)
+        yield Counter(what, total, None, unit)
         return
     # The detail is a field of ours, not an attribute of the task as the description is.
     texts = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[detail]}"))
     with Progress(SpinnerColumn(), *texts, TimeElapsedColumn(), console=err, transient=True) as bar:
-        yield Counter(what, total, bar)
+        yield Counter(what, total, bar, unit)

@@ -17,6 +17,7 @@ from sample_world.clips import GroundTruth, write_folder
 from worldlake import console
 from worldlake.accuracy import Share, judge, summary
 from worldlake.api import label
+from worldlake.commands.label import show
 from worldlake.report import write_report
 from worldlake.status import lake_status, print_status
 
@@ -30,10 +31,13 @@ QUERIES = {
     "Why pairs were rejected": """
         SELECT dataset, array_to_string(reasons, ' + ') AS rejected_by, count(*) AS pairs
         FROM rejections GROUP BY ALL ORDER BY pairs DESC, rejected_by LIMIT 8""",
-    "What another threshold would keep, without labeling again": """
-        WITH pairs AS (SELECT confidence FROM triples UNION ALL SELECT confidence FROM rejections)
-        SELECT threshold, count(*) FILTER (confidence >= threshold) AS kept, count(*) AS of
-        FROM pairs, (VALUES (-0.5), (-0.1), (-0.02)) AS t(threshold) GROUP BY threshold ORDER BY threshold""",
+    "What another threshold of confidence would keep": """
+        WITH pairs AS (
+            SELECT confidence, [] AS others FROM triples
+            UNION ALL SELECT confidence, list_filter(reasons, lambda reason: reason <> 'confidence') FROM rejections)
+        SELECT threshold AS confidence, count(*) FILTER (confidence >= threshold AND len(others) = 0) AS kept,
+            count(*) AS pairs
+        FROM pairs, (VALUES (-0.5), (-0.1), (-0.02), (-0.005)) AS t(threshold) GROUP BY threshold ORDER BY threshold""",
 }
 
 
@@ -53,8 +57,8 @@ def run_demo(folder: Path, videos: list[Path], clips: int, seed: int) -> dict[st
     ingest(lake, [str(sample)], dataset="sample-world", layout="folder")
     if videos:
         ingest(lake, [str(path) for path in videos], dataset="your-videos", layout="folder")
-    with console.counter("label") as counter:
-        run = label(lake, progress=counter)
+    with console.counter("label", unit="video") as counter:
+        run = label(lake, progress=lambda done, counts: show(done, counts, counter), advise=False)
     console.out.print(run.text(), markup=False)
     found = lake_status(lake)
     print_status(found)

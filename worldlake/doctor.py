@@ -18,6 +18,7 @@ from lake.repair import check
 from lake.schemas import TABLES
 from lake.storage import StorageConfig, is_s3
 from lake.tables import Lake
+from worldlake.extras import EXTRAS, absent, install
 
 # A worker process with torch, a decode process and its share of the object store.
 _MEMORY_PER_CORE = 2 << 30
@@ -50,6 +51,7 @@ def examine(lake: str | None, storage: StorageConfig) -> list[Finding]:
     checks = [
         _Check("python", _python, "install Python 3.11 or newer"),
         _Check("packages", _packages, _INSTALL),
+        _Check("extras", _extras, _INSTALL),
         _Check("memory", _memory, "mount /proc and /dev/shm"),
         _Check("disk", _disk, "set TMPDIR to a folder that can be written"),
         _Check("open files", _files, "ulimit -n 65536"),
@@ -94,6 +96,16 @@ def _packages() -> Iterator[Finding]:
     if torch.get_num_threads() > 1 and "OMP_NUM_THREADS" not in os.environ:
         yield Finding("note", "threads", f"torch would use {torch.get_num_threads()} threads in each process",
                       "export OMP_NUM_THREADS=1 when several workers share the cores")  # fmt: skip
+
+
+def _extras() -> Iterator[Finding]:
+    lacking = absent()
+    if lacking:
+        commands = ", ".join(command for command, extra in EXTRAS.items() if extra in lacking)
+        found = f"not installed: {', '.join(lacking)} (for the commands {commands})"
+        yield Finding("note", "extras", found, install(*lacking))
+    else:
+        yield Finding("fine", "extras", f"{', '.join(dict.fromkeys(EXTRAS.values()))} are installed")
 
 
 def _memory() -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from training.builtin.reset_vocabulary import write_dynamics, write_world
 from training.settings import DynamicsTraining, Source, TrainingSettings, WorldTraining
 from worldlake import console
 from worldlake.api import label, train
+from worldlake.commands.label import show as show_videos
 from worldlake.commands.train import show
 from worldlake.evaluation import WorldOptions, evaluate_dynamics, evaluate_world, plain_figures
 from worldlake.evaluation_pairs import Choice
@@ -68,8 +69,10 @@ def run_full_demo(folder: Path, seed: int, amounts: Amounts = Amounts()) -> dict
     dynamics = ModelSettings(name=_train(lake, _dynamics_training(bases, taught, amounts)))
     _say("3. it labels the unlabeled clips, and every label is verified before it is written")
     where = f"dataset = '{_UNLABELED}'"
-    with console.counter("label") as counter:
-        labels = label(lake, model=dynamics, where=where, progress=counter)
+    with console.counter("label", unit="video") as counter:
+        labels = label(
+            lake, model=dynamics, where=where, progress=lambda done, counts: show_videos(done, counts, counter)
+        )
     console.out.print(labels.text(), markup=False)
     found = Source(labelers=(labels.labeler_id,), datasets=(_UNLABELED,), splits=())
     _say("4. world models learn what an action leads to: from the labeled pairs alone, and from the verified ones too")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from typing import Any
@@ -85,22 +86,28 @@ def _refuse_taken(host: str, port: int) -> None:
     except (socket.gaierror, UnicodeError) as error:
         raise Refused(f"--host {host} is not an address of this machine ({error})") from None
 
-    def check() -> None:
-        if taken := _taken(found):
-            raise Refused(
-                f"cannot listen at {host}:{port} ({taken}): another program or service does? choose another --port"
-            )
+    told: set[int] = set()
 
-    retry(check, _PORT, lambda error: isinstance(error, Refused))
+    def tell(error: Exception, wait_s: float) -> None:
+        if port not in told:
+            told.add(port)
+            console.log.warning("port %s is taken: waiting up to %.0f s for it", port, _PORT.patience_s)
+
+    try:
+        retry(lambda: _bind(found), _PORT, _is_taken, tell)
+    except OSError as error:
+        if _is_taken(error):
+            raise Refused(f"another program listens at {host}:{port}: choose another --port") from None
+        raise Refused(f"cannot listen at {host}:{port} ({error.strerror}): choose another --host or --port") from None
 
 
-def _taken(found: list[Any]) -> str | None:
+def _is_taken(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+
+
+def _bind(found: list[Any]) -> None:
     for family, kind, protocol, _, address in found:
         with socket.socket(family, kind, protocol) as probe:
             # What still holds connections that have ended holds nobody up.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(address)
-            except OSError as error:
-                return error.strerror
-    return None
+            probe.bind(address)

@@ -14,8 +14,9 @@ from lake import tombstones
 from lake.runs import RunState, states
 from lake.storage import normalize
 from lake.tables import Lake
+from lake.text import counted
 from worldlake import console
-from worldlake.commands.ingest import why_unread
+from worldlake.unread import why_unread
 
 
 def lake_status(lake: Lake) -> dict[str, Any]:
@@ -109,12 +110,13 @@ def _run(run: RunState) -> dict[str, Any]:
 def print_status(found: dict[str, Any]) -> None:
     """`lake_status` as text."""
     out = console.out
-    out.print(f"{found['lake']}: {found['videos']:,} videos", markup=False)
+    out.print(f"{found['lake']}: {counted(found['videos'], 'video')}", markup=False)
     if found["unread"]:
         why = why_unread(found["lake"])
-        out.print(f"{found['unread']:,} files or sources could not be read; why: {why}", markup=False)
+        unread = counted(found["unread"], "file or source", "files or sources")
+        out.print(f"{unread} could not be read; why: {why}", markup=False)
     if found["forgotten"]:
-        out.print(f"{found['forgotten']:,} deleted videos are skipped by `worldlake ingest`")
+        out.print(f"`worldlake ingest` skips {counted(found['forgotten'], 'deleted video')}")
     for labeler in found["labelers"]:
         videos, pairs = labeler["videos"], labeler["pairs"]
         out.print(f"\nlabeler {labeler['labeler_id']}, policy {labeler['policy_id']}")
@@ -147,6 +149,6 @@ def print_status(found: dict[str, Any]) -> None:
             ],
         )
     for labeler_id, count in found["labeled_by_people"].items():
-        out.print(f"\n{labeler_id}: {count:,} triples", markup=False)
+        out.print(f"\n{labeler_id}: {counted(count, 'triple')}", markup=False)
     if not found["labelers"]:
         out.print("nothing is labeled yet: worldlake label --lake " + found["lake"], markup=False)

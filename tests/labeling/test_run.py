@@ -6,6 +6,7 @@ import threading
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.exceptions import RayTaskError
@@ -44,6 +45,33 @@ def test_of_two_runs_that_start_at_once_one_is_refused(tmp_path: Path, monkeypat
     ]
 
 
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({}, "the lake holds no video"),
+        ({"stage": "probe", "uri": "/broken.mp4"}, "no video could be read"),
+        (
+            {"stage": "read", "scope": "video", "video_id": "v", "transient": False, "attempt": 1},
+            "but for 1 that failed",
+        ),
+    ],
+)
+def test_a_run_without_work_says_why(row: dict[str, Any], why: str, tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    lake.create()
+    labeler = Labeler(LabelerSettings(), 64, {"model": {}, "decoder": "pyav"})
+    if "video_id" in row:
+        Writer(lake).append("videos", [{"video_id": "v", "uri": "/nowhere.mp4", "etag": "1-1", "added_at": now()}])
+    if row:
+        Writer(lake).append("failures", [{"labeler_id": labeler.id, **row, "failed_at": now()}])
+    summary = label(lake, labeler, load_policy("default"), RunSettings(), stop=threading.Event())
+    assert (summary.status, summary.text().startswith("nothing to do: "), why in summary.text()) == (
+        "nothing to do",
+        True,
+        True,
+    )
+
+
 @pytest.mark.parametrize("kind", [ModelRefused, Refused, Unavailable])
 def test_what_a_worker_refuses_keeps_its_class_and_loses_the_advice_of_ray(kind: type[Exception]) -> None:
     raised = _cause(RayTaskError("load", "a traceback", kind("no folder\nadvice")).as_instanceof_cause())
@@ -51,6 +79,7 @@ def test_what_a_worker_refuses_keeps_its_class_and_loses_the_advice_of_ray(kind:
     assert str(raised) == "no folder"
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_as_beside_a_gpu_processes_of_their_own_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -25,9 +26,11 @@ from models.settings import WorldSettings
 from models.world_loading import load_image_tokenizer, load_world, tokenizer_id
 from tests.training.tiny import add_triples, picture, save_tiny_world
 from training.checkpoint import Checkpoints
+from training.data import choose
 from training.order import Order
 from training.run import Summary, train
-from training.settings import WorldTraining
+from training.selection import BY_PEOPLE
+from training.settings import Source, WorldTraining
 from training.tokens import make_tokens
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -136,6 +139,7 @@ def test_two_workers_end_where_one_does(lake: Lake, model: Path, undisturbed: Su
         assert np.abs(weight - two[name]).mean() <= 1e-4, name
 
 
+@pytest.mark.slow
 def test_an_adapter_is_what_models_load_and_unreadable_images_are_failures(tmp_path: Path, model: Path) -> None:
     lake = Lake(str(tmp_path))
     add_triples(lake, 5)
@@ -156,6 +160,34 @@ def test_an_adapter_is_what_models_load_and_unreadable_images_are_failures(tmp_p
     assert all("lora" in key for key in weights(lake, "lora"))
 
 
+def test_a_run_that_failed_before_its_record_leaves_its_name_free(tmp_path: Path, model: Path) -> None:
+    lake, stop = Lake(str(tmp_path / "lake")), threading.Event()
+    add_triples(lake, 4)
+    with pytest.raises(Refused, match="no triple is in"):
+        run(lake, settings(model, sources=[{"datasets": ["nothing"]}]), "phantom")
+    assert not states(lake)
+    with pytest.raises(Refused, match="need a GPU each"):
+        run(lake, settings(model, device="cuda"), "phantom")
+    assert [(state.run_id, state.status) for state in states(lake)] == [("phantom", "failed")]
+    stop.set()
+    assert run(lake, settings(model), "phantom", out=str(tmp_path / "out"), stop=stop).status == "drained"
+
+
+def test_a_source_without_labels_of_people_names_those_that_there_are(lake: Lake, tmp_path: Path) -> None:
+    wanted = Source(where=BY_PEOPLE, splits=("test",))
+    there = {name: lake.table(name).version() for name in ("triples", "videos")}
+    with pytest.raises(Refused, match=r"of the split test was .*\(there are: human:test train 10\)$") as refused:
+        choose(lake, [wanted], there)
+    (text,) = re.findall(r"--source '(.*?)'", str(refused.value))
+    source = WorldTraining.model_validate({"steps": 1, "sources": [text]}).sources
+    assert len(choose(lake, source, there).table) == 10
+
+    empty = Lake(str(tmp_path))
+    empty.create()
+    with pytest.raises(Refused, match="there is no triple to train on: label videos first"):
+        choose(empty, [wanted], {name: empty.table(name).version() for name in ("triples", "videos")})
+
+
 @pytest.mark.slow
 def test_a_run_reads_the_versions_it_began_with(tmp_path: Path, model: Path) -> None:
     lake = Lake(str(tmp_path))
@@ -165,9 +197,9 @@ def test_a_run_reads_the_versions_it_began_with(tmp_path: Path, model: Path) -> 
     stop.set()
     # Asked to stop before its first step, it has pinned nothing.
     assert run(lake, settings(model, triples_version=1), "older", stop=stop).status == "drained"
+    assert run(lake, settings(model, triples_version=1), "older").triples == 10
     with pytest.raises(Refused, match=r"run older of this lake is at .*/models/older: give its --out"):
         run(lake, settings(model, triples_version=1), "older", out=str(tmp_path / "elsewhere"))
-    assert run(lake, settings(model, triples_version=1), "older").triples == 10
     [read] = [state.tables_read for state in states(lake) if state.run_id == "older"]
     assert read["triples"] == 1
 
@@ -215,6 +247,7 @@ def _with_poison(lake: Lake, model: Path, poisoned: str) -> Lake:
     return lake
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_architecture_is_refused(
     lake: Lake, undisturbed: Summary, tmp_path: Path, model: Path
 ) -> None:
@@ -307,7 +340,7 @@ def test_a_record_that_was_cut_off_is_refused_in_one_line(lake: Lake, model: Pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sources": [{"datasets": ["nothing"]}]}, "no triple at version 1 is in .*nothing"),
+        ({"sources": [{"datasets": ["nothing"]}]}, "no triple is in .*nothing.*: worldlake sql"),
         ({"sources": [{"where": "no_such_column = 1"}]}, "no_such_column"),
         ({"triples_version": 99}, "no version 99: the newest is 1"),
         ({"device": "cuda"}, "1 workers need a GPU each and the cluster has 0"),

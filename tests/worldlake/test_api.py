@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 
 import worldlake
+from labeling.run import Summary
 from sample_world.clips import write_folder
 from worldlake import (
     Lake,
@@ -111,6 +114,40 @@ def test_a_lake_that_is_not_there_is_refused(call: Call, tmp_path: Path) -> None
         call(str(tmp_path / "lake"))
 
 
+def test_what_cannot_be_read_is_a_warning_with_the_query_that_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "broken.mp4").write_bytes(b"no video")
+    lake = str(tmp_path / "lake")
+    for said in ("could not be read; why", "could not be read before"):
+        caplog.clear()
+        with caplog.at_level("WARNING", "worldlake"):
+            ingest(lake, str(tmp_path / "videos"))
+        (record,) = caplog.records
+        assert said in record.getMessage()
+        words = shlex.split(record.getMessage().split("why: worldlake sql ")[1])
+        (row,) = query(lake, words[0]).to_pylist()
+        assert row["uri"] == str(tmp_path / "videos" / "broken.mp4")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda lake: query(lake, "SELECT FROM"),
+        lambda lake: query(lake, "SELECT * FROM nothing"),
+        lambda lake: label(lake, model="hf:a b/c"),
+        lambda lake: ingest(lake, "/no/such/videos"),
+        lambda lake: train(lake, WorldTraining(steps=1, model="hf:/no/such")),
+    ],
+)
+def test_a_refusal_is_one_traceback(call: Call, lake: str) -> None:
+    with pytest.raises(Refused) as refused:
+        call(lake)
+    text = "".join(traceback.format_exception(refused.value))
+    assert text.count("Traceback (most recent call last)") == 1, text
+
+
 def test_settings_name_the_field_that_is_wrong() -> None:
     with pytest.raises(Refused, match=r"^frames_per_clip: .*given: 1"):
         SamplingSettings.model_validate({"sampler": {"frames_per_clip": 1}})
@@ -146,10 +183,11 @@ def labeled(lake: str, ray_cluster: str) -> Labeled:
 def test_a_lake_is_labeled_and_queried(labeled: Labeled) -> None:
     decided = query(labeled.lake, "SELECT (SELECT count(*) FROM triples) + (SELECT count(*) FROM rejections) AS pairs")
     done, counts = labeled.progress[-1]
-    assert done == 2
+    assert (done, counts["videos_pending"]) == (2, 0)
     assert counts["accepted"] + counts["rejected"] == decided["pairs"][0].as_py() > 0
     again = label(labeled.lake, model=ModelSettings(batch_size=8))
     assert (again.status, again.labeler_id) == ("nothing to do", labeled.labeler_id)
+    assert again.text().endswith(f"every video that was asked for is labeled already (labeler {labeled.labeler_id})")
 
 
 @pytest.mark.ray
@@ -158,6 +196,20 @@ def test_an_event_of_the_caller_drains(labeled: Labeled) -> None:
     stop.set()
     summary = label(labeled.lake, sampling=SamplingSettings(jpeg_quality=80), stop=stop)
     assert (summary.status, summary.counts["videos_finished"]) == ("drained", 0)
+    assert summary.text().endswith("; 2 videos pending: run the same command again")
+
+
+@pytest.mark.parametrize(("model", "accepted", "advice"), [("builtin", 0, 1), ("builtin", 1, 0), ("hf:other", 0, 0)])
+def test_builtin_that_accepts_nothing_is_a_warning(
+    model: str, accepted: int, advice: int, lake: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    counts = {"accepted": accepted, "rejected": 25}
+    monkeypatch.setattr("labeling.run.label", lambda *_, **__: Summary("r", "l", "p", "finished", counts, 1.0))
+    monkeypatch.setattr("labeling.labeler.resolve_labeler", lambda *_: None)
+    with caplog.at_level("WARNING", "worldlake"):
+        label(lake, model=model)
+        label(lake, model=model, advise=False)
+    assert caplog.text.count("use --model hf:OWNER/NAME") == advice
 
 
 @pytest.mark.ray

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from labeling.run import Summary
+from lake.tables import Lake
+from tests.lake.filled import fill
+from tests.worldlake.command import worldlake
 from worldlake import console
+from worldlake.commands.label import in_words, show
 
 
 @pytest.fixture
@@ -59,3 +67,31 @@ def test_colors_of_a_library_stay_out_of_the_log(
     assert "503 Service Unavailable" in said
     assert "\x1b" not in said
     assert "u001b" not in said
+
+
+def test_a_line_of_progress_says_how_much_there_is(
+    restored: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console.setup()
+    monkeypatch.setattr(console, "_LOG_EVERY_S", 0)
+    with console.counter("label", unit="video") as counter:
+        show(3, {"videos_finished": 2, "videos_failed": 1, "videos_pending": 1, "accepted": 0}, counter)
+    with console.counter("ingest") as counter:
+        counter(5, {"new": 4})
+    videos, files = capsys.readouterr().err.splitlines()
+    assert videos.endswith(" label: 3 of 4 videos; videos failed 1")
+    assert files.endswith(" ingest: 5; new 4")
+
+
+def test_a_run_that_rejected_pairs_ends_with_the_query_that_says_why(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "a lake"))
+    fill(lake, videos=1)
+    counts = {"videos_finished": 1, "videos_failed": 0, "accepted": 1, "rejected": 1, "failed": 0}
+    summary = Summary("r", "l", "p", "finished", counts, 1.0)
+    line, why = in_words(summary, lake.uri)
+    assert line.endswith(": 1 video finished, 0 failed; 1 pair accepted, 1 rejected, 0 failed")
+    command = shlex.split(why.removeprefix("why rejected: "))
+    assert command[0] == "worldlake"
+    code, output = worldlake(*command[1:])
+    assert (code, "rejected_by" in output) == (0, True), output
+    assert len(in_words(replace(summary, counts=counts | {"rejected": 0}), lake.uri)) == 1

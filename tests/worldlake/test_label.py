@@ -124,7 +124,7 @@ def test_a_lake_grows_changes_and_recovers(tmp_path: Path, model: Path) -> None:
     undisturbed = decisions(lake)
 
     code, output = worldlake("label", "--lake", lake.uri, *model_options(model))
-    assert (code, "nothing to do" in output) == (0, True), output
+    assert (code, "nothing to do: every video that was asked for is labeled already" in output) == (0, True), output
 
     # A video that vanished after it was listed fails; the new one costs only itself.
     away.rename(third)
@@ -140,7 +140,7 @@ def test_a_lake_grows_changes_and_recovers(tmp_path: Path, model: Path) -> None:
     assert run["counts"]["videos_finished"] == 1
 
     # It is left alone until it is asked for again.
-    assert "nothing to do" in worldlake("label", "--lake", lake.uri, *model_options(model))[1]
+    assert "but for 1 that failed: --retry-failed" in worldlake("label", "--lake", lake.uri, *model_options(model))[1]
     away.rename(fourth)
     code, output = label(lake.uri, model, "--retry-failed")
     assert code == 0, output
@@ -185,7 +185,9 @@ def test_a_drained_run_commits_what_it_began_and_goes_on_later(tmp_path: Path, m
     assert "drained" in output
     drained = only_labeler(lake)
     assert drained["balances"]
-    assert drained["videos"]["pending"] > 0
+    left = drained["videos"]["pending"]
+    assert left > 0
+    assert f"; {left:,} video{'s' * (left > 1)} pending: run the same command again" in output
     if how == "SIGTERM":
         code, output = label(lake.uri, model)
         assert code == 0, output
@@ -220,7 +222,7 @@ def test_a_run_that_gets_nowhere_ends_and_says_what_it_waits_for(tmp_path: Path,
     code, output = label(lake.uri, model, *options)
     assert code == 1, output
     (line,) = [line for line in output.splitlines() if line.startswith("worldlake:")]
-    assert "1 videos unfinished" in line
+    assert "1 video unfinished" in line
     assert "all workers together ask for" in line
     assert "Traceback" not in output
     assert only_labeler(lake)["videos"]["pending"] == 1

@@ -24,7 +24,7 @@ def test_progress_shows_what_was_counted(tmp_path: Path) -> None:
     write_folder(tmp_path / "videos", [60_000], frames=50)
     code, output = on_terminal("ingest", str(tmp_path / "videos"), "--lake", str(tmp_path / "lake"))
     assert code == 0, output
-    assert any(line.startswith("1 videos listed = 1 new") for line in lines(output)), output
+    assert any(line.startswith("1 file listed = 1 new") for line in lines(output)), output
     assert "Traceback" not in output
 
 
@@ -34,7 +34,7 @@ def test_progress_shows_what_was_counted(tmp_path: Path) -> None:
 def test_the_demo_runs_on_a_terminal(tmp_path: Path) -> None:
     code, output = on_terminal("demo", "--folder", str(tmp_path / "demo"), "--clips", "1", columns=200)
     assert code == 0, output
-    assert any("label" in line and "videos finished 1" in line for line in lines(output)), output
+    assert any("label" in line and "1 of 1 video; accepted" in line for line in lines(output)), output
     # Nothing of Ray's core, its workers, or the warnings of a library.
     assert not [line for line in lines(output) if re.search(r"\.cc:|raylet|ray::|Warning", line)], output
 
@@ -57,4 +57,4 @@ def test_a_table_of_runs_fits_eighty_columns(tmp_path: Path) -> None:
     (line,) = [line for line in lines(output) if run_id in line]
     assert line.split()[0] == run_id
     assert "1234567" in line or "1,234,567" in line
-    assert max(map(len, lines(output))) <= max(80, len(f"{lake.uri}: 1 videos"))
+    assert max(map(len, lines(output))) <= max(80, len(f"{lake.uri}: 1 video"))

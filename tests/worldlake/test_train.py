@@ -45,7 +45,7 @@ def test_help_names_the_settings_of_its_task(task: str, own: str, other: str) ->
         ),
         (["--steps", "5", "--workers", "two"], "--workers: give a number, or two with a dash such as 2-8"),
         (["--steps", "5", "--workers", "4-2"], "both at least 1"),
-        (["--steps", "5", "--source", "{datasets: [nothing]}"], "no triple at version 1"),
+        (["--steps", "5", "--source", "{datasets: [nothing]}"], "no triple is in {"),
         (["--steps", "5", "--source", "{data: [one]}"], "--source: data has no place here: use labelers, "),
         (["--steps", "5", "--source", "3"], "--source: write {key: value, ...} (given: ['3'])"),
         (["--steps", "5", "--source", "{"], "is not YAML"),

@@ -7,6 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from lake.storage import StorageConfig
+from lake.text import counted
 from worldlake import console
 from worldlake.options import ConfigFile, Json, LakeUri, Storage, TakeOver, open_lake
 
@@ -35,8 +36,8 @@ def forget(
         console.print_json({**counts, "trained": trained, "unpinned": gone.unpinned})
         return 0
     rows = ", ".join(f"{count:,} {name}" for name, count in gone.rows.items() if count)
-    what_went = f"forgot {gone.videos:,} videos" if gone.videos else "forgotten before"
-    console.out.print(f"{what_went}: {rows or 'no rows'}; {gone.deleted:,} files deleted", markup=False)
+    what_went = f"forgot {counted(gone.videos, 'video')}" if gone.videos else "forgotten before"
+    console.out.print(f"{what_went}: {rows or 'no rows'}; {counted(gone.deleted, 'file')} deleted", markup=False)
     if trained:
         console.out.print(f"models trained on them: {', '.join(trained)}", markup=False)
     if gone.unpinned:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from lake.storage import StorageConfig
+from lake.text import counted
 from worldlake import console
 from worldlake.api import ingest as run_ingest
 from worldlake.options import ConfigFile, Json, LakeUri, SourceStorage, filled, number
 
 if TYPE_CHECKING:
     from lake.catalog import IngestCounts
-
-UNREAD = "SELECT uri, error_type, message FROM failures WHERE stage IN ('probe', 'list') ORDER BY failed_at DESC"
 
 
 def ingest(
@@ -70,36 +68,28 @@ def ingest(
         console.print_json({**vars(videos), **({"rows": vars(rows)} if rows else {})})
     else:
         if videos.listed:
-            console.out.print("\n".join(in_words(videos, target.uri)), markup=False)
+            console.out.print("\n".join(in_words(videos)), markup=False)
         if rows:
-            known = f"{rows.triples:,} triples + {rows.known:,} known"
-            console.out.print(f"{rows.listed:,} rows listed = {known} + {rows.failed:,} failed")
+            known = f"{counted(rows.triples, 'triple')} + {rows.known:,} known"
+            console.out.print(f"{counted(rows.listed, 'row')} listed = {known} + {rows.failed:,} failed")
     return 3 if strict and (any_failed(videos) or (rows and rows.failed)) else 0
 
 
-def in_words(counts: IngestCounts, lake: str) -> list[str]:
-    """Return the counts as a sentence, and a line for each sort of videos that is not in the table `videos`."""
+def in_words(counts: IngestCounts) -> list[str]:
+    """Return the counts as a sentence, and a line for videos that were deleted; `worldlake.unread` has the others."""
+    # What was unreadable or deleted before is known as well, but is not among the videos.
+    known = counts.known - counts.known_failed - counts.forgotten
+    others = {"unreadable": counts.failed, "unreadable before": counts.known_failed, "deleted before": counts.forgotten}
+    sums = "".join(f" + {count:,} {name}" for name, count in others.items() if count)
     lines = [
-        f"{counts.listed:,} videos listed = {counts.new:,} new + {counts.known:,} known + {counts.failed:,} failed"
-        f" ({counts.skipped:,} other files skipped)"
+        f"{counted(counts.listed, 'file')} listed = {counts.new:,} new + {known:,} known{sums}"
+        f" ({counted(counts.skipped, 'other file')} skipped)"
     ]
-    if counts.known_failed:
-        lines.append(
-            f"{counts.known_failed:,} known videos could not be read before and were skipped; "
-            "--retry-failed tries them again"
-        )
     if counts.forgotten:
         lines.append(
-            f"{counts.forgotten:,} deleted videos were skipped; `worldlake ingest` with --forgotten brings them back"
+            f"skipped {counted(counts.forgotten, 'deleted video')}; `worldlake ingest --forgotten` does not skip"
         )
-    if counts.failed or counts.known_failed:
-        lines.append(f"why they cannot be read: {why_unread(lake)}")
     return lines
-
-
-def why_unread(lake: str) -> str:
-    """Return the command that lists what could not be read, with the reasons."""
-    return f'worldlake sql "{UNREAD}" --lake {shlex.quote(lake)}'
 
 
 def any_failed(counts: IngestCounts) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import shlex
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -12,7 +13,8 @@ from lake.storage import StorageConfig
 from worldlake import console
 from worldlake.api import ingest
 from worldlake.api import label as run_label
-from worldlake.commands.ingest import any_failed, in_words
+from worldlake.commands.ingest import any_failed
+from worldlake.commands.ingest import in_words as ingest_in_words
 from worldlake.options import (
     RESOURCES,
     SELECTION,
@@ -28,6 +30,14 @@ from worldlake.options import (
     TakeOver,
     filled,
     number,
+)
+
+if TYPE_CHECKING:
+    from labeling.run import Summary
+
+_REJECTED = (
+    "SELECT array_to_string(reasons, ' + ') AS rejected_by, count(*) AS pairs FROM rejections "
+    "WHERE run_id = '{}' GROUP BY ALL ORDER BY pairs DESC"
 )
 
 
@@ -83,9 +93,9 @@ def label(
         with console.counter("ingest") as counter:
             counts = ingest(target, sources, retry_failed=retry_failed, progress=counter).videos
         unread = any_failed(counts)
-        for line in in_words(counts, target.uri):
+        for line in ingest_in_words(counts):
             console.log.info("%s", line)
-    with draining(max_hours) as stop, console.counter("label") as counter:
+    with draining(max_hours) as stop, console.counter("label", unit="video") as counter:
         summary = run_label(
             target,
             model=model,
@@ -97,10 +107,25 @@ def label(
             retry_failed=retry_failed,
             take_over=take_over,
             stop=stop,
-            progress=counter,
+            progress=lambda done, counts: show(done, counts, counter),
         )
     if json:
         console.print_json(vars(summary))
     else:
-        console.out.print(summary.text(), markup=False)
+        console.out.print("\n".join(in_words(summary, target.uri)), markup=False)
     return 3 if strict and (unread or summary.counts["failed"] or summary.counts["videos_failed"]) else 0
+
+
+def in_words(summary: Summary, lake: str) -> list[str]:
+    """Return the summary as a sentence, and the command that lists why pairs were rejected."""
+    lines = [summary.text()]
+    if summary.counts["rejected"]:
+        lines.append(f'why rejected: worldlake sql "{_REJECTED.format(summary.run_id)}" --lake {shlex.quote(lake)}')
+    return lines
+
+
+def show(done: int, counts: dict[str, Any], counter: console.Counter) -> None:
+    """Show on a counter of videos how far a run is."""
+    # `done of the total` says how many are finished and how many are left.
+    others = {name: count for name, count in counts.items() if name not in ("videos_finished", "videos_pending")}
+    counter(done, others, done + counts["videos_pending"])
