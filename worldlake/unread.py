@@ -1,4 +1,4 @@
-"""What is said about videos that could not be read."""
+"""Lines about videos that could not be read."""
 
 from __future__ import annotations
 
