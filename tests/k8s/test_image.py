@@ -64,4 +64,6 @@ def test_image_in_an_empty_root(tmp_path: Path) -> None:
     assert "/opt/worldlake/bin/ray" in nobody("bash", "-lc", "command -v ray")
     assert nobody("sh", "-c", "command -v gcc cc make pip || true") == ""
     assert nobody("sh", "-c", "touch /opt/worldlake/x /etc/x || touch /tmp/x && ls /tmp") == "x\n"
+    # What the pods of a service and of a training import.
+    assert nobody("python", "-c", "import training.run, worldlake.serving") == ""
     assert "done in" in nobody("worldlake", "demo", "--clips", "2", "--folder", "/tmp/demo")
