@@ -21,6 +21,7 @@ def test_psnr_is_of_all_pixels_of_a_kind() -> None:
     assert changed[0, :2, :2].all()
 
 
+@pytest.mark.slow
 def test_the_builtin_world_model_shows_what_it_is_asked_for() -> None:
     torch.set_num_threads(1)
     world = load_world(WorldSettings(sampling=TokenSampling(temperature=0.7)), "cpu")

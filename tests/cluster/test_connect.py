@@ -22,6 +22,7 @@ print([name for name in ("/monitor.py", "/log_monitor.py", "/dashboard.py") if n
 """
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_ray_outlives_the_thread_that_started_it_and_brings_no_process_that_is_idle() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False, timeout=200)

@@ -151,7 +151,8 @@ def pause_at(scene: Scene, command: str, beside: str) -> Callable[[int], None]:
     return check
 
 
-@pytest.mark.parametrize("command", ["ingest", *(pytest.param(one, marks=pytest.mark.slow) for one in COMMANDS[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_killed_command_completes_when_run_again(scene: Scene, command: str) -> None:
     each(scene.some(command), kill_at(scene, command, "kill-after"))
 

@@ -111,6 +111,7 @@ def _opened_after(opening_s: float, rest_s: float) -> str:
     return "done"
 
 
+@pytest.mark.slow
 def test_the_limit_counts_from_when_the_call_says_that_it_has_opened() -> None:
     with Isolated(timeout_s=1, attempts=1, opening_s=3) as child:
         assert child.call(_opened_after, 1.5, 0.5) == "done"

@@ -23,6 +23,8 @@ from tests.lake.traces import traces
 LABELER = "aaaaaaaa00000001"
 SECRET, OTHER = "/cam/secret.mp4", "/cam/other.mp4"
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:

@@ -130,7 +130,11 @@ DAMAGES: dict[Callable[[Filled], None], str] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize(
+    "damage",
+    [one if one in (lose_a_file, two_rows) else pytest.param(one, marks=pytest.mark.slow) for one in DAMAGES],
+    ids=lambda damage: damage.__name__,
+)
 def test_damage_is_found_repaired_and_recorded(filled: Filled, damage: Callable[[Filled], None]) -> None:
     lake = filled.lake
     assert check(lake) == []

@@ -241,6 +241,7 @@ def test_whatever_only_reads_is_answered(filled: Filled, text: str) -> None:
     assert ask(filled.lake, text)
 
 
+@pytest.mark.slow
 def test_files_stay_out_of_reach_even_of_a_statement_that_is_let_through(
     filled: Filled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

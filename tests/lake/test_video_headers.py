@@ -57,6 +57,7 @@ def test_killed_processes_cost_nothing_but_what_was_killed_twice(entries: list[E
     assert len(lost) <= killed / 2, lost
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_costs_its_own_video(entries: list[Entry], tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.mp4"
     os.mkfifo(pipe)

@@ -61,6 +61,7 @@ def commands(text: str) -> list[str]:
     return [line for block in blocks for line in re.split(r"^\$ ", block, flags=re.MULTILINE) if DOCUMENTED in line]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is missing")
 def test_every_curl_of_the_documentation_is_answered(service: Service, pairs: Pairs, tmp_path: Path) -> None:
     for name, content in zip(("before.jpg", "after.jpg"), pairs[0][:2], strict=True):
@@ -95,6 +96,7 @@ def test_the_example_asks(service: Service, pairs: Pairs, tmp_path: Path) -> Non
     assert (tmp_path / "predicted.png").stat().st_size > 100
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_its_first_cell_to_its_last(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WORLDLAKE_URL", "WORLDLAKE_KEY"):
         monkeypatch.setenv(name, service.environment[name])

@@ -282,7 +282,8 @@ def test_a_prediction_is_drawn_and_verified(page: Page, pairs: list[tuple[bytes,
     expect(drawn.first.locator("img").last).to_have_js_property("naturalWidth", 32)
 
 
-@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_is_accessible_and_fits_a_phone(browser: Browser, explorer: Explorer, scheme: str) -> None:
     context = browser.new_context(
         base_url=explorer.url, color_scheme=scheme, viewport={"width": 390, "height": 844}, reduced_motion="reduce"

@@ -77,6 +77,7 @@ def undisturbed(lake: Lake, model: Path) -> Summary:
     return run(lake, settings(model), "undisturbed")
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_model_a_log_and_its_lineage(lake: Lake, model: Path, undisturbed: Summary) -> None:
     assert undisturbed.status == "finished"
     assert (undisturbed.triples, undisturbed.step, undisturbed.steps) == (10, STEPS, STEPS)
