@@ -102,10 +102,6 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_demo_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    # A package of the user's that has the name of one of ours.
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "__init__.py").touch()
-    (tmp_path / "script.py").write_text("import worldlake")
 
     def run(program: str, *arguments: str) -> str:
         command = [str(installed / program), *arguments]
@@ -115,6 +111,10 @@ def test_the_demo_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
 
     where = run("python", "-c", "import worldlake, serve.explorer; print(worldlake.__file__, serve.explorer.__file__)")
     assert all(Path(path).is_relative_to(installed.parent) for path in where.split())
+    # A package of the user's that has the name of one of ours.
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").touch()
+    (tmp_path / "script.py").write_text("import worldlake")
     found = json.loads(run("worldlake", "demo", "--clips", "2", "--json"))
     (labeler,) = found["status"]["labelers"]
     assert labeler["videos"] == {"listed": 2, "finished": 2, "failed": 0, "pending": 0}

@@ -87,10 +87,10 @@ __all__ = [
 
 def _refuse_namesakes() -> None:
     """Raise ImportError where something of the user's has the name of a package of ours, and is found first."""
-    home = Path(__file__).resolve().parents[1]
+    home = Path(__file__).absolute().parents[1]
     for name in ("cluster", "evaluation", "labeling", "lake", "models", "sample_world", "serve", "training"):
         found = find_spec(name)
-        if found and found.origin and Path(found.origin).resolve() != home / name / "__init__.py":
+        if found and found.origin and Path(found.origin).absolute() != home / name / "__init__.py":
             raise ImportError(
                 f"{found.origin} hides the package {name} of worldlake: rename it, or start Python with -P, which does "
                 "not look beside the script first"
