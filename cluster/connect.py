@@ -68,7 +68,8 @@ def _start() -> None:
                 include_dashboard=None if address else False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                job_config=_ours_first(),
+                # A client's (ray://) is made on the cluster.
+                job_config=None if address and address.startswith("ray://") else _ours_first(),
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
         if not address:
