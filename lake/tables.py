@@ -41,12 +41,12 @@ _CONFIGURATION = {
     "delta.deletedFileRetentionDuration": "interval 1 days",
 }
 
-# By log (device and inode of its folder), the version up to which this process knows that it is on the disk.
 _TYPES = {
     table: {field.name: field.type for field in Schema.from_arrow(columns).fields} for table, columns in TABLES.items()
 }
 """Types of columns as Delta has them, by table and column."""
 
+# By log (device and inode of its folder), the version up to which this process knows that it is on the disk.
 _FLUSHED: dict[tuple[int, int], int] = {}
 
 

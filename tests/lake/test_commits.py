@@ -12,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
@@ -21,9 +20,8 @@ from hypothesis import strategies as st
 
 from lake import writer
 from lake.commits import ORDER, Claim, Committer
-from lake.errors import Fenced, Refused, Superseded, Unavailable
+from lake.errors import Fenced, Superseded, Unavailable
 from lake.retry import Schedule
-from lake.schemas import TABLES
 from lake.tables import DataFile, Lake, now, to_table
 from lake.writer import Writer, raise_fences
 
@@ -379,23 +377,3 @@ def test_a_commit_is_on_the_disk_before_it_is_acknowledged(
     # The rows, the name of their file, and then the commit that names it.
     order = [data, str(Path(data).parent), f"{log}/{1:020}.json", log]
     assert [path for path in flushed if path in order] == order
-
-
-@pytest.mark.parametrize(
-    ("fields", "says"),
-    [
-        ([pa.field("video_id", pa.int64()), *list(TABLES["videos"])[1:]], "gave video_id of .* another type: restore"),
-        (list(TABLES["videos"])[1:], "lacks columns of it: run `worldlake maintain --upgrade"),
-    ],
-)
-def test_a_table_whose_columns_another_program_changed_is_not_written_to(
-    lake: Lake, fields: list[pa.Field], says: str
-) -> None:
-    retries: list[str] = []
-    open_before = Writer(lake, on_retry=retries.append)
-    write_deltalake(lake.table("videos"), pa.schema(fields).empty_table(), mode="overwrite", schema_mode="overwrite")
-    with pytest.raises(Refused, match=says):
-        open_before.append("videos", [{"video_id": "v", "uri": "/v"}])
-    with pytest.raises(Refused, match=says):
-        Writer(lake)
-    assert retries == []

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import write_deltalake
 
 from lake.errors import Refused
 from lake.schemas import DECISIONS, SCHEMA_VERSION, TABLES, stats_columns
@@ -136,3 +137,23 @@ def test_two_files_never_have_one_name(lake: Lake) -> None:
 def test_a_lake_travels_to_workers_without_a_handle(lake: Lake) -> None:
     again = pickle.loads(pickle.dumps(lake))
     assert again.read("videos", ["video_id"]).schema == pa.schema([("video_id", pa.string())])
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ([pa.field("video_id", pa.int64()), *list(TABLES["videos"])[1:]], "gave video_id of .* another type: restore"),
+        (list(TABLES["videos"])[1:], "lacks columns of it: run `worldlake maintain --upgrade"),
+    ],
+)
+def test_a_table_whose_columns_another_program_changed_is_not_written_to(
+    lake: Lake, fields: list[pa.Field], says: str
+) -> None:
+    retries: list[str] = []
+    open_before = Writer(lake, on_retry=retries.append)
+    write_deltalake(lake.table("videos"), pa.schema(fields).empty_table(), mode="overwrite", schema_mode="overwrite")
+    with pytest.raises(Refused, match=says):
+        open_before.append("videos", [{"video_id": "v", "uri": "/v"}])
+    with pytest.raises(Refused, match=says):
+        Writer(lake)
+    assert retries == []

@@ -1,17 +1,14 @@
-"""Names, refusals and identities of models, on saved folders and on a hub that stands behind the HTTP client."""
+"""Names, refusals and identities of models, on saved folders."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx2
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -27,13 +24,6 @@ from models.loading import load_dynamics, resolve
 from models.protocols import Images
 from models.settings import DEFAULT_PROMPT, ModelSettings
 from tests.models.tiny import save_tiny
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny("qwen2_vl", tmp_path_factory.mktemp("qwen"))
 
 
 @pytest.fixture
@@ -274,94 +264,6 @@ def test_an_adapter_answers_as_its_merged_model_does(folder: Path, tmp_path: Pat
     kept = load_dynamics(settings(folder, adapter=str(adapter), dtype="bfloat16"), "cpu").score(obs, next_obs, actions)
     assert np.abs(adapted - base).max() > 0.1
     np.testing.assert_allclose(kept, adapted, atol=0.1)
-
-
-@pytest.fixture
-def hub(qwen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
-    """Hugging Face, as far as its client sees it, with the repository org/tiny.
-
-    What it is told to answer, and how often it sent a file.
-    """
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    files = {path.name: path.read_bytes() for path in qwen.iterdir()} | {"README.md": b"", "pytorch_model.bin": b""}
-    told: dict[str, int] = {}
-
-    def answer(request: httpx2.Request) -> httpx2.Response:
-        path = request.url.path
-        if "down" in told:
-            raise httpx2.ConnectError("no route to host")
-        if "broken" in told:
-            return httpx2.Response(500)
-        if "gated" in told:
-            return httpx2.Response(403, headers={"X-Error-Code": "GatedRepo"})
-        if not path.startswith(("/api/models/org/tiny", "/org/tiny")):
-            return httpx2.Response(404, headers={"X-Error-Code": "RepoNotFound"})
-        if "/revision/" in path and not path.endswith(("/main", COMMIT)):
-            return httpx2.Response(404, headers={"X-Error-Code": "RevisionNotFound"})
-        if "/tree/" in path:
-            entries = [
-                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for name, data in files.items()
-            ]
-            return httpx2.Response(200, json=entries)
-        if path.startswith("/api/"):
-            return httpx2.Response(200, json={"id": "org/tiny", "sha": COMMIT, "siblings": []})
-        name = path.rsplit("/", 1)[1]
-        told[name] = told.get(name, 0) + (request.method == "GET")
-        data = files[name]
-        headers = {"ETag": hashlib.sha1(data).hexdigest(), "X-Repo-Commit": COMMIT, "Content-Length": str(len(data))}
-        return httpx2.Response(200, headers=headers, content=b"" if request.method == "HEAD" else data)
-
-    huggingface_hub.set_client_factory(lambda: httpx2.Client(transport=httpx2.MockTransport(answer)))
-    yield told
-    huggingface_hub.set_client_factory(httpx2.Client)
-
-
-def test_a_repository_is_pinned_to_its_commit(hub: dict[str, int], qwen: Path) -> None:
-    branch = ModelSettings(name="hf:org/tiny", max_new_tokens=8)
-    resolved = resolve(branch)
-    assert resolved.settings.revision == COMMIT
-    assert resolved.identity == resolve(settings(qwen)).identity
-    assert "model.safetensors" in hub
-    assert not {"README.md", "pytorch_model.bin"} & hub.keys()
-    hub["down"] = 1
-    assert resolve(branch) == resolve(resolved.settings) == resolved
-
-
-def test_all_who_want_a_repository_at_once_download_it_once(hub: dict[str, int]) -> None:
-    # Locks of files keep processes apart as they do these.
-    with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda _: resolve(ModelSettings(name="hf:org/tiny")), range(4)))
-    assert len({one.settings.revision for one in found}) == 1
-    assert hub["model.safetensors"] == 1
-
-
-@pytest.mark.parametrize(
-    ("told", "name", "revision", "message"),
-    [
-        (
-            "down",
-            "org/tiny",
-            None,
-            r"cannot be downloaded \(no network\?\): run `hf download org/tiny --local-dir FOLDER`",
-        ),
-        ("broken", "org/tiny", None, r"cannot be downloaded \(HfHubHTTPError: .*500.*\): run `hf download"),
-        ("gated", "org/tiny", None, "org/tiny is gated; accept its terms .*hf auth login"),
-        ("", "org/none", None, "no repository org/none on Hugging Face; check the name"),
-        ("", "org/tiny", "v9", "org/tiny has no revision 'v9'; name one of its commits"),
-    ],
-)
-def test_a_repository_that_cannot_be_had_is_refused(
-    hub: dict[str, int], told: str, name: str, revision: str | None, message: str
-) -> None:
-    hub[told] = 1
-    with pytest.raises(ModelRefused, match=message) as refusal:
-        resolve(ModelSettings(name=f"hf:{name}", revision=revision))
-    assert "\n" not in str(refusal.value)
-    # The library's errors say nothing more.
-    assert refusal.value.__cause__ is None
-    assert refusal.value.__suppress_context__
 
 
 def test_a_trained_model_is_asked_as_it_was_trained_unless_told_otherwise(folder: Path, tmp_path: Path) -> None:
