@@ -121,6 +121,7 @@ def test_a_file_that_is_back_in_an_earlier_state_is_the_newest_again(tmp_path: P
     assert len(rows(lake, "videos")) == 3
 
 
+@pytest.mark.slow
 def test_only_files_that_may_hold_a_page_are_asked_and_none_that_does_is_left_out(tmp_path: Path, clip: Path) -> None:
     source, lake = tmp_path / "videos", Lake(str(tmp_path / "lake"))
     # Statistics keep the beginning of long names only; quotes and names beyond ASCII are what SQL may stumble over.
@@ -158,6 +159,7 @@ def test_two_ingests_at_once_add_every_video_once(place: str, clip: Path, tmp_pa
     assert len(rows(lake, "videos")) == 4
 
 
+@pytest.mark.slow
 def test_headers_cost_a_fraction_of_a_file(bucket: Bucket, tmp_path: Path) -> None:
     clips = {
         "front.mp4": ["-movflags", "faststart"],

@@ -84,6 +84,7 @@ def test_every_curl_of_the_documentation_is_answered(service: Service, pairs: Pa
     assert asked == {*ANSWERS, "/v1/label/video"}
 
 
+@pytest.mark.slow
 def test_the_example_asks(service: Service, pairs: Pairs, tmp_path: Path) -> None:
     for name, content in zip(("before.jpg", "after.jpg"), pairs[0][:2], strict=True):
         (tmp_path / name).write_bytes(content)

@@ -238,6 +238,7 @@ def test_no_revoked_key_comes_back_and_no_new_one_is_lost(tmp_path: Path, pool: 
     assert raced(partial(keys_of, str(tmp_path)), 60, workers) == ([], [])
 
 
+@pytest.mark.slow
 def test_no_revoked_key_comes_back_in_s3_either(bucket: StoreBucket) -> None:
     assert raced(partial(keys_of, f"{bucket.uri}/lake"), 60, ThreadPoolExecutor) == ([], [])
 

@@ -122,6 +122,7 @@ def folders(places: Path) -> set[Path]:
     return set(places.glob("worldlake-video-*"))
 
 
+@pytest.mark.slow
 def test_more_videos_than_have_a_place_are_refused_before_they_are_read(
     client: TestClient, services: Services, clip: Path, places: Path
 ) -> None:
@@ -146,6 +147,7 @@ def test_more_videos_than_have_a_place_are_refused_before_they_are_read(
     assert folders(places) == set(), "nothing is left on the disk"
 
 
+@pytest.mark.slow
 def test_twenty_videos_at_once_take_the_places_of_two(lake: Lake, models: InProcess, clip: Path, places: Path) -> None:
     """A place is taken before a video is received, not when it is sampled: disk and memory have a bound.
 

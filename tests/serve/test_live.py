@@ -30,7 +30,9 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def service(lake: str, models: object, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, str]]:
+def service(
+    lake: str, models: object, on_cluster: str, tmp_path: Path
+) -> Iterator[tuple[subprocess.Popen[bytes], str, str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -75,6 +75,7 @@ def test_the_tokenizer_gives_every_action_back() -> None:
         assert text_tokenizer.decode(text_tokenizer(action)["input_ids"]) == action
 
 
+@pytest.mark.slow
 def test_a_dynamics_model_is_trained_resumed_and_exported(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -161,6 +161,7 @@ def test_an_adapter_is_what_models_load_and_unreadable_images_are_failures(tmp_p
     assert all("lora" in key for key in weights(lake, "lora"))
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_before_its_record_leaves_its_name_free(tmp_path: Path, model: Path) -> None:
     lake, stop = Lake(str(tmp_path / "lake")), threading.Event()
     add_triples(lake, 4)

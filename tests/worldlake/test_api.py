@@ -224,6 +224,7 @@ def test_a_model_is_evaluated(labeled: Labeled, tmp_path: Path) -> None:
     assert outcome.counts["pairs"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_model_is_trained(labeled: Labeled) -> None:
     settings = WorldTraining(

@@ -14,7 +14,7 @@ from lake.tables import Lake
 from tests.media import real_clips
 from worldlake.report import write_report
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 CLIPS = 3
 

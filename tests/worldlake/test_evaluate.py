@@ -130,6 +130,7 @@ def test_a_dynamics_model(
     assert "exact_match" in run(capsys, monkeypatch, *arguments)[1]
 
 
+@pytest.mark.slow
 def test_a_world_model(
     lake: str, world: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,9 +35,9 @@ def without(packages: str, commands: str) -> subprocess.CompletedProcess[str]:
     [
         ("fastapi", "fastapi", "serve --lake LAKE", "serve"),
         # transformers looks for it as well, and does not say what it missed.
-        ("tensorboard", "", "train world --lake LAKE --steps 1", "train"),
+        pytest.param("tensorboard", "", "train world --lake LAKE --steps 1", "train", marks=pytest.mark.slow),
         ("rouge_score", "rouge_score", "evaluate dynamics --lake LAKE", "eval"),
-        ("rouge_score", "rouge_score", "demo --full --folder LAKE", "all"),
+        pytest.param("rouge_score", "rouge_score", "demo --full --folder LAKE", "all", marks=pytest.mark.slow),
     ],
 )
 def test_an_absent_package_is_named_with_its_extra(
