@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import pairwise
 
 import cv2
 import decord
@@ -17,15 +18,20 @@ import numpy as np
 from decord._ffi.base import DECORDError
 
 from labeling import decode_pyav
-from labeling.decode_pyav import Damage, PyAVDecoder
-from labeling.decoding import RGB, Decoder, Frame, Gap, Gray
+from labeling.decode_pyav import PyAVDecoder
+from labeling.decoding import RGB, Cut, Decoder, Frame, Gap, Gray
+from labeling.frame_order import Damage
 from lake.errors import DecodeError
 
 decord.logging.set_level(decord.logging.QUIET)
 
 
 # Containers with an index of frames, as FFmpeg calls them: in others decord loses count.
-_INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}
+_INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
+
+
+# A frame that is missing doubles the time to the next; rounding to milliseconds makes less of it.
+MAX_STEP = 1.5
 
 
 class _Unreliable(Exception):
@@ -44,17 +50,22 @@ def open_video(path: str) -> Decoder:
 
 def _times(pyav: PyAVDecoder) -> list[int]:
     """Return the PTS of all frames in order. Raises _Unreliable where the container does not vouch for them."""
-    if pyav.container_format not in _INDEXED:
+    if pyav.container_format not in _INDEXED or pyav.is_numbered:
         raise _Unreliable
     times = []
     for packet in pyav.packets():
-        if isinstance(packet, Damage):
+        if isinstance(packet, Damage | Cut):
             raise _Unreliable
         if packet.size and not packet.is_discard:
             if packet.pts is None:
                 raise _Unreliable
             times.append(packet.pts)
-    return sorted(times)
+    times.sort()
+    # Where a picture was lost, or may have been, decord shows what its codec makes up.
+    steps = [after - before for before, after in pairwise(times)]
+    if steps and max(steps) > MAX_STEP * min(steps):
+        raise _Unreliable
+    return times
 
 
 class DecordFrame:
@@ -113,7 +124,7 @@ class DecordDecoder:
         self._reader = None
         self._pyav.close()
 
-    def read(self, start_pts: int | None) -> Iterator[Frame | Gap]:
+    def read(self, start_pts: int | None) -> Iterator[Frame | Gap | Cut]:
         """See `decoding.Decoder.read`."""
         first = 0 if start_pts is None else bisect_left(self._pts, start_pts)
         if start_pts is not None and self._pts[first : first + 1] != [start_pts]:
@@ -135,7 +146,7 @@ class DecordDecoder:
         for _ in self._pts[first:]:
             yield self._reader.next().asnumpy()
 
-    def _rest(self, start_pts: int | None, last: int | None) -> Iterator[Frame | Gap]:
+    def _rest(self, start_pts: int | None, last: int | None) -> Iterator[Frame | Gap | Cut]:
         """Yield the frames that PyAV reads after decord's last one."""
         for item in self._pyav.read(start_pts):
             end = item.end_pts if isinstance(item, Gap) else item.pts

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-import heapq
 import logging
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from fractions import Fraction
 from functools import cache
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TypeAlias
 
 import av
 import av.error
 import av.logging
 import numpy as np
+from av.bitstream import BitStreamFilterContext
 from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-from labeling.decoding import RGB, Frame, Gap, Gray
+from labeling.decoding import RGB, Cut, Frame, Gap, Gray
+from labeling.frame_order import Damage, FrameOrder, JoinedTimes, NumberedFrames, TimedFrames
+from labeling.h264 import PictureNumbers
+from labeling.images import jpeg_damage
 from lake.errors import DecodeError
 from lake.video import open_container
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
+
+    Event: TypeAlias = "Packet[VideoStream] | Damage | Cut"
 
 # FFmpeg resynchronizes after damage without an error code: that frames are missing stands in its log only.
 av.logging.set_level(av.logging.ERROR)
@@ -37,70 +45,21 @@ MAX_READ_ERRORS = 1000
 # Where the frame asked for precedes its key frame in display order (open GOP), the key frame before that one serves:
 # encoders put one at least every 250 frames, which is 10 s at 25 frames/s.
 SEEK_MARGIN_S = 10
-# Codecs whose every packet shows exactly one frame; others have packets that show none (VP8's hidden frames, fields).
-ONE_FRAME_A_PACKET = {"av1", "libdav1d", "hevc", "vp9"}
+# Streams without a container, whose packets have no time at all: theirs is their number.
+RAW = {"h264", "hevc", "m4v", "mjpeg"}
+# Frames per second of a stream that does not say.
+RAW_RATE = Fraction(25)
+# Containers whose recordings can be appended to each other; a place in them is found by going there, because a time
+# may be in them twice.
+JOINED = {"flv", "mpeg", "mpegts", "mpegvideo"}
+# Packets of a stream that may all be decoded as they are shown, although others are not.
+UNORDERED_PACKETS = 64
+# An MPEG-4 packet as short as this says that the frame before is to be shown once more.
+MAX_EMPTY_VOP = 19
 # Bytes of an AVI chunk before its content: the index has where the one starts, FFmpeg where the other does.
 CHUNK_HEADER = 8
 # The same pixels on every CPU, whatever vector instructions it has.
 SCALING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-
-
-@dataclass(frozen=True)
-class Damage:
-    """Why frames are missing."""
-
-    error_type: str
-    message: str
-
-
-class _Ledger:
-    """Keeps what went into the codec against what comes out of it.
-
-    Codecs lose frames without an error, and after a loss they continue with wrong pictures, flagged or not, up to the
-    next key frame. So a frame is usable if a key frame at or before it went in after the last loss, and if nothing
-    that went in between is missing.
-    """
-
-    def __init__(self, codec: str) -> None:
-        self._tolerance = 0 if codec in ONE_FRAME_A_PACKET else 1
-        self._due: list[int] = []
-        self._clean_from: int | None = None
-
-    def damaged(self) -> None:
-        """Note a loss."""
-        self._clean_from = None
-
-    def sent(self, packet: Packet[VideoStream]) -> None:
-        """Note a packet that the codec has taken."""
-        pts = packet.dts if packet.pts is None else packet.pts
-        if pts is None:
-            return
-        if packet.is_keyframe and self._clean_from is None:
-            self._clean_from = pts
-        # What an edit list hides is decoded, because others refer to it, and does not come out.
-        if not packet.is_discard:
-            heapq.heappush(self._due, pts)
-
-    def missing_before(self, pts: int | None) -> Damage | None:
-        """Settle what was due before the frame with this PTS, or at the end of the stream (None)."""
-        missing = 0
-        while self._due and (pts is None or self._due[0] <= pts):
-            due = heapq.heappop(self._due)
-            missing += due != pts and self._clean_from is not None and due >= self._clean_from
-        return Damage("MissingFrame", "frames did not come out of the codec") if missing > self._tolerance else None
-
-    def problem(self, frame: av.VideoFrame, last: int | None) -> Damage | None:
-        """Why this frame cannot be used after the one with PTS `last`; None if it can."""
-        if frame.pts is None:
-            return Damage("NoTimestamp", "a frame has no presentation time")
-        if last is not None and frame.pts <= last:
-            return Damage("TimestampOrder", f"a frame with PTS {frame.pts} follows one with {last}")
-        loss = Damage("CorruptFrame", "a frame is damaged") if frame.is_corrupt else self.missing_before(frame.pts)
-        if loss is not None:
-            self.damaged()
-        elif self._clean_from is None or frame.pts < self._clean_from:
-            loss = Damage("NoKeyFrame", "frames cannot be decoded without the key frame before them")
-        return loss
 
 
 class _FrameNumbers:
@@ -217,6 +176,10 @@ class PyAVDecoder:
             raise
         self._fresh = True
         self._reformatter = VideoReformatter()
+        unit = 1 / (self._stream.guessed_rate or RAW_RATE) if self.container_format in RAW else self._stream.time_base
+        assert unit is not None
+        self.time_base = unit.numerator, unit.denominator
+        self.is_numbered = self.container_format in {"avi", *RAW} or self._has_decoding_times_only()
 
     @property
     def container_format(self) -> str:
@@ -228,18 +191,12 @@ class PyAVDecoder:
         """Width of a pixel by its height."""
         return float(self._stream.sample_aspect_ratio or 1)
 
-    @property
-    def time_base(self) -> tuple[int, int]:
-        """See `decoding.Decoder.time_base`."""
-        assert self._stream.time_base is not None
-        return self._stream.time_base.numerator, self._stream.time_base.denominator
-
     def close(self) -> None:
         """See `decoding.Decoder.close`."""
         self._container.close()
         self._file.close()
 
-    def read(self, start_pts: int | None) -> Iterator[Frame | Gap]:
+    def read(self, start_pts: int | None) -> Iterator[Frame | Gap | Cut]:
         """See `decoding.Decoder.read`."""
         if start_pts is None:
             yield from self._decode(None)
@@ -249,7 +206,7 @@ class PyAVDecoder:
         for seek_to in (start_pts, start_pts - margin, None):
             items = self._decode(seek_to)
             for item in items:
-                if isinstance(item, Gap) or item.pts < start_pts:
+                if not isinstance(item, PyAVFrame) or item.pts < start_pts:
                     continue
                 if item.pts > start_pts:
                     break
@@ -258,71 +215,129 @@ class PyAVDecoder:
                 return
         raise DecodeError(f"there is no frame with PTS {start_pts} any more")
 
-    def _decode(self, seek_to: int | None) -> Iterator[PyAVFrame | Gap]:
-        self._position(seek_to)
-        ledger = _Ledger(self._stream.codec_context.name)
+    def _decode(self, seek_to: int | None) -> Iterator[PyAVFrame | Gap | Cut]:
+        order = NumberedFrames() if self.is_numbered else TimedFrames(self._stream.codec_context.name)
+        cuts: deque[Cut] = deque()
         last: int | None = None
-        # One frame is held back: what spoilt the packets after it may have begun within its own.
-        held: PyAVFrame | None = None
         damage: Damage | None = None
-        for event in self._frames(ledger):
-            problem = event if isinstance(event, Damage) else ledger.problem(event, held.pts if held else last)
-            if problem is not None:
-                damage, held = damage or problem, None
-                continue
-            if held is not None:
-                last = held.pts
-                yield held
-            assert isinstance(event, av.VideoFrame)
-            held = PyAVFrame(event, self.sample_aspect, self._reformatter)
-            if damage is not None:
-                yield Gap(last, held.pts, damage.error_type, damage.message)
-                damage = None
-        damage = damage or ledger.missing_before(None)
-        if held is not None:
-            last = held.pts
-            yield held
+        for event in chain(_before_damage(self._frames(order, self.packets(seek_to))), order.end()):
+            if isinstance(event, Cut):
+                cuts.append(event)
+            elif isinstance(event, Damage):
+                damage = damage or event
+            else:
+                frame = PyAVFrame(event, self.sample_aspect, self._reformatter)
+                if damage is not None:
+                    yield Gap(last, frame.pts, damage.error_type, damage.message)
+                    damage = None
+                while cuts and cuts[0].pts <= frame.pts:
+                    yield cuts.popleft()
+                last = frame.pts
+                yield frame
         if last is None and seek_to is None:
             raise DecodeError(damage.message if damage else "holds no frame that can be decoded")
         if damage is not None:
             yield Gap(last, None, damage.error_type, damage.message)
 
-    def _position(self, seek_to: int | None) -> None:
-        """Start over at the last key frame at or before `seek_to`, or at the start of the file."""
+    def _rewind(self) -> None:
         if not self._fresh:
             self._container.close()
             self._file.seek(0)
             self._container, self._stream = open_stream(self._file)
         self._fresh = False
-        if seek_to is not None:
-            try:
-                self._container.seek(seek_to, stream=self._stream)
-            except av.error.FFmpegError:
-                # Not seekable there: what is decoded from the start instead is the same, only later.
-                return
+        if self._stream.codec_context.name == "mpeg4":
+            self._unpack = BitStreamFilterContext("mpeg4_unpack_bframes", self._stream)
 
-    def _frames(self, ledger: _Ledger) -> Iterator[av.VideoFrame | Damage]:
-        for packet in self.packets():
+    def packets(self, seek_to: int | None = None) -> Iterator[Event]:
+        """Yield what the container holds for the codec, where it is damaged, and where another recording begins.
+
+        With `seek_to`, from the last key frame at or before that time on. Times are put right.
+        """
+        self._rewind()
+        if seek_to is None:
+            return self._packets()
+        if self.container_format in {*JOINED, *RAW}:
+            return _from_key(self._packets(), seek_to)
+        # Where it cannot be done, what is decoded from the start instead is the same, only later.
+        with suppress(av.error.FFmpegError):
+            self._container.seek(seek_to, stream=self._stream)
+        return self._packets()
+
+    def _frames(self, order: FrameOrder, packets: Iterator[Event]) -> Iterator[av.VideoFrame | Damage | Cut]:
+        codec = self._stream.codec_context
+        for packet in packets:
+            if isinstance(packet, Cut):
+                yield packet
+                continue
             if isinstance(packet, Damage):
-                ledger.damaged()
+                order.damaged()
                 yield packet
                 continue
             try:
-                frames = packet.decode()
+                with av.logging.Capture() as log:
+                    frames = codec.decode(packet)
             except av.error.FFmpegError as error:
                 # Some codecs (dav1d) refuse everything after an error until they are flushed.
-                self._stream.codec_context.flush_buffers()
-                ledger.damaged()
+                codec.flush_buffers()
+                order.damaged()
                 yield Damage(type(error).__name__, _describe(error))
-            else:
-                ledger.sent(packet)
-                yield from frames
+                continue
+            if packet.size:
+                order.sent(packet)
+            # A codec that goes on after damage, with a picture that it has made up, says so in its log only.
+            if log and order.needs(packet):
+                order.damaged()
+                yield Damage("CodecDamage", log[0][2].strip())
+            for frame in frames:
+                yield from order.came(frame)
 
-    def packets(self) -> Iterator[Packet[VideoStream] | Damage]:
-        """Yield what the container holds for the codec, and where it is damaged; once for each time it is opened."""
+    def _packets(self) -> Iterator[Event]:
+        numbers = _FrameNumbers(self._stream) if self.container_format == "avi" else None
+        joined = JoinedTimes() if self.container_format in JOINED else None
+        codec = self._stream.codec_context
+        pictures = PictureNumbers(codec.extradata) if codec.name == "h264" else None
+        count = 0
+        for packet in self._demuxed():
+            if isinstance(packet, Damage):
+                yield packet
+                continue
+            if numbers is not None and numbers.correct(packet):
+                yield Damage("ContainerDamage", "frames are missing from the file")
+            if joined is not None and (start := joined.correct(packet)) is not None:
+                yield Cut(start)
+            if pictures is not None and pictures.lost_before(bytes(packet)):
+                yield Damage("MissingPicture", "pictures that others refer to are missing from the stream")
+            if packet.size and self.container_format in RAW:
+                packet.dts = count
+                count += 1
+            if damage := self._damage(packet):
+                yield damage
+            # AVI repeats a frame by a packet of nothing, which codecs would take for the end of the stream.
+            elif packet.size or packet.dts is None:
+                yield from self._numbered(packet) if self.is_numbered else [packet]
+
+    def _damage(self, packet: Packet[VideoStream]) -> Damage | None:
+        """Return what is wrong with the packet, as far as can be seen without decoding it."""
+        if packet.is_corrupt:
+            return Damage("CorruptPacket", "the container holds a damaged packet")
+        is_jpeg = packet.size and self._stream.codec_context.name == "mjpeg"
+        return Damage("CorruptFrame", harm) if is_jpeg and (harm := jpeg_damage(bytes(packet))) else None
+
+    def _numbered(self, packet: Packet[VideoStream]) -> Iterator[Packet[VideoStream]]:
+        """Give a packet its number as time, unless it says no more than that the last frame stays."""
+        if self._stream.codec_context.name != "mpeg4":
+            packet.pts = packet.dts
+            yield packet
+            return
+        # DivX puts two frames into one packet, because AVI has no place for one that is shown after a later one.
+        for one in self._unpack.filter(packet) if packet.size else [packet]:
+            one.pts = one.dts
+            if one.size > MAX_EMPTY_VOP or not one.size:
+                yield one
+
+    def _demuxed(self) -> Iterator[Packet[VideoStream] | Damage]:
         self._fresh = False
         packets = self._container.demux(self._stream)
-        numbers = _FrameNumbers(self._stream) if self._container.format.name == "avi" else None
         errors = 0
         while errors < MAX_READ_ERRORS:
             try:
@@ -333,16 +348,48 @@ class PyAVDecoder:
                 packets = self._container.demux(self._stream)
                 yield Damage(type(error).__name__, _describe(error))
                 continue
-            complaints = [message for _, source, message in log if source == self._container.format.name]
+            complaints = [message for _, source, message in log if source == self.container_format]
             if complaints:
                 yield Damage("ContainerDamage", complaints[0].strip())
             if packet is None:
                 return
             errors = 0
-            if numbers is not None and numbers.correct(packet):
-                yield Damage("ContainerDamage", "frames are missing from the file")
-            if packet.is_corrupt:
-                yield Damage("CorruptPacket", "the container holds a damaged packet")
-            # AVI repeats a frame by a packet of nothing, which codecs would take for the end of the stream.
-            elif packet.size or packet.dts is None:
-                yield packet
+            yield packet
+
+    def _has_decoding_times_only(self) -> bool:
+        """Return whether frames are shown in another order than decoded, and no packet says when."""
+        if not self._stream.codec_context.reorder_depth:
+            return False
+        packets = islice(self._demuxed(), UNORDERED_PACKETS)
+        return all(isinstance(packet, Damage) or packet.pts in (None, packet.dts) for packet in packets)
+
+
+def _before_damage(events: Iterator[av.VideoFrame | Damage | Cut]) -> Iterator[av.VideoFrame | Damage | Cut]:
+    """Leave out the last frame before damage: what spoilt the packets after it may have begun within its own."""
+    held: av.VideoFrame | None = None
+    for event in events:
+        if isinstance(event, av.VideoFrame):
+            if held is not None:
+                yield held
+            held = event
+            continue
+        if isinstance(event, Damage):
+            held = None
+        yield event
+    if held is not None:
+        yield held
+
+
+def _from_key(packets: Iterator[Event], pts: int) -> Iterator[Event]:
+    """Leave out what precedes the last key frame at or before `pts`."""
+    kept: list[Event] = []
+    for packet in packets:
+        if isinstance(packet, av.Packet):
+            if packet.is_keyframe and packet.pts is not None and packet.pts <= pts:
+                kept = []
+            elif packet.dts is not None and packet.dts > pts:
+                kept.append(packet)
+                break
+        kept.append(packet)
+    yield from kept
+    yield from packets

@@ -54,6 +54,13 @@ class Gap:
     message: str
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Another recording begins here, with the frame of this PTS: what is before and after belongs to two clips."""
+
+    pts: int
+
+
 class Decoder(Protocol):
     """An open video: its best video stream, decoded from start to end."""
 
@@ -62,8 +69,8 @@ class Decoder(Protocol):
         """Seconds per PTS unit, as (numerator, denominator)."""
         ...
 
-    def read(self, start_pts: int | None) -> Iterator[Frame | Gap]:
-        """Yield usable frames in strictly increasing PTS, and the gaps between them; may be called again.
+    def read(self, start_pts: int | None) -> Iterator[Frame | Gap | Cut]:
+        """Yield usable frames in strictly increasing PTS, and what separates them; may be called again.
 
         With `start_pts` the first thing yielded is the frame of exactly that PTS, and what follows is the same as
         when reading from the start of the file. Raises DecodeError where that frame is not to be had, or where there

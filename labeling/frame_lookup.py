@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
-from labeling.decoding import Decoder, Frame, Gap, open_video
+from labeling.decoding import Cut, Decoder, Frame, Gap, open_video
 from labeling.images import encode_jpeg, square_jpeg
 from labeling.settings import SamplingSettings
 from lake.errors import DecodeError
@@ -83,6 +83,8 @@ class _Search:
         last: int | None = None
         gap: Gap | None = None
         for item in self._video.read(self._start.pts if self._start else None):
+            if isinstance(item, Cut):
+                continue
             if isinstance(item, Gap):
                 gap, self._damaged = item, True
                 if item.start_pts is None:
@@ -136,7 +138,7 @@ class _Search:
             self._found.missing |= dict.fromkeys(meant_last, LOST)
         elif meant_last:
             # Its pixels were gone when the stream turned out to end.
-            frame = next(item for item in self._video.read(last_pts) if not isinstance(item, Gap))
+            frame = next(item for item in self._video.read(last_pts) if not isinstance(item, Gap | Cut))
             for moment in meant_last:
                 self._keep(moment, frame)
         self._give_up(

@@ -9,7 +9,7 @@ from itertools import chain, pairwise
 
 import cv2
 
-from labeling.decoding import RGB, Decoder, Frame, Gap, Gray, open_video
+from labeling.decoding import RGB, Cut, Decoder, Frame, Gap, Gray, open_video
 from labeling.images import encode_jpeg
 from labeling.sampling import (
     CUT_SIDE,
@@ -128,7 +128,7 @@ class _Source:
 
     key: tuple[str, int, int, DecoderName]
     decoder: Decoder
-    items: Iterator[Frame | Gap]
+    items: Iterator[Frame | Gap | Cut]
     pending: Frame | None = None
 
 
@@ -152,6 +152,9 @@ def sample_segment(path: str, start_pts: int | None, settings: SamplingSettings,
     next_start: int | None = None
     # Not a generator: one that is dropped half-way would close the items with it.
     for item in chain([source.pending] if source.pending else [], source.items):
+        if isinstance(item, Cut):
+            clips.end_clip()
+            continue
         if isinstance(item, Gap):
             clips.end_clip()
             # Gaps without a pair between them are one failure, or a file of scrambled times would have thousands.

@@ -6,9 +6,12 @@ import av
 import av.error
 from av.container import InputContainer
 
-FORMATS = ("mov", "matroska", "webm", "avi", "flv", "mpegts", "mpeg", "mpegvideo", "mxf", "ogg", "asf")
-"""Containers that hold pictures themselves, as FFmpeg calls them. Playlists and scripts, which name files, are formats
-too."""
+FORMATS = (
+    *("mov", "matroska", "webm", "avi", "flv", "mpegts", "mpeg", "mpegvideo", "mxf", "ogg", "asf"),
+    *("h264", "hevc", "m4v", "mjpeg", "dv", "ivf"),
+)
+"""Containers that hold pictures themselves, as FFmpeg calls them, and streams without one. Playlists and scripts, which
+name files, are formats too."""
 
 
 class UnknownFormat(ValueError):

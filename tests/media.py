@@ -6,13 +6,14 @@ import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
+import av
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -108,13 +109,15 @@ HEVC = ("-c:v", "libx265", "-preset", "ultrafast", "-x265-params", "log-level=no
 VP9 = ("-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-g", "25", "-crf", "30", "-b:v", "0")
 AV1 = ("-c:v", "libsvtav1", "-preset", "12", "-g", "25", "-crf", "30")
 MPEG4 = ("-c:v", "mpeg4", "-q:v", "3", "-g", "25")
+MPEG2 = ("-c:v", "mpeg2video", "-q:v", "3", "-g", "25", "-bf", "2")
+MJPEG = ("-c:v", "mjpeg", "-q:v", "3", "-huffman", "default")
 
 NAMES = ("with space.mp4", "ünïcode 视频 🎞.mp4", "new\nline.mp4", "colon: 100%25 #?.mp4")
 """Files of the corpus that differ in nothing but their name from `h264.mp4`."""
 
 
-def _pictures(count: int = FRAMES) -> Iterator[RGB]:
-    return (picture(number) for number in range(count))
+def _pictures(count: int = FRAMES, first: int = 0) -> Iterator[RGB]:
+    return (picture(number) for number in range(first, first + count))
 
 
 def _healthy(folder: Path) -> Iterator[Medium]:
@@ -124,8 +127,19 @@ def _healthy(folder: Path) -> Iterator[Medium]:
     yield Medium(encode(folder / "vp9.webm", _pictures(), *VP9))
     yield Medium(encode(folder / "av1.mkv", _pictures(), *AV1))
     yield Medium(encode(folder / "mpeg4.avi", _pictures(), *MPEG4))
-    # AVI has no presentation times: B-frames come out one frame late.
-    yield Medium(encode(folder / "mpeg4-bframes.avi", _pictures(), *MPEG4, "-bf", "2"), offset=-1)
+    # AVI and streams without a container have no presentation times.
+    yield Medium(encode(folder / "mpeg4-bframes.avi", _pictures(), *MPEG4, "-bf", "2"))
+    yield Medium(encode(folder / "h264.avi", _pictures(), *H264))
+    yield Medium(encode(folder / "hevc.avi", _pictures(), *HEVC, "-vtag", "HEVC"))
+    yield Medium(encode(folder / "mjpeg.avi", _pictures(), *MJPEG))
+    yield Medium(encode(folder / "stream.h264", _pictures(), *H264))
+    yield Medium(encode(folder / "stream.hevc", _pictures(), *HEVC))
+    yield Medium(_packed(folder / "packed.avi"))
+    yield Medium(_with_repeats(folder / "mpeg4-bframes.avi", folder / "repeats.avi"), starts=REPEATED)
+    # The times of decoding, taken for those of presentation by a program that copied them from AVI.
+    ffmpeg("-i", str(folder / "mpeg4-bframes.avi"), "-c", "copy", "-bsf:v", "setts=pts=DTS", str(folder / "copied.mp4"))
+    yield Medium(folder / "copied.mp4")
+    yield _joined(folder, ".mpg", MPEG2, offset=-13)
     # A stream has no edit list to hide the two frames by which B-frames delay the first picture.
     yield Medium(encode(folder / "stream.ts", _pictures(), *H264, "-muxdelay", "0"), offset=-2)
     yield Medium(_rotated(folder))
@@ -138,6 +152,70 @@ def _healthy(folder: Path) -> Iterator[Medium]:
     yield Medium(folder / "edit-list.mp4", offset=10, frames=FRAMES - 10)
     for name in NAMES:
         yield Medium(Path(shutil.copy(folder / "h264.mp4", folder / name)))
+
+
+def _joined(folder: Path, suffix: str, codec: Sequence[str], offset: int) -> Medium:
+    """Two recordings, each from time zero on, one appended to the other."""
+    # A program stream begins half a second late: here a whole number of frames.
+    at_once = ("-muxdelay", "0", "-muxpreload", "0.48")
+    parts = [encode(folder / f"part-{n}{suffix}", _pictures(first=n * FRAMES), *codec, *at_once) for n in range(2)]
+    path = folder / f"joined{suffix}"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    for part in parts:
+        part.unlink()
+    return Medium(path, frames=2 * FRAMES, offset=offset)
+
+
+def packets(path: Path) -> list[tuple[bytes, bool]]:
+    """The packets of a video, and which of them are key frames."""
+    with av.open(str(path)) as container:
+        return [(bytes(packet), packet.is_keyframe) for packet in container.demux(video=0) if packet.size]
+
+
+def mux(path: Path, like: Path, contents: Iterable[tuple[bytes, bool] | None]) -> Path:
+    """Write packets, each a frame after the last, into a file of the same codec; None leaves out the place of one."""
+    with av.open(str(like)) as source, av.open(str(path), "w") as dest:
+        stream = dest.add_stream_from_template(source.streams.video[0])
+        for number, content in enumerate(contents):
+            if content is not None:
+                packet = av.Packet(content[0])
+                packet.pts = packet.dts = number
+                packet.time_base, packet.is_keyframe = Fraction(1, FPS), content[1]
+                packet.stream = stream
+                dest.mux(packet)
+    return path
+
+
+VOP = b"\0\0\1\xb6"
+# A predicted picture in which nothing is coded (ISO 14496-2, 6.2.5): the one before is shown again.
+EMPTY_VOP = VOP + bytes((0b01010000, 0b11011111))
+REPEATED_AFTER = (9, 30, 31, 61, 100)
+REPEATED = tuple(number + sum(place < number for place in REPEATED_AFTER) for number in range(FRAMES))
+
+
+def _with_repeats(source: Path, path: Path) -> Path:
+    repeated: list[tuple[bytes, bool]] = []
+    for number, packet in enumerate(packets(source)):
+        repeated += [packet, *[(EMPTY_VOP, False)] * (number in REPEATED_AFTER)]
+    return mux(path, source, repeated)
+
+
+def _packed(path: Path) -> Path:
+    """As DivX writes it: a B-frame in the packet of the frame that is shown after it, and an empty one in its place."""
+    plain = encode(path.with_name("plain.avi"), _pictures(), *MPEG4, "-bf", "1")
+    packed: list[tuple[bytes, bool]] = []
+    for content, is_key in packets(plain):
+        kind = content[content.index(VOP) + len(VOP)] >> 6
+        if kind == 2:
+            packed[-1] = (packed[-1][0] + content, packed[-1][1])
+            packed.append((EMPTY_VOP, False))
+        elif kind == 0:
+            packed.append((content.replace(VOP, b"\0\0\1\xb2DivX503b1393p" + VOP, 1), is_key))
+        else:
+            packed.append((content, is_key))
+    mux(path, plain, packed)
+    plain.unlink()
+    return path
 
 
 def _rotated(folder: Path) -> Path:
@@ -153,6 +231,17 @@ def _zeroed(source: Path, path: Path) -> Path:
     start, stop = len(data) * 45 // 100, len(data) * 55 // 100
     data[start:stop] = bytes(stop - start)
     path.write_bytes(data)
+    return path
+
+
+def _without(source: Path, path: Path, lost: Container[int]) -> Path:
+    """A video whose packets of these numbers are missing, and the times of the others as they were."""
+    with av.open(str(source)) as whole, av.open(str(path), "w") as dest:
+        stream = dest.add_stream_from_template(whole.streams.video[0])
+        for number, packet in enumerate(whole.demux(video=0)):
+            if packet.size and number not in lost:
+                packet.stream = stream
+                dest.mux(packet)
     return path
 
 
@@ -185,12 +274,21 @@ def _broken(folder: Path) -> Iterator[Medium]:
     cover = ("-f", "lavfi", "-i", "color=red:s=64x64:d=0.04", "-map", "0", "-map", "1", "-c:v", "png")
     ffmpeg("-i", str(folder / "audio-only.mp4"), *cover, "-disposition:v", "attached_pic", str(folder / "cover.m4a"))
     yield Medium(folder / "cover.m4a", "refused")
-    for source in ("h264.mp4", "hevc.mp4", "vp9.webm", "av1.mkv", "mpeg4.avi", "stream.ts"):
+    for source in ("h264.mp4", "h264.avi", "hevc.mp4", "vp9.webm", "av1.mkv", "mpeg4.avi", "stream.ts"):
         offset = -2 if source == "stream.ts" else 0
         yield Medium(_zeroed(folder / source, folder / f"zeroed-{source}"), "damaged", offset=offset)
     ffmpeg("-i", str(folder / "av1.mkv"), "-c", "copy", str(folder / "av1.mp4"))
     yield Medium(_zeroed(folder / "av1.mp4", folder / "zeroed-av1.mp4"), "damaged")
     (folder / "av1.mp4").unlink()
+    # A receiver that lost packets, and wrote what it had as a whole file.
+    for name, lost in (("lost-one.mp4", {115}), ("lost-five.mp4", set(range(60, 65)))):
+        yield Medium(_without(folder / "h264.mp4", folder / name, lost), "damaged")
+    harmed = [
+        packet if number % 40 else (packet[0][:-600] + bytes(60) + packet[0][-540:], True)
+        for number, packet in enumerate(packets(folder / "mjpeg.avi"), 1)
+    ]
+    yield Medium(mux(folder / "harmed-mjpeg.avi", folder / "mjpeg.avi", harmed), "damaged")
+    yield replace(_joined(folder, ".ts", H264, offset=-2), outcome="damaged")
     yield Medium(_tenfold(folder / "mpeg4.avi", folder / "tenfold.avi"))
 
 

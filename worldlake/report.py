@@ -11,7 +11,7 @@ import cv2
 import jinja2
 import pyarrow.compute as pc
 
-from labeling.decoding import Gap, open_video
+from labeling.decoding import Cut, Gap, open_video
 from lake.errors import DecodeError
 from lake.scores import NAMES, SCORES
 from lake.sql import query
@@ -95,7 +95,7 @@ def _frame(uri: str, pts: int) -> str | None:
         return None
     try:
         frame = next(iter(decoder.read(pts)), None)
-        if frame is None or isinstance(frame, Gap):
+        if frame is None or isinstance(frame, Gap | Cut):
             return None
         image = cv2.cvtColor(frame.square(_SIDE), cv2.COLOR_RGB2BGR)
     except DecodeError:
