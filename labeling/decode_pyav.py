@@ -284,7 +284,7 @@ class PyAVDecoder:
                 continue
             if packet.size:
                 order.sent(packet)
-            # A codec that goes on after damage, with a picture that it has made up, says so in its log only.
+            # A codec that continues after damage, with a picture that it has made up, says so in its log only.
             if log and order.needs(packet):
                 order.damaged()
                 yield Damage("CodecDamage", log[0][2].strip())
