@@ -21,6 +21,7 @@ from labeling import decode_pyav
 from labeling.decode_pyav import PyAVDecoder
 from labeling.decoding import RGB, Cut, Decoder, Frame, Gap, Gray
 from labeling.frame_order import Damage
+from labeling.pyav_frame import PyAVFrame
 from lake.errors import DecodeError
 
 decord.logging.set_level(decord.logging.QUIET)
@@ -43,8 +44,11 @@ def open_video(path: str) -> Decoder:
     # decord opens the path by itself and would follow a playlist: what is not a video container ends here.
     pyav = decode_pyav.open_video(path)
     try:
+        first = next(iter(pyav.read(None)))
+        if not isinstance(first, PyAVFrame) or not first.is_plain:
+            raise _Unreliable
         return DecordDecoder(path, pyav)
-    except _Unreliable:
+    except (_Unreliable, DecodeError):
         return pyav
 
 

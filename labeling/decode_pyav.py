@@ -7,24 +7,24 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
-from functools import cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeAlias
+from typing import IO, TYPE_CHECKING, NamedTuple, TypeAlias
 
 import av
 import av.error
 import av.logging
-import numpy as np
 from av.bitstream import BitStreamFilterContext
 from av.stream import Disposition
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from labeling.decoding import RGB, Cut, Frame, Gap, Gray
+from labeling.decoding import Cut, Frame, Gap
 from labeling.frame_order import Damage, FrameOrder, JoinedTimes, NumberedFrames, TimedFrames
 from labeling.h264 import PictureNumbers
 from labeling.images import jpeg_damage
+from labeling.joined import recordings
+from labeling.pyav_frame import PyAVFrame
 from lake.errors import DecodeError
 from lake.video import open_container
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from av.packet import Packet
 
     Event: TypeAlias = "Packet[VideoStream] | Damage | Cut"
+    Decoded: TypeAlias = "av.VideoFrame | Damage | Cut | _Aspect"
 
 # FFmpeg resynchronizes after damage without an error code: that frames are missing stands in its log only.
 av.logging.set_level(av.logging.ERROR)
@@ -49,17 +50,14 @@ SEEK_MARGIN_S = 10
 RAW = {"h264", "hevc", "m4v", "mjpeg"}
 # Frames per second of a stream that does not say.
 RAW_RATE = Fraction(25)
-# Containers whose recordings can be appended to each other; a place in them is found by going there, because a time
-# may be in them twice.
-JOINED = {"flv", "mpeg", "mpegts", "mpegvideo"}
+# Containers whose recordings may follow each other without anything that says so.
+JOINED = {"mpeg", "mpegts", "mpegvideo"}
 # Packets of a stream that may all be decoded as they are shown, although others are not.
 UNORDERED_PACKETS = 64
 # An MPEG-4 packet as short as this says that the frame before is to be shown once more.
 MAX_EMPTY_VOP = 19
 # Bytes of an AVI chunk before its content: the index has where the one starts, FFmpeg where the other does.
 CHUNK_HEADER = 8
-# The same pixels on every CPU, whatever vector instructions it has.
-SCALING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
 
 class _FrameNumbers:
@@ -119,49 +117,11 @@ def _describe(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-@cache
-def _luma_depth(pixel_format: str) -> int | None:
-    """Bits of a luminance value if the first plane holds these and nothing else, in the low bits; None if not."""
-    pixels = av.VideoFormat(pixel_format)
-    is_plain = pixel_format.startswith(("yuv", "nv", "gray")) and pixels.is_planar and not pixels.is_big_endian
-    return pixels.components[0].bits if is_plain else None
+class _Aspect(NamedTuple):
+    """From the frame of this PTS on, a pixel is `value` times as wide as high."""
 
-
-class PyAVFrame:
-    """A frame as FFmpeg decoded it; colors are only converted when asked for."""
-
-    def __init__(self, frame: av.VideoFrame, sample_aspect: float, reformatter: VideoReformatter) -> None:
-        assert frame.pts is not None
-        self.pts = frame.pts
-        self._frame = frame
-        self._sample_aspect = sample_aspect
-        self._reformatter = reformatter
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """See `decoding.Frame.size`."""
-        return self._frame.width, self._frame.height
-
-    def luma(self, step: int) -> Gray:
-        """See `decoding.Frame.luma`."""
-        frame, depth = self._frame, _luma_depth(self._frame.format.name)
-        if depth is None:
-            frame, depth = self._reformatter.reformat(frame, format="gray", threads=1), 8
-        plane = frame.planes[0]
-        if depth == 8:
-            return np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, -1)[::step, : plane.width : step]
-        deep = np.frombuffer(memoryview(plane), np.uint16).reshape(plane.height, -1)[::step, : plane.width : step]
-        return (deep >> (depth - 8)).astype(np.uint8)
-
-    def square(self, size: int) -> RGB:
-        """See `decoding.Frame.square`."""
-        width, height = self._frame.width * self._sample_aspect, float(self._frame.height)
-        scale = size / min(width, height)
-        width, height = max(size, round(width * scale)), max(size, round(height * scale))
-        scaled = self._reformatter.reformat(self._frame, width, height, "rgb24", interpolation=SCALING, threads=1)
-        left, top = (width - size) // 2, (height - size) // 2
-        cropped = scaled.to_ndarray()[top : top + size, left : left + size]
-        return np.rot90(cropped, round(self._frame.rotation / 90))
+    pts: int
+    value: float
 
 
 class PyAVDecoder:
@@ -179,6 +139,10 @@ class PyAVDecoder:
         unit = 1 / (self._stream.guessed_rate or RAW_RATE) if self.container_format in RAW else self._stream.time_base
         assert unit is not None
         self.time_base = unit.numerator, unit.denominator
+        count = recordings(self._file, self.container_format)
+        is_read_on = self.container_format in {*JOINED, "matroska,webm"}
+        self._is_joined = self.container_format in JOINED or (is_read_on and count != 1)
+        self._unread = 0 if is_read_on or count is None else count - 1
         self.is_numbered = self.container_format in {"avi", *RAW} or self._has_decoding_times_only()
 
     @property
@@ -188,7 +152,7 @@ class PyAVDecoder:
 
     @property
     def sample_aspect(self) -> float:
-        """Width of a pixel by its height."""
+        """Width of a pixel by its height, at the start of the video."""
         return float(self._stream.sample_aspect_ratio or 1)
 
     def close(self) -> None:
@@ -217,23 +181,26 @@ class PyAVDecoder:
 
     def _decode(self, seek_to: int | None) -> Iterator[PyAVFrame | Gap | Cut]:
         order = NumberedFrames() if self.is_numbered else TimedFrames(self._stream.codec_context.name)
-        cuts: deque[Cut] = deque()
+        changes: deque[Cut | _Aspect] = deque()
+        aspect = self.sample_aspect
         last: int | None = None
         damage: Damage | None = None
         for event in chain(_before_damage(self._frames(order, self.packets(seek_to))), order.end()):
-            if isinstance(event, Cut):
-                cuts.append(event)
-            elif isinstance(event, Damage):
+            if isinstance(event, Damage):
                 damage = damage or event
+            elif isinstance(event, Cut | _Aspect):
+                changes.append(event)
             else:
-                frame = PyAVFrame(event, self.sample_aspect, self._reformatter)
+                assert event.pts is not None
                 if damage is not None:
-                    yield Gap(last, frame.pts, damage.error_type, damage.message)
+                    yield Gap(last, event.pts, damage.error_type, damage.message)
                     damage = None
-                while cuts and cuts[0].pts <= frame.pts:
-                    yield cuts.popleft()
-                last = frame.pts
-                yield frame
+                while changes and changes[0].pts <= event.pts:
+                    change = changes.popleft()
+                    aspect = change.value if isinstance(change, _Aspect) else aspect
+                    yield Cut(change.pts)
+                last = event.pts
+                yield PyAVFrame(event, aspect, self._reformatter)
         if last is None and seek_to is None:
             raise DecodeError(damage.message if damage else "holds no frame that can be decoded")
         if damage is not None:
@@ -256,15 +223,19 @@ class PyAVDecoder:
         self._rewind()
         if seek_to is None:
             return self._packets()
-        if self.container_format in {*JOINED, *RAW}:
+        if self._is_joined or self.container_format in RAW:
+            # A time may be in the file twice, so the place is found by going there.
             return _from_key(self._packets(), seek_to)
         # Where it cannot be done, what is decoded from the start instead is the same, only later.
         with suppress(av.error.FFmpegError):
             self._container.seek(seek_to, stream=self._stream)
         return self._packets()
 
-    def _frames(self, order: FrameOrder, packets: Iterator[Event]) -> Iterator[av.VideoFrame | Damage | Cut]:
+    def _frames(self, order: FrameOrder, packets: Iterator[Event]) -> Iterator[Decoded]:
         codec = self._stream.codec_context
+        # Of a container that does not say, the aspect is that of the codec, which may change.
+        aspect = self._stream.sample_aspect_ratio
+        is_of_codec = aspect == codec.sample_aspect_ratio
         for packet in packets:
             if isinstance(packet, Cut):
                 yield packet
@@ -284,6 +255,9 @@ class PyAVDecoder:
                 continue
             if packet.size:
                 order.sent(packet)
+            if is_of_codec and packet.pts is not None and codec.sample_aspect_ratio != aspect:
+                aspect = codec.sample_aspect_ratio
+                yield _Aspect(packet.pts, float(aspect or 1))
             # A codec that continues after damage, with a picture that it has made up, says so in its log only.
             if log and order.needs(packet):
                 order.damaged()
@@ -293,7 +267,7 @@ class PyAVDecoder:
 
     def _packets(self) -> Iterator[Event]:
         numbers = _FrameNumbers(self._stream) if self.container_format == "avi" else None
-        joined = JoinedTimes() if self.container_format in JOINED else None
+        joined = JoinedTimes() if self._is_joined else None
         codec = self._stream.codec_context
         pictures = PictureNumbers(codec.extradata) if codec.name == "h264" else None
         count = 0
@@ -315,6 +289,11 @@ class PyAVDecoder:
             # AVI repeats a frame by a packet of nothing, which codecs would take for the end of the stream.
             elif packet.size or packet.dts is None:
                 yield from self._numbered(packet) if self.is_numbered else [packet]
+
+        if self._unread:
+            yield Damage(
+                "JoinedFile", f"{self._unread} more recordings follow in the file; only the first is read: split it"
+            )
 
     def _damage(self, packet: Packet[VideoStream]) -> Damage | None:
         """Return what is wrong with the packet, as far as can be seen without decoding it."""
@@ -364,7 +343,7 @@ class PyAVDecoder:
         return all(isinstance(packet, Damage) or packet.pts in (None, packet.dts) for packet in packets)
 
 
-def _before_damage(events: Iterator[av.VideoFrame | Damage | Cut]) -> Iterator[av.VideoFrame | Damage | Cut]:
+def _before_damage(events: Iterator[Decoded]) -> Iterator[Decoded]:
     """Leave out the last frame before damage: what spoilt the packets after it may have begun within its own."""
     held: av.VideoFrame | None = None
     for event in events:

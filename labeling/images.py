@@ -65,7 +65,7 @@ def _read(content: bytes) -> npt.NDArray[np.uint8]:
                 raise DecodeError(
                     f"of more than 8 bits a pixel ({image.mode}): convert it, so that black and white are known"
                 )
-            found = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            found = np.asarray(_opaque(ImageOps.exif_transpose(image)))
             if image.format == "JPEG" and (damage := jpeg_damage(content)):
                 raise DecodeError(f"not a whole image: {damage}")
             return found
@@ -73,6 +73,14 @@ def _read(content: bytes) -> npt.NDArray[np.uint8]:
         raise
     except Exception as error:  # whatever a broken image provokes is that image's failure
         raise DecodeError(f"not a whole image: {error}") from None
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """An image in RGB: what is transparent shows the black behind it, as in videos."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+    return Image.alpha_composite(black, image.convert("RGBA")).convert("RGB")
 
 
 def jpeg_damage(content: bytes) -> str:

@@ -11,7 +11,7 @@ from decord._ffi.base import DECORDError
 from labeling.decode_decord import DecordDecoder
 from labeling.decoding import Cut, Frame, Gap, open_video
 from lake.errors import DecodeError
-from tests.media import MISSING, NAMES, Medium, encode, ffmpeg, picture, read_counter, real_clips
+from tests.media import H264, MISSING, NAMES, Medium, encode, ffmpeg, picture, read_counter, real_clips
 
 pytestmark = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason=MISSING)
 
@@ -154,3 +154,31 @@ class BreaksOff:
             raise DECORDError("error while decoding")
         self._left -= 1
         return self._reader.next()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "kept"),
+    [
+        (".mkv", H264, 300),
+        (".webm", ("-c:v", "libvpx", "-deadline", "realtime", "-b:v", "2M"), 300),
+        (".avi", H264, 300),
+        (".mp4", H264, 149),
+        (".flv", H264, 149),
+    ],
+)
+def test_files_that_were_appended_are_read_on_or_said_to_be_more(
+    tmp_path: Path, suffix: str, codec: tuple[str, ...], kept: int
+) -> None:
+    parts = [
+        encode(tmp_path / f"{first}{suffix}", [picture(first + number) for number in range(150)], *codec)
+        for first in (0, 150)
+    ]
+    joined = tmp_path / f"joined{suffix}"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    time_base, items = read(joined)
+    shown = [item for item in items if not isinstance(item, Gap)]
+    assert [number for _, number in shown] == list(range(kept))
+    assert [round((pts - shown[0][0]) * time_base * 25) for pts, _ in shown] == list(range(kept))
+    assert [item.error_type for item in items if isinstance(item, Gap)] == (["JoinedFile"] if kept < 300 else [])
+    late = shown[kept - 20]
+    assert read(joined, late[0])[1] == items[items.index(late) :]
