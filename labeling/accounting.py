@@ -19,8 +19,8 @@ class Report:
     """(video_id, triple_id) of the pairs in `files` that were accepted."""
     rejected: list[tuple[str, str]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-    ends: list[tuple[str, int, int]] = field(default_factory=list)
-    """(video_id, pairs sampled, spans failed) of the videos that were read to their end."""
+    ends: list[tuple[str, int, int, str | None]] = field(default_factory=list)
+    """(video_id, pairs sampled, spans failed, remark) of the videos that were read to their end."""
 
 
 @dataclass
@@ -33,6 +33,7 @@ class _Video:
     sampled: int | None = None
     spans_failed: int = 0
     """How many `spans` there are to come, as its end says."""
+    note: str | None = None
     lost: bool = False
     """Failed as a whole; kept, because reports of parts that were under way still come in."""
 
@@ -71,7 +72,16 @@ class Accounts:
         self._failures: list[Failure] = []
         self._finished: list[dict[str, Any]] = []
         self.counts: dict[str, int] = dict.fromkeys(
-            ("videos_finished", "videos_failed", "accepted", "rejected", "failed"), 0
+            (
+                "videos_finished",
+                "videos_failed",
+                "videos_without_pairs",
+                "spans_failed",
+                "accepted",
+                "rejected",
+                "failed",
+            ),
+            0,
         )
 
     def open(self, video_id: str, decided_before: int) -> None:
@@ -106,9 +116,9 @@ class Accounts:
             for video_id, triple_id in pairs:
                 self._decide(video_id, triple_id, verdict)
                 touched[video_id] = None
-        for video_id, sampled, spans_failed in report.ends:
+        for video_id, sampled, spans_failed, note in report.ends:
             if video := self._open.get(video_id):
-                video.sampled, video.spans_failed = sampled, spans_failed
+                video.sampled, video.spans_failed, video.note = sampled, spans_failed, note
                 touched[video_id] = None
         for failure in report.failures:
             assert failure.video_id, "only a source that cannot be listed has no video"
@@ -151,9 +161,11 @@ class Accounts:
                 del self._open[video_id]
                 # Failures of a part are told with the end of the whole: alone they would look like a failed video.
                 self._tell([*video.failed.values(), *video.spans.values()])
-                self._finished.append({"video_id": video_id, **video.counts()})
+                self._finished.append({"video_id": video_id, **video.counts(), "note": video.note})
                 self.counts["videos_finished"] += 1
+                self.counts["videos_without_pairs"] += not video.sampled
 
     def _tell(self, failures: list[Failure]) -> None:
         self._failures += failures
         self.counts["failed"] += sum(failure.scope == "pair" for failure in failures)
+        self.counts["spans_failed"] += sum(failure.scope == "span" for failure in failures)

@@ -123,6 +123,11 @@ class DecordDecoder:
         """See `decoding.Decoder.time_base`."""
         return self._time_base
 
+    @property
+    def remark(self) -> str | None:
+        """See `decoding.Decoder.remark`."""
+        return self._pyav.remark
+
     def close(self) -> None:
         """See `decoding.Decoder.close`."""
         self._reader = None

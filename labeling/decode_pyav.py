@@ -117,6 +117,17 @@ def _describe(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
+def _remark(container: InputContainer, chosen: VideoStream) -> str | None:
+    others = [
+        f"{stream.codec_context.width} x {stream.codec_context.height}"
+        for stream in container.streams.video
+        if stream.index != chosen.index and not stream.disposition & Disposition.attached_pic
+    ]
+    size = f"{chosen.codec_context.width} x {chosen.codec_context.height}"
+    track = f"track {chosen.index}, {size},"
+    return f"of {len(others) + 1} video tracks {track} was read; others: {', '.join(others)}" if others else None
+
+
 class _Aspect(NamedTuple):
     """From the frame of this PTS on, a pixel is `value` times as wide as high."""
 
@@ -139,6 +150,7 @@ class PyAVDecoder:
         unit = 1 / (self._stream.guessed_rate or RAW_RATE) if self.container_format in RAW else self._stream.time_base
         assert unit is not None
         self.time_base = unit.numerator, unit.denominator
+        self.remark = _remark(self._container, self._stream)
         count = recordings(self._file, self.container_format)
         is_read_on = self.container_format in {*JOINED, "matroska,webm"}
         self._is_joined = self.container_format in JOINED or (is_read_on and count != 1)

@@ -69,6 +69,11 @@ class Decoder(Protocol):
         """Seconds per PTS unit, as (numerator, denominator)."""
         ...
 
+    @property
+    def remark(self) -> str | None:
+        """What a user may not expect of how the file is read."""
+        ...
+
     def read(self, start_pts: int | None) -> Iterator[Frame | Gap | Cut]:
         """Yield usable frames in strictly increasing PTS, and what separates them; may be called again.
 

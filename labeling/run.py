@@ -66,11 +66,14 @@ class Summary:
         counts = self.counts
         pairs = counts["accepted"] + counts["rejected"]
         left = f"; {counted(self.pending, 'video')} pending: run the same command again" if self.pending else ""
+        none, spans = counts["videos_without_pairs"], counts["spans_failed"]
+        without = f" ({none:,} without a frame pair; why: `note` in `progress`)" if none else ""
+        lost = f"; {counted(spans, 'span')} of video could not be decoded; why: `failures`" if spans else ""
         return (
             f"run {self.run_id} {self.status} in {self.seconds:.1f} s ({pairs / self.seconds:.1f} pairs/s), labeler "
-            f"{self.labeler_id}: {counted(counts['videos_finished'], 'video')} finished, "
+            f"{self.labeler_id}: {counted(counts['videos_finished'], 'video')} finished{without}, "
             f"{counts['videos_failed']:,} failed; {counted(counts['accepted'], 'pair')} accepted, "
-            f"{counts['rejected']:,} rejected, {counts['failed']:,} failed{left}"
+            f"{counts['rejected']:,} rejected, {counts['failed']:,} failed{lost}{left}"
         )
 
 

@@ -75,7 +75,7 @@ class SampleVideos:
                 yield block([{**_columns(video), **describe(error).to_row()}], SAMPLES)
 
     def _sample(self, video: dict[str, Any]) -> Iterator[pa.Table]:
-        sampled, start = 0, None
+        sampled, longest, start = 0, 0, None
         spans: set[tuple[Any, ...]] = set()
         with tempfile.TemporaryDirectory(prefix="worldlake-") as folder:
             dest = Path(folder, f"video{PurePosixPath(video['uri']).suffix}")
@@ -92,6 +92,7 @@ class SampleVideos:
                 if self._run_id:
                     PAIRS.record(sum("triple_id" in row for row in rows), outcome="sampled")
                 sampled, start = sampled + len(segment.pairs), segment.next_start_pts
+                longest = max(longest, segment.longest)
                 spans.update((failure.stage, failure.start_pts, failure.end_pts) for failure in segment.failures)
                 if start is None:
                     break
@@ -100,8 +101,20 @@ class SampleVideos:
                     return
         if not rows:
             rows = [_columns(video)]
-        rows[-1] |= {"sampled": sampled, "spans_failed": len(spans)}
+        notes = [segment.remark, None if sampled else self._why_none(longest)]
+        rows[-1] |= {
+            "sampled": sampled,
+            "spans_failed": len(spans),
+            "note": "; ".join(filter(None, notes)) or None,
+        }
         yield block(rows, SAMPLES)
+
+    def _why_none(self, longest: int) -> str:
+        sampling = self._labeler.settings.sampling
+        return (
+            f"no frame pair: the longest clip, of at most {sampling.max_clip_seconds:g} s (--max-clip-seconds) and "
+            f"without a cut, has {longest} frames, and a pair takes {sampling.sampler.least}"
+        )
 
     def _pairs(self, video: dict[str, Any], segment: Segment) -> Iterator[dict[str, Any]]:
         numerator, denominator = segment.time_base

@@ -11,6 +11,7 @@ import cv2
 
 from labeling.decoding import RGB, Cut, Decoder, Frame, Gap, Gray, open_video
 from labeling.images import encode_jpeg
+from labeling.samplers.base import ROUNDING, amount
 from labeling.sampling import (
     CUT_SIDE,
     Thumbnail,
@@ -55,7 +56,8 @@ class SpanFailure:
 class Segment:
     """Result of one call. `next_start_pts` is where the next segment starts, None at the end of the stream.
 
-    `time_base` is seconds per PTS unit as (numerator, denominator); `frames` counts the usable frames decoded.
+    `time_base` is seconds per PTS unit as (numerator, denominator); `frames` counts the usable frames decoded, and
+    `longest` is the most frames of a clip.
     """
 
     time_base: tuple[int, int]
@@ -63,12 +65,14 @@ class Segment:
     failures: list[SpanFailure]
     next_start_pts: int | None
     frames: int
+    longest: int
+    remark: str | None
 
 
 @dataclass(frozen=True)
 class _Candidate:
     pts: int
-    position: int
+    position: float
     motion: float
     small: Gray
     square: RGB
@@ -80,34 +84,44 @@ class _Clips:
 
     settings: SamplingSettings
     image_size: int
-    clip_units: int
+    unit_s: float
     pairs: list[FramePair] = field(default_factory=list)
     frames: int = 0
+    longest: int = 0
     _clip: list[_Candidate] = field(default_factory=list)
     _clip_start: int = 0
-    _position: int = 0
+    _number: int = 0
+    _next: float = 0
+    _size: tuple[int, int] = (0, 0)
     _last: Thumbnail | None = None
+
+    def __post_init__(self) -> None:
+        self._clip_units = max(1, round(self.settings.max_clip_seconds / self.unit_s))
+        self._stride = amount(self.settings.sampler.stride)
+        self._in_seconds = isinstance(self.settings.sampler.stride, str)
 
     def add(self, frame: Frame) -> None:
         """Take the next frame."""
         shown = thumbnail(frame.luma(max(1, min(frame.size) // CUT_SIDE)))
         is_cut = self._last is not None and content_change(self._last, shown) > self.settings.shot_threshold
-        if is_cut or (self._clip and frame.pts - self._clip_start >= self.clip_units):
+        if is_cut or frame.size != self._size or (self._clip and frame.pts - self._clip_start >= self._clip_units):
             self.end_clip()
-        self._last = shown
-        if self._position % self.settings.sampler.stride == 0:
-            self._add_candidate(frame, flow_picture(frame.luma(1)))
-        self._position += 1
+        self._last, self._size = shown, frame.size
+        if not self._number:
+            self._clip_start = frame.pts
+        position = (frame.pts - self._clip_start) * self.unit_s if self._in_seconds else self._number
+        # The first frame at or after each multiple of the stride.
+        if not self._clip or position + ROUNDING >= self._next:
+            self._next = ((position + ROUNDING) // self._stride + 1) * self._stride
+            self._add_candidate(frame, position, flow_picture(frame.luma(1)))
+        self._number += 1
+        self.longest = max(self.longest, self._number)
         self.frames += 1
 
-    def _add_candidate(self, frame: Frame, small: Gray) -> None:
-        if self._clip and self._clip[-1].small.shape != small.shape:
-            self.end_clip()
-        if not self._clip:
-            self._clip_start = frame.pts
+    def _add_candidate(self, frame: Frame, position: float, small: Gray) -> None:
         is_measured = self.settings.sampler.measures_motion and self._clip
         motion = motion_between(self._clip[-1].small, small)[0] if is_measured else 0.0
-        self._clip.append(_Candidate(frame.pts, self._position, motion, small, frame.square(self.image_size)))
+        self._clip.append(_Candidate(frame.pts, position, motion, small, frame.square(self.image_size)))
 
     def end_clip(self) -> None:
         """End the clip: later frames belong to another one."""
@@ -119,7 +133,7 @@ class _Clips:
             for (obs, next_obs), (obs_image, next_image) in zip(pairwise(kept), pairwise(images), strict=True):
                 between = motion_between(obs.small, next_obs.small)
                 self.pairs.append(FramePair(obs.pts, next_obs.pts, obs_image, next_image, *between))
-        self._clip, self._position, self._last = [], 0, None
+        self._clip, self._number, self._last = [], 0, None
 
 
 @dataclass
@@ -145,7 +159,7 @@ def sample_segment(path: str, start_pts: int | None, settings: SamplingSettings,
     source = _source(path, start_pts, settings.decoder)
     numerator, denominator = source.decoder.time_base
     units_per_s = denominator / numerator
-    clips = _Clips(settings, image_size, clip_units=max(1, round(settings.max_clip_seconds * units_per_s)))
+    clips = _Clips(settings, image_size, 1 / units_per_s)
     failures: list[SpanFailure] = []
     pairs_before = 0
     end: int | None = None
@@ -174,7 +188,9 @@ def sample_segment(path: str, start_pts: int | None, settings: SamplingSettings,
         source.decoder.close()
     else:
         _held.append(source)
-    return Segment((numerator, denominator), clips.pairs, failures, next_start, clips.frames)
+    return Segment(
+        (numerator, denominator), clips.pairs, failures, next_start, clips.frames, clips.longest, source.decoder.remark
+    )
 
 
 def sample_video(path: str, settings: SamplingSettings, image_size: int) -> Iterator[Segment]:

@@ -89,7 +89,7 @@ def _pairs(rows: pa.Table) -> list[tuple[str, str]]:
     return list(zip(rows["video_id"].to_pylist(), rows["triple_id"].to_pylist(), strict=True))
 
 
-def _ends(rows: pa.Table) -> list[tuple[str, int, int]]:
-    columns = ("video_id", "sampled", "spans_failed")
+def _ends(rows: pa.Table) -> list[tuple[str, int, int, str | None]]:
+    columns = ("video_id", "sampled", "spans_failed", "note")
     ends = rows.filter(pc.is_valid(rows["sampled"])).select(columns)
     return list(zip(*(ends[column].to_pylist() for column in columns), strict=True))

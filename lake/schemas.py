@@ -126,6 +126,14 @@ SPEC: tuple[Table, ...] = (
             Column("failed", INT, "Pairs that failed in this run; they are in `failures`."),
             Column("decided_before", INT, "Pairs that earlier runs decided."),
             Column("finished_at", TIME, "When it was finished."),
+            Column(
+                "note",
+                STRING,
+                "Why the video has no frame pair, and which of several video tracks was read; null if there is nothing "
+                "to say.",
+                since=2,
+                is_text=True,
+            ),
         ),
     ),
     Table(

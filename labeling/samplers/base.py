@@ -4,11 +4,41 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator, Field
 
 from lake.settings import Settings
 
 METHOD = "Which frames of a clip to keep. Default: motion."
+
+
+# Times are in whole units of a video, so that a frame may come a hair too soon.
+ROUNDING = 1e-3
+
+
+def _seconds(text: str) -> str:
+    try:
+        value = float(text.removesuffix("s")) if text.endswith("s") else 0.0
+    except ValueError:
+        value = 0.0
+    if not 0.001 <= value <= 1e6:
+        raise ValueError("give a number of frames, or of seconds with an s after it, such as 20 or 0.7s")
+    return text
+
+
+Interval = Annotated[int, Field(ge=1)] | Annotated[str, AfterValidator(_seconds)]
+"""A number of frames, or of seconds: ``20``, ``"0.7s"``."""
+
+
+def amount(interval: Interval) -> float:
+    """Return the number of frames, or of seconds, of an interval."""
+    return float(interval.removesuffix("s")) if isinstance(interval, str) else interval
+
+
+def told(interval: Interval) -> str:
+    """Return an interval in words."""
+    return f"{amount(interval):g} {'s' if isinstance(interval, str) else 'frames'}"
 
 
 class BaseSampler(Settings, ABC):
@@ -22,13 +52,19 @@ class BaseSampler(Settings, ABC):
 
     @property
     @abstractmethod
-    def stride(self) -> int:
-        """Frames from one candidate to the next."""
+    def stride(self) -> Interval:
+        """Frames, or seconds, from one candidate to the next. Positions are counted in the same unit."""
+
+    @property
+    def least(self) -> str:
+        """What two frames of a clip must have to become a pair, in words."""
+        return f"two of its candidates, which are {told(self.stride)} apart"
 
     @abstractmethod
-    def choose(self, positions: Sequence[int], motion: Sequence[float]) -> list[int]:
+    def choose(self, positions: Sequence[float], motion: Sequence[float]) -> list[int]:
         """Return the indices, in order, of the candidates of one clip to keep; neighbors among them become pairs.
 
-        `positions` are frame numbers within the clip. `motion` is that since the candidate before, as a share of the
-        picture's diagonal; 0 for the first candidate, and for all where `measures_motion` is false.
+        `positions` are frame numbers within the clip, or seconds since its start, as `stride` is. `motion` is that from
+        the candidate before on, as a share of the picture's diagonal; 0 for the first candidate, and for all where
+        `measures_motion` is false.
         """

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from labeling.samplers.base import METHOD, BaseSampler
+from labeling.samplers.base import METHOD, BaseSampler, Interval
 
 
 class UniformSampler(BaseSampler):
@@ -15,13 +15,15 @@ class UniformSampler(BaseSampler):
 
     method: Literal["uniform"] = Field("uniform", description=METHOD)
 
-    uniform_stride: int = Field(30, ge=1, description="Frames from one kept frame to the next; 30 is about a second.")
+    uniform_stride: Interval = Field(
+        30, description="Distance from one kept frame to the next: frames, or seconds with an s after it, such as 1s."
+    )
 
     @property
-    def stride(self) -> int:
-        """Frames from one kept frame to the next."""
+    def stride(self) -> Interval:
+        """Distance from one kept frame to the next."""
         return self.uniform_stride
 
-    def choose(self, positions: Sequence[int], motion: Sequence[float]) -> list[int]:
+    def choose(self, positions: Sequence[float], motion: Sequence[float]) -> list[int]:
         """Keep every candidate."""
         return list(range(len(positions)))

@@ -16,7 +16,7 @@ from tests.lake.old import content, old_lake
 
 ROOT = Path(__file__).parents[2]
 _LAST = '            Column("added_at", TIME, "When the video was ingested."),\n'
-_ADDED = '            Column("license", STRING, "License of the video.", since=2),\n'
+_ADDED = '            Column("license", STRING, "License of the video.", since=3),\n'
 # Of 21 changes: the new column in the first table and in the last, and what is between them.
 SOME = (("kill-before", 1), ("kill-after", 1), ("kill-before", 5), ("kill-after", 12))
 

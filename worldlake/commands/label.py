@@ -73,7 +73,9 @@ def label(
             help="YAML file of thresholds, or builtin or default. Default: by model.",
         ),
     ] = None,
-    strict: Annotated[bool, Parameter(group=VERIFICATION, help="Exit with 3 when a pair or a video failed.")] = False,
+    strict: Annotated[
+        bool, Parameter(group=VERIFICATION, help="Exit with 3 when a pair, a span, or a video failed.")
+    ] = False,
     run: Annotated[RunSettings, Parameter(name="*", group=RESOURCES)] = RunSettings(),
     take_over: TakeOver = False,
     storage: SourceStorage = StorageConfig(),
@@ -113,7 +115,8 @@ def label(
         console.print_json(vars(summary))
     else:
         console.out.print("\n".join(in_words(summary, target.uri)), markup=False)
-    return 3 if strict and (unread or summary.counts["failed"] or summary.counts["videos_failed"]) else 0
+    failed = sum(summary.counts[name] for name in ("failed", "spans_failed", "videos_failed"))
+    return 3 if strict and (unread or failed) else 0
 
 
 def in_words(summary: Summary, lake: str) -> list[str]:
