@@ -71,7 +71,7 @@ class Decoder(Protocol):
 
     @property
     def remark(self) -> str | None:
-        """What a user may not expect of how the file is read."""
+        """A remark on how the file is read, where a user may not expect it."""
         ...
 
     def read(self, start_pts: int | None) -> Iterator[Frame | Gap | Cut]:

@@ -57,7 +57,7 @@ class BaseSampler(Settings, ABC):
 
     @property
     def least(self) -> str:
-        """What two frames of a clip must have to become a pair, in words."""
+        """The condition for two frames of a clip to become a pair, in words."""
         return f"two of its candidates, which are {told(self.stride)} apart"
 
     @abstractmethod
