@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
+from unicodedata import normalize
 
 from lake.errors import Refused
 from lake.mapping import Mapping, Place, Unusable, columns_of, fill
@@ -153,9 +154,12 @@ class _Files:
         if [entry.uri for entry in entries] == [source]:
             raise Refused(f"{source!r} is a file: name the folder from which the paths of its rows start")
         self.by_path = {self.relative(entry): entry for entry in entries}
+        # One letter may be written as one character or as two, and programs that copy files choose.
+        self._by_form: dict[str, list[Entry]] = {}
         self._by_name: dict[str, list[Entry]] = {}
-        for entry in entries:
-            self._by_name.setdefault(entry.uri.rsplit("/", 1)[-1], []).append(entry)
+        for path, entry in self.by_path.items():
+            self._by_form.setdefault(normalize("NFC", path), []).append(entry)
+            self._by_name.setdefault(normalize("NFC", path.rsplit("/", 1)[-1]), []).append(entry)
 
     def relative(self, entry: Entry) -> str:
         """Return the path of a file from the source's root."""
@@ -173,7 +177,8 @@ class _Files:
             path = posixpath.normpath(text.removeprefix(f"{self._source}/"))
             if path in self.by_path:
                 return self.by_path[path]
-            same_name = self._by_name.get(path, [])
+            form = normalize("NFC", path)
+            same_name = self._by_form.get(form) or self._by_name.get(form, [])
             if len(same_name) > 1:
                 raise Unusable("AmbiguousFile", f"{len(same_name)} files are called {text!r}")
             if same_name:
