@@ -19,8 +19,9 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from labeling.avi import FrameNumbers, is_cut_off
 from labeling.decoding import Cut, Frame, Gap
-from labeling.frame_order import Damage, FrameOrder, JoinedTimes, NumberedFrames, TimedFrames
+from labeling.frame_order import NO_KEY_FRAME, Damage, FrameOrder, JoinedTimes, NumberedFrames, TimedFrames
 from labeling.h264 import PictureNumbers
 from labeling.images import jpeg_damage
 from labeling.joined import recordings
@@ -56,32 +57,6 @@ JOINED = {"mpeg", "mpegts", "mpegvideo"}
 UNORDERED_PACKETS = 64
 # An MPEG-4 packet as short as this says that the frame before is to be shown once more.
 MAX_EMPTY_VOP = 19
-# Bytes of an AVI chunk before its content: the index has where the one starts, FFmpeg where the other does.
-CHUNK_HEADER = 8
-
-
-class _FrameNumbers:
-    """Gives packets of an AVI file the number that its index has for their place.
-
-    AVI frames have no time but their number, and after damage FFmpeg keeps counting as if nothing had been lost.
-    """
-
-    def __init__(self, stream: VideoStream) -> None:
-        self._numbers = {entry.pos + CHUNK_HEADER: entry.timestamp for entry in stream.index_entries}
-        self._shift = 0
-
-    def correct(self, packet: Packet[VideoStream]) -> bool:
-        """Put the packet's times right; true if frames were lost before it."""
-        number = self._numbers.get(packet.pos) if packet.pos is not None else None
-        if number is None or packet.dts is None:
-            return False
-        shift = number - packet.dts
-        has_lost = shift != self._shift
-        self._shift = shift
-        packet.dts += shift
-        if packet.pts is not None:
-            packet.pts += shift
-        return has_lost
 
 
 def open_stream(file: IO[bytes]) -> tuple[InputContainer, VideoStream]:
@@ -198,7 +173,10 @@ class PyAVDecoder:
         last: int | None = None
         damage: Damage | None = None
         for event in chain(_before_damage(self._frames(order, self.packets(seek_to))), order.end()):
-            if isinstance(event, Damage):
+            if isinstance(event, av.VideoFrame) and last is not None and event.pts is not None and event.pts <= last:
+                # Damage may also put packets that are whole in a wrong place.
+                damage = damage or Damage("TimestampOrder", f"a frame with PTS {event.pts} follows one with {last}")
+            elif isinstance(event, Damage):
                 damage = damage or event
             elif isinstance(event, Cut | _Aspect):
                 changes.append(event)
@@ -248,6 +226,7 @@ class PyAVDecoder:
         # Of a container that does not say, the aspect is that of the codec, which may change.
         aspect = self._stream.sample_aspect_ratio
         is_of_codec = aspect == codec.sample_aspect_ratio
+        is_first = True
         for packet in packets:
             if isinstance(packet, Cut):
                 yield packet
@@ -256,6 +235,9 @@ class PyAVDecoder:
                 order.damaged()
                 yield packet
                 continue
+            if is_first and not packet.is_keyframe:
+                yield NO_KEY_FRAME
+            is_first = False
             try:
                 with av.logging.Capture() as log:
                     frames = codec.decode(packet)
@@ -278,7 +260,7 @@ class PyAVDecoder:
                 yield from order.came(frame)
 
     def _packets(self) -> Iterator[Event]:
-        numbers = _FrameNumbers(self._stream) if self.container_format == "avi" else None
+        numbers = FrameNumbers(self._stream) if self.container_format == "avi" else None
         joined = JoinedTimes() if self._is_joined else None
         codec = self._stream.codec_context
         pictures = PictureNumbers(codec.extradata) if codec.name == "h264" else None
@@ -344,6 +326,9 @@ class PyAVDecoder:
                 yield Damage("ContainerDamage", complaints[0].strip())
             if packet is None:
                 return
+            if not packet.size and packet.dts is None and self.container_format == "avi" and is_cut_off(self._file):
+                # Before the codec gives its last frames: what they waited for, and their number, is not known.
+                yield Damage("CutOff", "the file ends before its header says")
             errors = 0
             yield packet
 
