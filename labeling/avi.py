@@ -1,4 +1,4 @@
-"""What only AVI files need: numbers of frames from the index, and the length that the header tells."""
+"""Numbers of frames from the index of an AVI file, and the length that its header tells."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def test_a_name_without_a_folder_is_looked_for_everywhere(tmp_path: Path) -> Non
 
 
 def test_a_name_is_found_in_either_form_of_its_letters(tmp_path: Path) -> None:
-    one, two = "caf\u00e9", "cafe\u0301"
+    one, two = "\u00e9t\u00e9", "e\u0301te\u0301"
     for folder, name in ((one, two), (two, one)):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / f"{name}.mp4").touch()
