@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from lake.failures import Failure
 from lake.tables import DataFile
+
+
+class End(NamedTuple):
+    """The end of a video that was read: its pairs, its spans that failed, and what is to be said of it."""
+
+    video_id: str
+    sampled: int
+    spans_failed: int
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -19,8 +28,7 @@ class Report:
     """(video_id, triple_id) of the pairs in `files` that were accepted."""
     rejected: list[tuple[str, str]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-    ends: list[tuple[str, int, int, str | None]] = field(default_factory=list)
-    """(video_id, pairs sampled, spans failed, remark) of the videos that were read to their end."""
+    ends: list[End] = field(default_factory=list)
 
 
 @dataclass
@@ -116,10 +124,10 @@ class Accounts:
             for video_id, triple_id in pairs:
                 self._decide(video_id, triple_id, verdict)
                 touched[video_id] = None
-        for video_id, sampled, spans_failed, note in report.ends:
-            if video := self._open.get(video_id):
-                video.sampled, video.spans_failed, video.note = sampled, spans_failed, note
-                touched[video_id] = None
+        for end in report.ends:
+            if video := self._open.get(end.video_id):
+                video.sampled, video.spans_failed, video.note = end.sampled, end.spans_failed, end.note
+                touched[end.video_id] = None
         for failure in report.failures:
             assert failure.video_id, "only a source that cannot be listed has no video"
             self._fail(failure.video_id, failure)

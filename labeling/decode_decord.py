@@ -45,7 +45,7 @@ def open_video(path: str) -> Decoder:
     pyav = decode_pyav.open_video(path)
     try:
         first = next(iter(pyav.read(None)))
-        if not isinstance(first, PyAVFrame) or not first.is_plain:
+        if not isinstance(first, PyAVFrame) or not first.is_plain or pyav.may_be_interlaced:
             raise _Unreliable
         return DecordDecoder(path, pyav)
     except (_Unreliable, DecodeError):
@@ -124,9 +124,9 @@ class DecordDecoder:
         return self._time_base
 
     @property
-    def remark(self) -> str | None:
-        """See `decoding.Decoder.remark`."""
-        return self._pyav.remark
+    def note(self) -> str | None:
+        """See `decoding.Decoder.note`."""
+        return self._pyav.note
 
     def close(self) -> None:
         """See `decoding.Decoder.close`."""

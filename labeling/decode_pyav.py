@@ -21,7 +21,15 @@ from av.video.stream import VideoStream
 
 from labeling.avi import FrameNumbers, is_cut_off
 from labeling.decoding import Cut, Frame, Gap
-from labeling.frame_order import NO_KEY_FRAME, Damage, FrameOrder, JoinedTimes, NumberedFrames, TimedFrames
+from labeling.frame_order import (
+    NO_KEY_FRAME,
+    Damage,
+    FrameOrder,
+    JoinedNumbers,
+    JoinedTimes,
+    NumberedFrames,
+    TimedFrames,
+)
 from labeling.h264 import PictureNumbers
 from labeling.images import jpeg_damage
 from labeling.joined import recordings
@@ -48,11 +56,17 @@ MAX_READ_ERRORS = 1000
 # encoders put one at least every 250 frames, which is 10 s at 25 frames/s.
 SEEK_MARGIN_S = 10
 # Streams without a container, whose packets have no time at all: theirs is their number.
-RAW = {"h264", "hevc", "m4v", "mjpeg"}
+RAW = {"h264", "hevc", "m4v"}
 # Frames per second of a stream that does not say.
 RAW_RATE = Fraction(25)
 # Containers whose recordings may follow each other without anything that says so.
 JOINED = {"mpeg", "mpegts", "mpegvideo"}
+# Containers of which FFmpeg reads the first recording only.
+UNREAD = {"mov,mp4,m4a,3gp,3g2,mj2", "flv"}
+# Codecs other than H.264 of which a frame in the middle of a file may be interlaced.
+INTERLACED = {"mpeg1video", "mpeg2video", "mpeg4", "vc1", "dvvideo", "prores"}
+# Bytes of packets that are kept while the place to start from is looked for.
+MAX_KEPT = 2**28
 # Packets of a stream that may all be decoded as they are shown, although others are not.
 UNORDERED_PACKETS = 64
 # An MPEG-4 packet as short as this says that the frame before is to be shown once more.
@@ -92,7 +106,7 @@ def _describe(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def _remark(container: InputContainer, chosen: VideoStream) -> str | None:
+def _note(container: InputContainer, chosen: VideoStream) -> str | None:
     others = [
         f"{stream.codec_context.width} x {stream.codec_context.height}"
         for stream in container.streams.video
@@ -125,11 +139,12 @@ class PyAVDecoder:
         unit = 1 / (self._stream.guessed_rate or RAW_RATE) if self.container_format in RAW else self._stream.time_base
         assert unit is not None
         self.time_base = unit.numerator, unit.denominator
-        self.remark = _remark(self._container, self._stream)
-        count = recordings(self._file, self.container_format)
-        is_read_on = self.container_format in {*JOINED, "matroska,webm"}
-        self._is_joined = self.container_format in JOINED or (is_read_on and count != 1)
-        self._unread = 0 if is_read_on or count is None else count - 1
+        self.note = _note(self._container, self._stream)
+        starts = recordings(self._file, self.container_format)
+        # Where each recording after the first starts, in bytes, as far as FFmpeg reads on there.
+        self._starts = starts[1:] if starts and self.container_format == "avi" else []
+        is_matroska = self.container_format == "matroska,webm"
+        self._is_joined = self.container_format in JOINED or (is_matroska and (starts is None or len(starts) > 1))
         self.is_numbered = self.container_format in {"avi", *RAW} or self._has_decoding_times_only()
 
     @property
@@ -141,6 +156,12 @@ class PyAVDecoder:
     def sample_aspect(self) -> float:
         """Width of a pixel by its height, at the start of the video."""
         return float(self._stream.sample_aspect_ratio or 1)
+
+    @property
+    def may_be_interlaced(self) -> bool:
+        """Return whether the codec says that frames may consist of two fields."""
+        codec = self._stream.codec_context
+        return PictureNumbers(codec.extradata).has_fields if codec.name == "h264" else codec.name in INTERLACED
 
     def close(self) -> None:
         """See `decoding.Decoder.close`."""
@@ -257,11 +278,11 @@ class PyAVDecoder:
                 order.damaged()
                 yield Damage("CodecDamage", log[0][2].strip())
             for frame in frames:
-                yield from order.came(frame)
+                yield from order.received(frame)
 
     def _packets(self) -> Iterator[Event]:
         numbers = FrameNumbers(self._stream) if self.container_format == "avi" else None
-        joined = JoinedTimes() if self._is_joined else None
+        joined = JoinedTimes() if self._is_joined else JoinedNumbers(self._starts)
         codec = self._stream.codec_context
         pictures = PictureNumbers(codec.extradata) if codec.name == "h264" else None
         count = 0
@@ -271,8 +292,8 @@ class PyAVDecoder:
                 continue
             if numbers is not None and numbers.correct(packet):
                 yield Damage("ContainerDamage", "frames are missing from the file")
-            if joined is not None and (start := joined.correct(packet)) is not None:
-                yield Cut(start)
+            if cut := joined.correct(packet):
+                yield cut
             if pictures is not None and pictures.lost_before(bytes(packet)):
                 yield Damage("MissingPicture", "pictures that others refer to are missing from the stream")
             if packet.size and self.container_format in RAW:
@@ -283,11 +304,9 @@ class PyAVDecoder:
             # AVI repeats a frame by a packet of nothing, which codecs would take for the end of the stream.
             elif packet.size or packet.dts is None:
                 yield from self._numbered(packet) if self.is_numbered else [packet]
-
-        if self._unread:
-            yield Damage(
-                "JoinedFile", f"{self._unread} more recordings follow in the file; only the first is read: split it"
-            )
+        if self.container_format in UNREAD and (more := len(recordings(self._file, self.container_format) or [0]) - 1):
+            reason = f"{more} more recordings follow in the file, and only the first is read: split the file"
+            yield Damage("JoinedFile", reason)
 
     def _damage(self, packet: Packet[VideoStream]) -> Damage | None:
         """Return what is wrong with the packet, as far as can be seen without decoding it."""
@@ -359,11 +378,13 @@ def _before_damage(events: Iterator[Decoded]) -> Iterator[Decoded]:
 def _from_key(packets: Iterator[Event], pts: int) -> Iterator[Event]:
     """Leave out what precedes the last key frame at or before `pts`."""
     kept: list[Event] = []
+    size = 0
     for packet in packets:
         if isinstance(packet, av.Packet):
+            size += packet.size
             if packet.is_keyframe and packet.pts is not None and packet.pts <= pts:
-                kept = []
-            elif packet.dts is not None and packet.dts > pts:
+                kept, size = [], packet.size
+            elif size > MAX_KEPT or (packet.dts is not None and packet.dts > pts):
                 kept.append(packet)
                 break
         kept.append(packet)

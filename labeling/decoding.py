@@ -70,8 +70,8 @@ class Decoder(Protocol):
         ...
 
     @property
-    def remark(self) -> str | None:
-        """A remark on how the file is read, where a user may not expect it."""
+    def note(self) -> str | None:
+        """A note on how the file is read, where a user may not expect it."""
         ...
 
     def read(self, start_pts: int | None) -> Iterator[Frame | Gap | Cut]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from labeling.decoding import Cut
 
 if TYPE_CHECKING:
     import av
@@ -52,7 +54,7 @@ class FrameOrder(Protocol):
         """Note a loss."""
         ...
 
-    def came(self, frame: av.VideoFrame) -> Iterator[av.VideoFrame | Damage]:
+    def received(self, frame: av.VideoFrame) -> Iterator[av.VideoFrame | Damage]:
         """Yield the frames that can be used now that this one came out of the codec, or why it cannot be used."""
         ...
 
@@ -90,8 +92,8 @@ class TimedFrames:
         # Pictures shown before the key frame that they follow refer to pictures that were lost, or left out.
         return self._clean_from is not None and (packet.pts is None or packet.pts >= self._clean_from)
 
-    def came(self, frame: av.VideoFrame) -> Iterator[av.VideoFrame | Damage]:
-        """See `FrameOrder.came`."""
+    def received(self, frame: av.VideoFrame) -> Iterator[av.VideoFrame | Damage]:
+        """See `FrameOrder.received`."""
         problem = self._problem(frame)
         if problem is None:
             self._last = frame.pts
@@ -159,8 +161,8 @@ class NumberedFrames:
         """See `FrameOrder.needs`."""
         return self._key is not None
 
-    def came(self, frame: av.VideoFrame) -> Iterator[av.VideoFrame | Damage]:
-        """See `FrameOrder.came`."""
+    def received(self, frame: av.VideoFrame) -> Iterator[av.VideoFrame | Damage]:
+        """See `FrameOrder.received`."""
         place = self._waiting.pop(frame.pts, None) if frame.pts is not None else None
         if frame.is_corrupt or place is None:
             yield self._lose(CORRUPT_FRAME) if frame.is_corrupt else NO_KEY_FRAME
@@ -182,6 +184,10 @@ class NumberedFrames:
 
     def end(self) -> Iterator[av.VideoFrame | Damage]:
         """See `FrameOrder.end`."""
+        if self._waiting and self._newest < MAX_REORDER:
+            # Frames that are shown before the key frame may be those that are missing.
+            yield self._lose(MISSING_FRAME)
+            return
         yield from self._release(next(iter(self._waiting.values()), self._sent))
         if self._waiting:
             yield self._lose(MISSING_FRAME)
@@ -193,6 +199,21 @@ class NumberedFrames:
     def _lose(self, loss: Damage) -> Damage:
         self.damaged()
         return loss
+
+
+class JoinedNumbers:
+    """Tells where another recording begins in a file whose frames are numbered from its start to its end."""
+
+    def __init__(self, starts: Sequence[int]) -> None:
+        """`starts` are the places in the file, in bytes, of the recordings after the first."""
+        self._starts = deque(starts)
+
+    def correct(self, packet: Packet[VideoStream]) -> Cut | None:
+        """Return the cut before this packet, if another recording begins with it."""
+        if not self._starts or packet.pos is None or packet.dts is None or packet.pos < self._starts[0]:
+            return None
+        self._starts.popleft()
+        return Cut(packet.dts)
 
 
 class JoinedTimes:
@@ -208,9 +229,11 @@ class JoinedTimes:
         self._latest = 0
         self._step = 1
 
-    def correct(self, packet: Packet[VideoStream]) -> int | None:
-        """Put the packet's times right; returns the PTS of the first frame where another recording begins."""
+    def correct(self, packet: Packet[VideoStream]) -> Cut | None:
+        """Put the packet's times right; return the cut before it, if another recording begins with it."""
         if packet.dts is None or packet.pts is None:
+            packet.dts = packet.dts if packet.dts is None else packet.dts + self._shift
+            packet.pts = packet.pts if packet.pts is None else packet.pts + self._shift
             return None
         begins = packet.is_keyframe and self._last is not None and packet.dts + self._shift < self._last
         if begins:
@@ -220,5 +243,9 @@ class JoinedTimes:
         packet.pts += self._shift
         if self._last is not None and not begins and packet.dts > self._last:
             self._step = packet.dts - self._last
-        self._last, self._latest = packet.dts, max(self._latest, packet.pts)
-        return packet.pts if begins else None
+        # Not the step back of a packet that is no key frame: the recording begins with the next one.
+        self._last, self._latest = (
+            packet.dts if self._last is None else max(self._last, packet.dts),
+            max(self._latest, packet.pts),
+        )
+        return Cut(packet.pts) if begins else None

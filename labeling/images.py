@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import cv2
 import numpy as np
@@ -17,6 +18,8 @@ from models.protocols import Images
 MOST_SIDES = 100
 """An image that is longer than wide by more becomes, with its shorter side resized, thousands of times as large."""
 
+
+_PADDING = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
 
 _DEEP = ("I", "F")
 """Modes of Pillow whose pixels have no agreed white; converted, they would be white wherever they are above 255."""
@@ -76,7 +79,7 @@ def _read(content: bytes) -> npt.NDArray[np.uint8]:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """An image in RGB: what is transparent shows the black behind it, as in videos."""
+    """Return an image in RGB; what is transparent shows the black behind it, as in videos."""
     if not image.has_transparency_data:
         return image.convert("RGB")
     black = Image.new("RGBA", image.size, (0, 0, 0, 255))
@@ -92,7 +95,11 @@ def jpeg_damage(content: bytes) -> str:
         # The whole file is decoded, and an eighth of its pixels computed.
         simplejpeg.decode_jpeg(content, "GRAY", min_factor=8, strict=True)
     except ValueError as error:
-        return str(error) if str(error).startswith(("Corrupt JPEG", "Premature end")) else ""
+        complaint = str(error)
+        padding = _PADDING.fullmatch(complaint)
+        # Cameras fill up a picture with zeros before its end marker.
+        is_padding = padding and not any(content.removesuffix(b"\xff\xd9")[-int(padding[1]) :])
+        return complaint if complaint.startswith(("Corrupt JPEG", "Premature end")) and not is_padding else ""
     return ""
 
 

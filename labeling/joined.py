@@ -9,46 +9,71 @@ from typing import IO
 
 # A box of MP4 is its length in four bytes and its name in four; a length of 1 means that eight bytes follow with it.
 BOX = 8
+# Parts of a file that are looked at: a hostile one has millions.
+MAX_PARTS = 10_000
 EBML, SEGMENT = 0x1A45DFA3, 0x18538067
 
 
-def recordings(file: IO[bytes], container_format: str) -> int | None:
-    """Return how many recordings a file holds; None if that only shows when it is read.
+def recordings(file: IO[bytes], container_format: str) -> list[int] | None:
+    """Return where the recordings of a file start, in bytes; None if that only shows when it is read.
 
     Only for the containers that FFmpeg opens and leaves at the end of the first one, or whose times begin anew there.
     """
-    count = _COUNTS.get(container_format)
-    if count is None or not (size := os.fstat(file.fileno()).st_size):
-        return 1
+    find = _FIND.get(container_format)
+    if find is None or not (size := os.fstat(file.fileno()).st_size):
+        return [0]
     with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as content:
-        return count(content)
+        found = find(content)
+    return found if found is None else found or [0]
 
 
-def _mp4(content: mmap.mmap) -> int:
-    place = found = 0
-    while place + BOX <= len(content):
+def _mp4(content: mmap.mmap) -> list[int]:
+    place = 0
+    found: list[int] = []
+    for _ in range(MAX_PARTS):
+        if place + BOX > len(content):
+            break
         length, name = int.from_bytes(content[place : place + 4], "big"), content[place + 4 : place + BOX]
         if length == 1:
             length = int.from_bytes(content[place + BOX : place + 2 * BOX], "big")
-        found += name == b"moov"
+        if name == b"moov":
+            found.append(place)
         if length < BOX:
             break
         place += length
-    return max(1, found)
+    return found
 
 
-def _matroska(content: mmap.mmap) -> int | None:
-    place = found = 0
-    while place < len(content):
+def _avi(content: mmap.mmap) -> list[int]:
+    place = 0
+    found: list[int] = []
+    for _ in range(MAX_PARTS):
+        if content[place : place + 4] != b"RIFF":
+            break
+        # Long files have further parts, of the type AVIX.
+        if content[place + BOX : place + BOX + 4] == b"AVI ":
+            found.append(place)
+        length = int.from_bytes(content[place + 4 : place + BOX], "little")
+        place += BOX + length + length % 2
+    return found
+
+
+def _matroska(content: mmap.mmap) -> list[int] | None:
+    place = 0
+    found: list[int] = []
+    for _ in range(MAX_PARTS):
+        if place >= len(content):
+            break
         start, name = _number(content, place, keeps_marker=True)
         start, length = _number(content, start, keeps_marker=False)
-        found += name == EBML
+        if name == EBML:
+            found.append(place)
         if name == SEGMENT and length is None:
             return None
         if length is None or not found:
             break
         place = start + length
-    return max(1, found)
+    return found
 
 
 def _number(content: mmap.mmap, place: int, *, keeps_marker: bool) -> tuple[int, int | None]:
@@ -63,17 +88,19 @@ def _number(content: mmap.mmap, place: int, *, keeps_marker: bool) -> tuple[int,
     return place + length, value
 
 
-def _flv(content: mmap.mmap) -> int:
-    found, place = 0, 0
-    while (place := content.find(b"FLV\x01", place)) >= 0:
+def _flv(content: mmap.mmap) -> list[int]:
+    place = -1
+    found: list[int] = []
+    while (place := content.find(b"FLV\x01", place + 1)) >= 0 and len(found) < MAX_PARTS:
         # A header of nine bytes, and the length of the tag before the first: zero.
-        found += content[place + 5 : place + 13] == b"\0\0\0\x09\0\0\0\0"
-        place += 1
-    return max(1, found)
+        if content[place + 5 : place + 13] == b"\0\0\0\x09\0\0\0\0":
+            found.append(place)
+    return found
 
 
-_COUNTS: dict[str, Callable[[mmap.mmap], int | None]] = {
+_FIND: dict[str, Callable[[mmap.mmap], list[int] | None]] = {
     "mov,mp4,m4a,3gp,3g2,mj2": _mp4,
+    "avi": _avi,
     "matroska,webm": _matroska,
     "flv": _flv,
 }

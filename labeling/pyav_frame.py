@@ -55,7 +55,13 @@ class PyAVFrame:
         a, b, c, d = display_matrix(self._frame)
         is_mirrored = a * d < b * c
         is_special = self._frame.interlaced_frame or _has_alpha(self._frame.format.name)
-        return not (is_mirrored or is_special or self._frame.color_trc in TONE_MAPS)
+        has_other_colors = self._is_untagged_hd or self._frame.color_trc in TONE_MAPS
+        return not (is_mirrored or is_special or has_other_colors)
+
+    @property
+    def _is_untagged_hd(self) -> bool:
+        is_hd = self._frame.width >= HD_WIDTH or self._frame.height >= HD_HEIGHT
+        return is_hd and self._frame.colorspace == UNSPECIFIED
 
     def luma(self, step: int) -> Gray:
         """See `decoding.Frame.luma`."""
@@ -77,24 +83,25 @@ class PyAVFrame:
         return upright(self._scaled(width, height)[top : top + size, left : left + size], display_matrix(self._frame))
 
     def _scaled(self, width: int, height: int) -> RGB:
-        """The whole picture in the colors of a screen, as coded (not turned)."""
+        """Return the whole picture in the colors of a screen, as coded (not turned)."""
         frame = _first_field(self._frame) if self._frame.interlaced_frame else self._frame
         tone_map = TONE_MAPS.get(cast(ColorTrc, frame.color_trc))
         pixel_format = "rgb48le" if tone_map else "rgba" if _has_alpha(frame.format.name) else "rgb24"
-        is_hd = self._frame.width >= HD_WIDTH or self._frame.height >= HD_HEIGHT
-        untold = is_hd and frame.colorspace == UNSPECIFIED
         scaled = self._reformatter.reformat(
             frame,
             width,
             height,
             pixel_format,
-            src_colorspace=Colorspace.ITU709 if untold else None,
+            src_colorspace=Colorspace.ITU709 if self._is_untagged_hd else None,
             interpolation=SCALING,
             threads=1,
         ).to_ndarray()
         if tone_map:
             return tone_map(cast(Deep, scaled))
         if pixel_format == "rgba":
+            if not scaled[..., 3].any():
+                # Uncompressed AVI has four bytes a pixel, of which nobody sets the last.
+                return cast(RGB, scaled[..., :3])
             # On black, as players show it.
             return (scaled[..., :3] * (scaled[..., 3:] / np.float32(255)) + 0.5).astype(np.uint8)
         return cast(RGB, scaled)

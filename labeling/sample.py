@@ -101,7 +101,7 @@ class SampleVideos:
                     return
         if not rows:
             rows = [_columns(video)]
-        notes = [segment.remark, None if sampled else self._why_none(longest)]
+        notes = [segment.note, None if sampled else self._why_none(longest)]
         rows[-1] |= {
             "sampled": sampled,
             "spans_failed": len(spans),
@@ -111,9 +111,10 @@ class SampleVideos:
 
     def _why_none(self, longest: int) -> str:
         sampling = self._labeler.settings.sampling
+        most = min(sampling.max_clip_seconds, sampling.segment_seconds)
         return (
-            f"no frame pair: the longest clip, of at most {sampling.max_clip_seconds:g} s (--max-clip-seconds) and "
-            f"without a cut, has {longest} frames, and a pair takes {sampling.sampler.least}"
+            f"no frame pair: the longest clip has {longest} frames, and a pair takes {sampling.sampler.least}; "
+            f"clips end after {most:g} s (--max-clip-seconds, --segment-seconds), at cuts, and at damage"
         )
 
     def _pairs(self, video: dict[str, Any], segment: Segment) -> Iterator[dict[str, Any]]:

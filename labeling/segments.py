@@ -66,7 +66,7 @@ class Segment:
     next_start_pts: int | None
     frames: int
     longest: int
-    remark: str | None
+    note: str | None
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def sample_segment(path: str, start_pts: int | None, settings: SamplingSettings,
     else:
         _held.append(source)
     return Segment(
-        (numerator, denominator), clips.pairs, failures, next_start, clips.frames, clips.longest, source.decoder.remark
+        (numerator, denominator), clips.pairs, failures, next_start, clips.frames, clips.longest, source.decoder.note
     )
 
 

@@ -46,7 +46,7 @@ SAMPLES = pa.schema(
         ("message", pa.string()),
         ("transient", pa.bool_()),
         # The end of the video, when `sampled` is not null: the number of its pairs, in this run and before, and of its
-        # spans that failed, and a remark.
+        # spans that failed, and a note.
         ("sampled", pa.int64()),
         ("spans_failed", pa.int64()),
         ("note", pa.string()),

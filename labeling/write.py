@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from labeling.accounting import Report
+from labeling.accounting import End, Report
 from labeling.stream import VERIFIED
 from lake.failures import Failure
 from lake.metrics import STAGE_SECONDS
@@ -89,7 +89,6 @@ def _pairs(rows: pa.Table) -> list[tuple[str, str]]:
     return list(zip(rows["video_id"].to_pylist(), rows["triple_id"].to_pylist(), strict=True))
 
 
-def _ends(rows: pa.Table) -> list[tuple[str, int, int, str | None]]:
-    columns = ("video_id", "sampled", "spans_failed", "note")
-    ends = rows.filter(pc.is_valid(rows["sampled"])).select(columns)
-    return list(zip(*(ends[column].to_pylist() for column in columns), strict=True))
+def _ends(rows: pa.Table) -> list[End]:
+    ends = rows.filter(pc.is_valid(rows["sampled"])).select(End._fields)
+    return [End(**row) for row in ends.to_pylist()]

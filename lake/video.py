@@ -8,7 +8,7 @@ from av.container import InputContainer
 
 FORMATS = (
     *("mov", "matroska", "webm", "avi", "flv", "mpegts", "mpeg", "mpegvideo", "mxf", "ogg", "asf"),
-    *("h264", "hevc", "m4v", "mjpeg", "dv", "ivf"),
+    *("h264", "hevc", "m4v", "dv", "ivf"),
 )
 """Containers that hold pictures themselves, as FFmpeg calls them, and streams without one. Playlists and scripts, which
 name files, are formats too."""

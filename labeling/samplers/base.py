@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, Field
+from pydantic import BeforeValidator
 
 from lake.settings import Settings
 
@@ -15,19 +16,24 @@ METHOD = "Which frames of a clip to keep. Default: motion."
 
 # Times are in whole units of a video, so that a frame may come a hair too soon.
 ROUNDING = 1e-3
+_SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?s")
+_MOST_FRAMES, _LEAST_SECONDS, _MOST_SECONDS = 10**6, 0.01, 1e6
 
 
-def _seconds(text: str) -> str:
-    try:
-        value = float(text.removesuffix("s")) if text.endswith("s") else 0.0
-    except ValueError:
-        value = 0.0
-    if not 0.001 <= value <= 1e6:
-        raise ValueError("give a number of frames, or of seconds with an s after it, such as 20 or 0.7s")
-    return text
+def _interval(value: object) -> int | str:
+    """Return frames as a number, and seconds in one spelling: it goes into the labeler's id."""
+    text = str(value)
+    if text.isdecimal() and text.isascii() and 1 <= int(text) <= _MOST_FRAMES:
+        return int(text)
+    if _SECONDS.fullmatch(text) and _LEAST_SECONDS <= float(text[:-1]) <= _MOST_SECONDS:
+        return f"{float(text[:-1]):g}s"
+    raise ValueError(
+        f"give a number of frames (1 to {_MOST_FRAMES:,}), or seconds with an s after it ({_LEAST_SECONDS:g}s to "
+        f"{_MOST_SECONDS:.0f}s), such as 20 or 0.7s"
+    )
 
 
-Interval = Annotated[int, Field(ge=1)] | Annotated[str, AfterValidator(_seconds)]
+Interval = Annotated[int | str, BeforeValidator(_interval)]
 """A number of frames, or of seconds: ``20``, ``"0.7s"``."""
 
 
@@ -36,7 +42,7 @@ def amount(interval: Interval) -> float:
     return float(interval.removesuffix("s")) if isinstance(interval, str) else interval
 
 
-def told(interval: Interval) -> str:
+def in_words(interval: Interval) -> str:
     """Return an interval in words."""
     return f"{amount(interval):g} {'s' if isinstance(interval, str) else 'frames'}"
 
@@ -58,7 +64,7 @@ class BaseSampler(Settings, ABC):
     @property
     def least(self) -> str:
         """The condition for two frames of a clip to become a pair, in words."""
-        return f"two of its candidates, which are {told(self.stride)} apart"
+        return f"two frames {in_words(self.stride)} apart"
 
     @abstractmethod
     def choose(self, positions: Sequence[float], motion: Sequence[float]) -> list[int]:

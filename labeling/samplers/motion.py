@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from labeling.samplers.base import METHOD, ROUNDING, BaseSampler, Interval, amount, told
+from labeling.samplers.base import METHOD, ROUNDING, BaseSampler, Interval, amount, in_words
 
 
 class MotionSampler(BaseSampler):
@@ -39,7 +39,10 @@ class MotionSampler(BaseSampler):
     @property
     def least(self) -> str:
         """See `BaseSampler.least`."""
-        return f"two frames {told(self.min_interval)} apart (--min-interval)"
+        every = in_words(self.stride)
+        return (
+            f"two frames {in_words(self.min_interval)} apart (--min-interval) of those that are measured, every {every}"
+        )
 
     def choose(self, positions: Sequence[float], motion: Sequence[float]) -> list[int]:
         """Choose greedily in order of motion; of equal ones the earlier wins.

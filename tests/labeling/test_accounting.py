@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labeling.accounting import Accounts, Report
+from labeling.accounting import Accounts, End, Report
 from lake.failures import Failure, Scope
 
 outcomes = st.lists(st.sampled_from(["accepted", "rejected", "failed", "span"]), max_size=8)
@@ -46,7 +46,7 @@ def test_sums_balance_and_nothing_is_left_untold_in_any_order_and_with_repeats(
         reports.append(
             Report(failures=[failure(video, "video")])
             if video in lost
-            else Report(ends=[(video, len(parts) - spans + before, spans, f"of {video}")])
+            else Report(ends=[End(video, len(parts) - spans + before, spans, f"of {video}")])
         )
     repeated = data.draw(st.lists(st.sampled_from(reports), max_size=3))
     failures, finished = [], []
@@ -74,7 +74,7 @@ def test_sums_balance_and_nothing_is_left_untold_in_any_order_and_with_repeats(
 def test_a_video_with_a_pair_missing_stays_open() -> None:
     accounts = Accounts()
     accounts.open("v", decided_before=1)
-    accounts.add(Report(accepted=[("v", "a")], ends=[("v", 3, 0, None)]))
+    accounts.add(Report(accepted=[("v", "a")], ends=[End("v", 3, 0)]))
     assert accounts.unfinished == ["v"]
     assert accounts.decided("v") == ["a"]
     accounts.add(Report(rejected=[("v", "b")]))
@@ -85,7 +85,7 @@ def test_a_failed_video_is_told_once_and_never_finishes() -> None:
     accounts = Accounts()
     accounts.open("v", decided_before=0)
     accounts.add(Report(failures=[failure("v", "span")]))
-    accounts.add(Report(failures=[failure("v", "video"), failure("v", "video")], ends=[("v", 0, 0, None)]))
+    accounts.add(Report(failures=[failure("v", "video"), failure("v", "video")], ends=[End("v", 0, 0)]))
     _, failures, finished = accounts.take()
     assert [one.scope for one in failures] == ["video", "span"]
     assert finished == []
@@ -96,7 +96,7 @@ def test_a_pair_that_failed_and_was_decided_in_a_second_round_did_not_fail() -> 
     accounts = Accounts()
     accounts.open("v", decided_before=0)
     accounts.add(Report(failures=[failure("v", "pair", "a")]))
-    accounts.add(Report(accepted=[("v", "a")], ends=[("v", 1, 0, None)]))
+    accounts.add(Report(accepted=[("v", "a")], ends=[End("v", 1, 0)]))
     _, failures, finished = accounts.take()
     assert failures == []
     assert finished[0]["failed"] == 0

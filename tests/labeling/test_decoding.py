@@ -1,6 +1,7 @@
 """A frame shows what its PTS says, whatever the file; what cannot be decoded is a gap or one clear error."""
 
 import shutil
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,23 @@ from decord._ffi.base import DECORDError
 
 from labeling.decode_decord import DecordDecoder
 from labeling.decoding import Cut, Frame, Gap, open_video
+from labeling.h264 import PictureNumbers
 from lake.errors import DecodeError
-from tests.media import H264, MISSING, NAMES, Medium, encode, ffmpeg, picture, read_counter, real_clips
+from tests.media import (
+    H264,
+    MISSING,
+    MJPEG,
+    MPEG2,
+    NAMES,
+    Medium,
+    encode,
+    ffmpeg,
+    mux,
+    packets,
+    picture,
+    read_counter,
+    real_clips,
+)
 
 pytestmark = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason=MISSING)
 
@@ -180,5 +196,68 @@ def test_files_that_were_appended_are_read_on_or_said_to_be_more(
     assert [number for _, number in shown] == list(range(kept))
     assert [round((pts - shown[0][0]) * time_base * 25) for pts, _ in shown] == list(range(kept))
     assert [item.error_type for item in items if isinstance(item, Gap)] == (["JoinedFile"] if kept < 300 else [])
+    assert cuts(joined) == ([shown[150][0]] if kept == 300 else [])
     late = shown[kept - 20]
     assert read(joined, late[0])[1] == items[items.index(late) :]
+
+
+def cuts(path: Path) -> list[int]:
+    video = open_video(str(path), "pyav")
+    found = [item.pts for item in video.read(None) if isinstance(item, Cut)]
+    video.close()
+    return found
+
+
+def test_a_recording_that_begins_without_a_key_frame_is_read_from_its_first_one_on(tmp_path: Path) -> None:
+    whole = encode(tmp_path / "whole.ts", [picture(number) for number in range(100)], *MPEG2, "-muxdelay", "0")
+    content = whole.read_bytes()
+    # Transport streams consist of packets of 188 bytes; the first ones hold the tables that name the streams.
+    later = content[: 188 * 3] + content[188 * 40 :]
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(content + later)
+    _, items = read(joined)
+    numbers = [item[1] for item in items if not isinstance(item, Gap)]
+    assert numbers[-20:] == list(range(80, 100))
+    assert len(numbers) > 150
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("b.avi", ("-c:v", "mpeg4", "-bf", "2", "-g", "12")),
+        ("b.hevc", ("-c:v", "libx265", "-x265-params", "log-level=none:keyint=15:open-gop=1:bframes=3:b-adapt=0")),
+    ],
+)
+def test_a_seek_near_the_end_gives_the_frame_that_was_asked_for(
+    tmp_path: Path, name: str, codec: tuple[str, ...]
+) -> None:
+    path = encode(tmp_path / name, [picture(number) for number in range(58)], *codec)
+    _, items = read(path)
+    assert [item[1] for item in items if not isinstance(item, Gap)] == list(range(58))
+    for place in range(38, 58):
+        assert read(path, items[place][0])[1] == items[place:], place  # type: ignore[index]
+
+
+def test_parameters_of_h264_that_are_broken_or_of_another_stream_cost_no_frame(tmp_path: Path) -> None:
+    plain = encode(tmp_path / "plain.h264", [picture(number) for number in range(50)], *H264)
+    content = plain.read_bytes()
+    start = content.index(b"\0\0\1\x67")
+    parameters = content[start : content.index(b"\0\0\1", start + 4)]
+    # One byte of parameters; a cycle without an end; and the same parameters under another number.
+    endless = b"\0\0\1\x67\x42\0\x1e" + bytes((0b11001000,)) + bytes(200) + b"\x80" * 20000
+    for name, extra in (("empty", b"\0\0\1\x67"), ("endless", endless), ("cut", parameters[:6])):
+        damaged = tmp_path / f"{name}.h264"
+        damaged.write_bytes(content.replace(parameters, parameters + extra))
+        numbers = PictureNumbers(extra)
+        assert not any(numbers.lost_before(packet) for packet, _ in packets(plain))
+        with suppress(DecodeError):
+            _, items = read(damaged)
+            assert [item[1] for item in items if not isinstance(item, Gap)] == list(range(50))
+
+
+def test_padding_of_motion_jpeg_is_no_damage(tmp_path: Path) -> None:
+    plain = encode(tmp_path / "plain.avi", [picture(number) for number in range(20)], *MJPEG)
+    padded = [(content[:-2] + bytes(5) + content[-2:], is_key) for content, is_key in packets(plain)]
+    assert all(content[-2:] == b"\xff\xd9" for content, _ in padded)
+    _, items = read(mux(tmp_path / "padded.avi", plain, padded))
+    assert [item[1] for item in items if not isinstance(item, Gap)] == list(range(20))

@@ -126,7 +126,7 @@ def test_colors_that_are_not_told_are_those_of_the_size(tmp_path: Path) -> None:
     for size, matrix in (((320, 240), "bt601"), ((1280, 720), "bt709")):
         image = np.full((*size[::-1], 3), (200, 40, 40), np.uint8)
         chain = f"scale=out_color_matrix={matrix}:out_range=tv,setparams=colorspace=unknown"
-        path = encode(tmp_path / f"{matrix}.mp4", [image] * 2, "-vf", chain, "-c:v", "libx264", "-qp", "2")
+        path = encode(tmp_path / f"{matrix}.mp4", [image] * 5, "-vf", chain, "-c:v", "libx264", "-qp", "2")
         for decoder in ("pyav", "decord"):
             assert np.abs(frames(path, decoder)[0].astype(int) - (200, 40, 40)).max() <= 4, (size, decoder)
 
@@ -159,6 +159,12 @@ def test_what_is_transparent_shows_black(tmp_path: Path, codec: str, pixels: str
     Image.fromarray(image).save(file, "PNG")
     stored = np.asarray(Image.open(io.BytesIO(square_jpeg(file.getvalue(), SIDE, 95)))).astype(int)
     assert np.abs(stored[[8, 56, 56], [8, 8, 56]] - expected).max() <= 4
+
+
+def test_the_fourth_byte_of_uncompressed_pixels_is_no_transparency(tmp_path: Path) -> None:
+    image = np.full((SIDE, SIDE, 4), (50, 100, 200, 0), np.uint8)
+    path = raw(tmp_path / "plain.avi", image, "bgra", "-c:v", "rawvideo", "-pix_fmt", "bgra")
+    assert np.abs(frames(path)[0].astype(int) - (200, 100, 50)).max() <= 2
 
 
 def test_pixels_that_change_their_shape_half_way(tmp_path: Path) -> None:

@@ -55,8 +55,9 @@ def test_a_video_without_a_pair_says_why(tmp_path: Path) -> None:
         (row,) = sampled(moving(tmp_path / f"{frames}-{fps}.mp4", frames, fps))
         assert (row["triple_id"], row["sampled"]) == (None, 0)
         assert row["note"] == (
-            "no frame pair: the longest clip, of at most 10 s (--max-clip-seconds) and without a cut, has "
-            f"{frames} frames, and a pair takes two frames 20 frames apart (--min-interval)"
+            f"no frame pair: the longest clip has {frames} frames, and a pair takes two frames 20 frames apart "
+            "(--min-interval) of those that are measured, every 10 frames; clips end after 10 s (--max-clip-seconds, "
+            "--segment-seconds), at cuts, and at damage"
         )
 
 
