@@ -243,7 +243,7 @@ class JoinedTimes:
         packet.pts += self._shift
         if self._last is not None and not begins and packet.dts > self._last:
             self._step = packet.dts - self._last
-        # Not the step back of a packet that is no key frame: the recording begins with the next one.
+        # The step back of another packet does not count: the recording begins with the next key frame.
         self._last, self._latest = (
             packet.dts if self._last is None else max(self._last, packet.dts),
             max(self._latest, packet.pts),
