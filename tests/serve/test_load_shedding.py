@@ -53,18 +53,31 @@ async def never(scope: Scope, receive: Receive, send: Send) -> None:
     raise AssertionError("nobody should come so far")
 
 
+class Slow:
+    """An application that answers what is `held` when it is told to, and counts the requests that have come so far."""
+
+    def __init__(self, held: Callable[[Scope], bool] = lambda scope: True) -> None:
+        self.leave = asyncio.Event()
+        self._held, self._entered = held, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._held(scope):
+            self._entered += 1
+            await self.leave.wait()
+        await answer(send)
+
+    async def has(self, count: int) -> None:
+        """Wait until so many requests are held, however slow the machine is: those after them find places taken."""
+        while self._entered < count:
+            await asyncio.sleep(0.01)
+
+
 def test_a_key_has_its_places_others_have_theirs_and_health_needs_none() -> None:
     async def run() -> None:
-        leave = asyncio.Event()
-
-        async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["method"] == "POST" or scope["path"] == "/static/slow.js":
-                await leave.wait()
-            await answer(send)
-
+        slow = Slow(lambda scope: scope["method"] == "POST" or scope["path"] == "/static/slow.js")
         async with asking(door(slow, at_once=4)) as client:
             inside = [asyncio.create_task(client.post("/v1/label", headers=auth())) for _ in range(4)]
-            await asyncio.sleep(0.1)
+            await slow.has(4)
             refused = await client.post("/v1/predict", headers=auth())
             assert refused.status_code == 503
             assert refused.json()["type"] == "urn:worldlake:problem:busy"
@@ -73,11 +86,11 @@ def test_a_key_has_its_places_others_have_theirs_and_health_needs_none() -> None
             assert (await client.get("/v1/label", headers=auth(OTHER_TOKEN))).status_code == 200
             # Those who need no key have places of their own, and health is asked outside all of them.
             inside += [asyncio.create_task(client.get("/static/slow.js")) for _ in range(ANONYMOUS)]
-            await asyncio.sleep(0.1)
+            await slow.has(4 + ANONYMOUS)
             assert (await client.get("/")).status_code == 503
             assert (await client.get("/healthz")).status_code == (await client.get("/metrics")).status_code == 200
             assert (await client.get("/v1/label", headers=auth(OTHER_TOKEN))).status_code == 200
-            leave.set()
+            slow.leave.set()
             assert {(await one).status_code for one in inside} == {200}
             assert (await client.post("/v1/label", headers=auth())).status_code == 200
 
@@ -162,23 +175,18 @@ def test_a_body_that_is_too_large_gets_413_however_it_is_sent(path: str, is_chun
 
 def test_reads_of_one_key_do_not_take_the_threads_of_all() -> None:
     async def run() -> None:
-        leave = asyncio.Event()
-
-        async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-            await leave.wait()
-            await answer(send)
-
+        slow = Slow()
         async with asking(door(slow, at_once=256)) as client:
             inside = [asyncio.create_task(client.get("/v1/triples", headers=auth())) for _ in range(READS)]
-            await asyncio.sleep(0.1)
+            await slow.has(READS)
             assert (await client.get("/v1/labelers", headers=auth())).status_code == 503
             # Neither other keys nor the models wait for these.
             inside += [
                 asyncio.create_task(client.get("/v1/triples", headers=auth(OTHER_TOKEN))),
                 asyncio.create_task(client.post("/v1/label", headers=auth())),
             ]
-            await asyncio.sleep(0.1)
-            leave.set()
+            await slow.has(READS + 2)
+            slow.leave.set()
             assert {(await one).status_code for one in inside} == {200}
 
     asyncio.run(run())
@@ -188,21 +196,16 @@ def test_bodies_have_a_budget_of_which_no_key_takes_all(monkeypatch: pytest.Monk
     monkeypatch.setattr(load_shedding, "_BUFFERED_BYTES", 2 * BODY)
 
     async def run() -> None:
-        leave = asyncio.Event()
-
-        async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-            await leave.wait()
-            await answer(send)
-
+        slow = Slow()
         async with asking(door(slow, at_once=8)) as client:
             inside = asyncio.create_task(client.post("/v1/label", headers=auth(), content=bytes(BODY)))
-            await asyncio.sleep(0.1)
+            await slow.has(1)
             refused = await client.post("/v1/label", headers=auth(), content=bytes(BODY))
             assert refused.status_code == 503
             assert "large" in refused.json()["detail"]
             other = asyncio.create_task(client.post("/v1/label", headers=auth(OTHER_TOKEN), content=bytes(BODY)))
-            await asyncio.sleep(0.1)
-            leave.set()
+            await slow.has(2)
+            slow.leave.set()
             assert [(await one).status_code for one in (inside, other)] == [200, 200]
             # Given back.
             assert (await client.post("/v1/label", headers=auth(), content=bytes(BODY))).status_code == 200
