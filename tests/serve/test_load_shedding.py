@@ -67,7 +67,7 @@ class Slow:
         await answer(send)
 
     async def has(self, count: int) -> None:
-        """Wait until so many requests are held, however slow the machine is: those after them find places taken."""
+        """Wait until this number of requests is held, however slow the machine is: those after them find places taken."""
         while self._entered < count:
             await asyncio.sleep(0.01)
 
