@@ -67,7 +67,7 @@ class Slow:
         await answer(send)
 
     async def has(self, count: int) -> None:
-        """Wait until this number of requests is held, however slow the machine is: those after them find places taken."""
+        """Wait until `count` requests are held, so that the next one finds their places taken on any machine."""
         while self._entered < count:
             await asyncio.sleep(0.01)
 
