@@ -87,6 +87,7 @@ def test_a_run_that_rejected_pairs_ends_with_the_query_that_says_why(tmp_path: P
     lake = Lake(str(tmp_path / "a lake"))
     fill(lake, videos=1)
     counts = {"videos_finished": 1, "videos_failed": 0, "accepted": 1, "rejected": 1, "failed": 0}
+    counts |= {"videos_without_pairs": 0, "spans_failed": 0}
     summary = Summary("r", "l", "p", "finished", counts, 1.0)
     line, why = in_words(summary, lake.uri)
     assert line.endswith(": 1 video finished, 0 failed; 1 pair accepted, 1 rejected, 0 failed")
@@ -95,3 +96,16 @@ def test_a_run_that_rejected_pairs_ends_with_the_query_that_says_why(tmp_path: P
     code, output = worldlake(*command[1:])
     assert (code, "rejected_by" in output) == (0, True), output
     assert len(in_words(replace(summary, counts=counts | {"rejected": 0}), lake.uri)) == 1
+
+
+def test_the_end_of_a_run_counts_what_gave_nothing() -> None:
+    counts = {"videos_finished": 3, "videos_failed": 1, "accepted": 4, "rejected": 1, "failed": 0}
+    counts |= {"videos_without_pairs": 1, "spans_failed": 2}
+    assert (
+        Summary("r", "l", "p", "finished", counts, 1.0)
+        .text()
+        .endswith(
+            ": 3 videos finished (1 without a frame pair; why: `note` in `progress`), 1 failed; 4 pairs accepted, "
+            "1 rejected, 0 failed; 2 spans of video could not be decoded; why: `failures`"
+        )
+    )
