@@ -23,7 +23,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from labeling.decoding import Gap, open_video
+from labeling.decoding import Cut, Gap, open_video
 from labeling.sampling import flow_picture, motion_between
 from labeling.segments import sample_segment, sample_video
 from labeling.settings import DecoderName, SamplingSettings
@@ -47,8 +47,8 @@ def check(medium: Medium, decoder: DecoderName) -> dict[str, Any]:
         video = open_video(str(medium.path), decoder)
         time_base = Fraction(*video.time_base)
         for item in video.read(None):
-            if isinstance(item, Gap):
-                gaps += 1
+            if isinstance(item, Gap | Cut):
+                gaps += isinstance(item, Gap)
             elif read_counter(item.square(IMAGE_SIZE)) == medium.shown_at(item.pts * time_base):
                 right += 1
             else:
@@ -87,7 +87,7 @@ def speed(path: str, decoder: DecoderName) -> dict[str, float]:
 
 def stages(path: str) -> dict[str, float]:
     """CPU milliseconds of each step of sampling a frame of this video."""
-    frames = [item for item in open_video(path, "pyav").read(None) if not isinstance(item, Gap)][:50]
+    frames = [item for item in open_video(path, "pyav").read(None) if not isinstance(item, Gap | Cut)][:50]
     small = [flow_picture(frame.luma(1)) for frame in frames]
     squares = [frame.square(IMAGE_SIZE) for frame in frames]
     steps: dict[str, Callable[[], object]] = {
