@@ -11,7 +11,7 @@ from lake.tables import DataFile
 
 
 class End(NamedTuple):
-    """The end of a video that was read: its pairs, its spans that failed, and what is to be said of it."""
+    """The end of a video that was read: how many pairs it has and spans that failed, and a note for `progress`."""
 
     video_id: str
     sampled: int

@@ -148,7 +148,10 @@ class NumberedFrames:
 
     def sent(self, packet: Packet[VideoStream]) -> None:
         """See `FrameOrder.sent`."""
-        assert packet.pts is not None
+        if packet.pts is None:
+            # What it shows cannot be told from what others show.
+            self.damaged()
+            return
         if self._key is None:
             if not packet.is_keyframe:
                 return
@@ -244,8 +247,6 @@ class JoinedTimes:
         if self._last is not None and not begins and packet.dts > self._last:
             self._step = packet.dts - self._last
         # The step back of another packet does not count: the recording begins with the next key frame.
-        self._last, self._latest = (
-            packet.dts if self._last is None else max(self._last, packet.dts),
-            max(self._latest, packet.pts),
-        )
+        self._last = packet.dts if self._last is None else max(self._last, packet.dts)
+        self._latest = max(self._latest, packet.pts)
         return Cut(packet.pts) if begins else None

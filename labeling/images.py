@@ -98,7 +98,7 @@ def jpeg_damage(content: bytes) -> str:
         complaint = str(error)
         padding = _PADDING.fullmatch(complaint)
         # Cameras fill up a picture with zeros before its end marker.
-        is_padding = padding and not any(content.removesuffix(b"\xff\xd9")[-int(padding[1]) :])
+        is_padding = padding and not any(content[: content.rfind(b"\xff\xd9")][-int(padding[1]) :])
         return complaint if complaint.startswith(("Corrupt JPEG", "Premature end")) and not is_padding else ""
     return ""
 

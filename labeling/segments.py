@@ -57,7 +57,7 @@ class Segment:
     """Result of one call. `next_start_pts` is where the next segment starts, None at the end of the stream.
 
     `time_base` is seconds per PTS unit as (numerator, denominator); `frames` counts the usable frames decoded, and
-    `longest` is the most frames of a clip.
+    `longest` is the most frames of a clip. `note` is that of the decoder.
     """
 
     time_base: tuple[int, int]
